@@ -1,0 +1,3 @@
+//! The binary `ganglion`: arguments and wiring only.
+
+fn main() {}
