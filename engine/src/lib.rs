@@ -1,1 +1,9 @@
-//! engine
+//! Pure room logic: no async, no clock, no randomness, no I/O; they are passed in as values.
+
+pub mod auth;
+pub mod id;
+pub mod pdu;
+pub mod room;
+pub mod room_version;
+pub mod state;
+pub mod visibility;

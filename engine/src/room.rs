@@ -1,0 +1,3 @@
+//! Rooms, without I/O.
+
+pub mod create;
