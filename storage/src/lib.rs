@@ -1,1 +1,189 @@
-//! storage
+//! The store: a schema of typed tables, back ends behind one trait, and a writer that commits in groups.
+//!
+//! A change enters as a [`Batch`] of typed rows, with preconditions if it needs them and a [`Ticket`] for its positions.
+//! [`Storage::submit`] hands it to the writer, which merges whatever waits into one durable commit, runs the callbacks in
+//! order and then completes the tickets, so that the watermark never passes what readers have not been told. Reads go
+//! straight to the back end and never wait for the writer.
+//!
+//! Nothing here knows what the rows mean, and nothing outside names a back end except whoever opens it.
+
+use std::sync::Arc;
+
+use engine::id::Position;
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub mod backend;
+#[cfg(test)]
+mod conformance;
+pub mod key;
+pub mod migrate;
+pub mod record;
+pub mod schema;
+mod sequencer;
+pub mod store;
+mod writer;
+
+pub use backend::{Backend, Files, MemoryStore, OpenError};
+pub use key::{AsKey, Key, KeyPrefix, KeyRange};
+pub use record::{Record, Value};
+pub use schema::Table;
+pub use sequencer::Ticket;
+pub use store::{Batch, CommitError, Direction, Refused, Store, StoreError};
+pub use writer::Durability;
+
+use sequencer::Sequencer;
+use store::Scan;
+use writer::{Message, Submission, Writer};
+
+/// A handle to an open store; clones share it.
+#[derive(Clone)]
+pub struct Storage {
+    store: Arc<dyn Store>,
+    sequencer: Arc<Sequencer>,
+    outbox: mpsc::UnboundedSender<Message>,
+}
+
+impl Storage {
+    /// Checks the store's schema version, restores the positions and starts the writer on the current runtime.
+    ///
+    /// A store that is refused is closed.
+    pub async fn open(store: Arc<dyn Store>, durability: Durability) -> Result<Self, OpenError> {
+        let ceiling = match migrate::prepare(store.as_ref()).await {
+            Ok(ceiling) => ceiling,
+            Err(error) => {
+                let _ = store.close().await; // the first error is the one to report
+                return Err(error);
+            }
+        };
+        let sequencer = Arc::new(Sequencer::new(ceiling));
+        let (outbox, inbox) = mpsc::unbounded_channel();
+        tokio::spawn(Writer::new(store.clone(), sequencer.clone(), durability, inbox).run());
+        Ok(Self { store, sequencer, outbox })
+    }
+
+    /// One row.
+    pub async fn get<K, V, Q>(&self, table: &Table<K, V>, key: &Q) -> Result<Option<V>, StoreError>
+    where
+        V: Value,
+        Q: AsKey<K> + ?Sized,
+    {
+        let keys = vec![key::encode(key)];
+        let values = self.store.read(table.id(), keys).await?;
+        values.into_iter().next().flatten().map(|value| decode_value(table, value)).transpose()
+    }
+
+    /// Many rows of a table as of one moment, in the order of their keys' list.
+    pub async fn get_many<K, V, Q>(
+        &self,
+        table: &Table<K, V>,
+        keys: impl IntoIterator<Item = Q>,
+    ) -> Result<Vec<Option<V>>, StoreError>
+    where
+        V: Value,
+        Q: AsKey<K>,
+    {
+        let keys: Vec<_> = keys.into_iter().map(|key| key::encode(&key)).collect();
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let values = self.store.read(table.id(), keys).await?;
+        values.into_iter().map(|value| value.map(|value| decode_value(table, value)).transpose()).collect()
+    }
+
+    /// One page of a table as of one moment: at most `limit` rows of the range, from its lower or its upper end.
+    ///
+    /// The next page begins [`after`](KeyRange::after) or [`before`](KeyRange::before) the last key of this one.
+    pub async fn range<K, V>(
+        &self,
+        table: &Table<K, V>,
+        range: KeyRange<K>,
+        direction: Direction,
+        limit: usize,
+    ) -> Result<Vec<(K, V)>, StoreError>
+    where
+        K: Key,
+        V: Value,
+    {
+        let KeyRange { lower, upper, .. } = range;
+        let rows = self.store.scan(Scan { table: table.id(), lower, upper, direction, limit }).await?;
+        rows.into_iter()
+            .map(|(key, value)| {
+                let key =
+                    key::decode(&key).map_err(|source| StoreError::Key { table: table.id(), source })?;
+                Ok((key, decode_value(table, value)?))
+            })
+            .collect()
+    }
+
+    /// Takes `count` consecutive positions, which the watermark does not pass until the ticket is dropped.
+    pub fn reserve(&self, count: u64) -> Ticket {
+        let (ticket, ceiling_near) = self.sequencer.reserve(count);
+        if ceiling_near {
+            let _ = self.outbox.send(Message::Renew); // a closed writer leaves the watermark where it is
+        }
+        ticket
+    }
+
+    /// Hands a batch to the writer without waiting.
+    ///
+    /// `done` runs on the writer's task after the batch is durable or has failed, in the order of submission and before
+    /// the ticket completes; it must not block. If the store is closed already it runs here, at once.
+    pub fn submit(
+        &self,
+        batch: Batch,
+        ticket: Option<Ticket>,
+        done: impl FnOnce(Result<(), CommitError>) + Send + 'static,
+    ) {
+        let message = Message::Commit(Submission { batch, ticket, done: Box::new(done) });
+        if let Err(mpsc::error::SendError(Message::Commit(submission))) = self.outbox.send(message) {
+            (submission.done)(Err(CommitError::Closed));
+        }
+    }
+
+    /// Commits a batch and waits until it is durable.
+    pub async fn commit(&self, batch: Batch) -> Result<(), CommitError> {
+        let (reply, answer) = oneshot::channel();
+        self.submit(batch, None, move |result| {
+            let _ = reply.send(result); // a caller that hung up does not care
+        });
+        answer.await.unwrap_or(Err(CommitError::Closed))
+    }
+
+    /// The position at and below which everything is durable, and its callbacks have run.
+    pub fn watermark(&self) -> Position {
+        self.sequencer.watermark()
+    }
+
+    /// A receiver that is told of each move of the watermark.
+    pub fn watermark_changed(&self) -> watch::Receiver<Position> {
+        self.sequencer.changed()
+    }
+
+    /// Waits until everything submitted before is on the disk, whatever the durability.
+    pub async fn flush(&self) -> Result<(), CommitError> {
+        self.ask(Message::Flush).await
+    }
+
+    /// Commits everything submitted before, then closes the store; what is submitted later fails.
+    pub async fn close(&self) -> Result<(), CommitError> {
+        self.ask(Message::Close).await
+    }
+
+    /// About how many bytes the store takes.
+    pub async fn size(&self) -> Result<u64, StoreError> {
+        self.store.size().await
+    }
+
+    async fn ask(
+        &self,
+        question: impl FnOnce(oneshot::Sender<Result<(), CommitError>>) -> Message,
+    ) -> Result<(), CommitError> {
+        let (reply, answer) = oneshot::channel();
+        self.outbox.send(question(reply)).map_err(|_| CommitError::Closed)?;
+        answer.await.unwrap_or(Err(CommitError::Closed))
+    }
+}
+
+fn decode_value<K, V: Value>(table: &Table<K, V>, value: bytes::Bytes) -> Result<V, StoreError> {
+    V::decode(value).map_err(|source| StoreError::Value { table: table.id(), source: Arc::new(source) })
+}

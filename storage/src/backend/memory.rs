@@ -1,0 +1,129 @@
+//! Rows in a `BTreeMap`: for tests and the simulator. Runs inline, without threads, so runs repeat exactly.
+
+use std::{collections::BTreeMap, ops::Bound};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::{
+    schema::TableId,
+    store::{Batch, Direction, Refused, Row, Scan, Store, StoreError, Sync, Writes, settle},
+};
+
+/// A store that ends with the process.
+///
+/// Closing it loses nothing: whoever holds it may open it again, which is how the simulator restarts a host.
+#[derive(Debug, Default)]
+pub struct MemoryStore {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    rows: BTreeMap<(TableId, Bytes), Bytes>,
+    /// What the rows changed since the last sync were before.
+    unsynced: Writes,
+    /// Commits that will fail.
+    failures: u32,
+}
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes the next commits fail with an I/O error, storing nothing.
+    pub fn fail_next_commits(&self, count: u32) {
+        self.state.lock().failures = count;
+    }
+
+    /// Forgets every commit since the last sync, as a loss of power does.
+    pub fn lose_unsynced_writes(&self) {
+        let mut state = self.state.lock();
+        for (key, value) in std::mem::take(&mut state.unsynced) {
+            state.set(key, value);
+        }
+    }
+}
+
+impl State {
+    /// Writes a row and answers what it was.
+    fn set(&mut self, key: (TableId, Bytes), value: Option<Bytes>) -> Option<Bytes> {
+        match value {
+            Some(value) => self.rows.insert(key, value),
+            None => self.rows.remove(&key),
+        }
+    }
+
+    fn read(&self, table: TableId, key: &Bytes) -> Option<Bytes> {
+        self.rows.get(&(table, key.clone())).cloned()
+    }
+
+    fn scan(&self, scan: &Scan) -> Vec<Row> {
+        if scan.is_empty() {
+            return Vec::new();
+        }
+        let lower = match &scan.lower {
+            Bound::Unbounded => Bound::Included((scan.table, Bytes::new())),
+            bound => bound.clone().map(|key| (scan.table, key)),
+        };
+        let upper = match &scan.upper {
+            Bound::Unbounded => match scan.table.0.checked_add(1) {
+                Some(next) => Bound::Excluded((TableId(next), Bytes::new())),
+                None => Bound::Unbounded,
+            },
+            bound => bound.clone().map(|key| (scan.table, key)),
+        };
+        let rows = self.rows.range((lower, upper)).map(|((_, key), value)| (key.clone(), value.clone()));
+        match scan.direction {
+            Direction::Ascending => rows.take(scan.limit).collect(),
+            Direction::Descending => rows.rev().take(scan.limit).collect(),
+        }
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn read(&self, table: TableId, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>, StoreError> {
+        let state = self.state.lock();
+        Ok(keys.iter().map(|key| state.read(table, key)).collect())
+    }
+
+    async fn scan(&self, scan: Scan) -> Result<Vec<Row>, StoreError> {
+        Ok(self.state.lock().scan(&scan))
+    }
+
+    async fn commit(&self, batches: Vec<Batch>, sync: Sync) -> Result<Vec<Result<(), Refused>>, StoreError> {
+        let mut state = self.state.lock();
+        if let Some(left) = state.failures.checked_sub(1) {
+            state.failures = left;
+            return Err(StoreError::backend("memory", std::io::Error::other("injected failure")));
+        }
+        let (writes, verdicts) = settle(batches, |table, key| Ok(state.read(table, key)))?;
+        for (key, value) in writes {
+            let before = state.set(key.clone(), value);
+            state.unsynced.entry(key).or_insert(before);
+        }
+        if sync == Sync::Now {
+            state.unsynced.clear();
+        }
+        Ok(verdicts)
+    }
+
+    async fn sync(&self) -> Result<(), StoreError> {
+        self.state.lock().unsynced.clear();
+        Ok(())
+    }
+
+    async fn size(&self) -> Result<u64, StoreError> {
+        let state = self.state.lock();
+        let bytes: usize = state.rows.iter().map(|((_, key), value)| 1 + key.len() + value.len()).sum();
+        Ok(bytes.try_into().unwrap_or(u64::MAX))
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        self.sync().await
+    }
+}

@@ -1,0 +1,217 @@
+//! Every table of the store, in one place.
+//!
+//! A table's number is the first byte of its rows' keys in the back ends: never change or reuse one. A change of a
+//! key layout or record that older builds cannot read raises [`crate::migrate::SCHEMA_VERSION`].
+
+use std::{fmt, marker::PhantomData};
+
+use bytes::Bytes;
+use engine::id::{ShortEventId, ShortRoomId, TimelineIndex};
+use ruma::{OwnedDeviceId, OwnedEventId, OwnedRoomAliasId, OwnedRoomId, OwnedUserId};
+
+mod rooms;
+mod users;
+
+pub use self::{rooms::*, users::*};
+
+/// The number of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TableId(pub u8);
+
+impl fmt::Display for TableId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match TABLES.iter().find(|table| table.id == *self) {
+            Some(table) => f.write_str(table.name),
+            None => write!(f, "number {}", self.0),
+        }
+    }
+}
+
+/// A table with typed rows; made by `tables!` below.
+pub struct Table<K, V> {
+    pub(crate) id: TableId,
+    pub(crate) name: &'static str,
+    row: PhantomData<fn() -> (K, V)>,
+}
+
+impl<K, V> Table<K, V> {
+    /// A table outside the schema, as tests of the store need. Numbers from [`TEST_TABLES`] on are free for that.
+    pub const fn new(id: u8, name: &'static str) -> Self {
+        Self { id: TableId(id), name, row: PhantomData }
+    }
+
+    /// The table's number.
+    pub const fn id(&self) -> TableId {
+        self.id
+    }
+
+    /// The table's name in the schema.
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+}
+
+/// First table number that the schema never uses.
+pub const TEST_TABLES: u8 = 240;
+
+/// What is known of a table without its types.
+#[derive(Clone, Copy, Debug)]
+pub struct TableInfo {
+    /// The table's number.
+    pub id: TableId,
+    /// The table's name.
+    pub name: &'static str,
+    /// The key's type, as written in the schema.
+    pub key: &'static str,
+    /// The value's type, as written in the schema.
+    pub value: &'static str,
+}
+
+/// Declares the tables: `/// docs` and then `12 => TIMELINE: (ShortRoomId, TimelineIndex) => ShortEventId;`.
+macro_rules! tables {
+    ($($(#[$docs:meta])+ $id:literal => $name:ident : $key:ty => $value:ty;)+) => {
+        $($(#[$docs])+ pub static $name: Table<$key, $value> = Table::new($id, stringify!($name));)+
+
+        /// All tables, in the order of this file.
+        pub static TABLES: &[TableInfo] = &[$(TableInfo {
+            id: TableId($id),
+            name: stringify!($name),
+            key: stringify!($key),
+            value: stringify!($value),
+        }),+];
+
+        const _: () = check_ids(&[$($id),+]);
+    };
+}
+
+/// Refuses to compile a schema with a number that is taken, kept for tests, or 0 (the back ends' own).
+const fn check_ids(ids: &[u8]) {
+    let mut taken = [false; TEST_TABLES as usize];
+    let mut at = 0;
+    while at < ids.len() {
+        assert!(ids[at] != 0 && ids[at] < TEST_TABLES, "table number outside 1 to 239");
+        assert!(!taken[ids[at] as usize], "two tables have the same number");
+        taken[ids[at] as usize] = true;
+        at += 1;
+    }
+}
+
+tables! {
+    /// What the store knows of itself: `schema_version` and `position_ceiling`, both 8 bytes, big-endian.
+    ///
+    /// Key: name, as text. Writer: the storage writer, and `migrate` at start-up. Changes: overwritten.
+    1 => META: String => Bytes;
+
+    /// The local number of each room.
+    ///
+    /// Key: room ID. Writer: `RoomActor`, with the room's first events. Changes: never.
+    2 => ROOM_IDS: OwnedRoomId => ShortRoomId;
+
+    /// The head of each room: current state, forward extremities, member counts.
+    ///
+    /// Key: room. Writer: `RoomActor`, with every event. Changes: overwritten.
+    3 => ROOMS: ShortRoomId => RoomRecord;
+
+    /// The local number of each known event.
+    ///
+    /// Key: event ID. Writer: `RoomActor`, in the same batch as `EVENTS`. Changes: never.
+    4 => EVENT_IDS: OwnedEventId => ShortEventId;
+
+    /// Each known event with its place in the room.
+    ///
+    /// Key: event. Writer: `RoomActor`. Changes: once, when the event is redacted.
+    5 => EVENTS: ShortEventId => EventRecord;
+
+    /// A room's timeline in local order, for `/messages` and `/sync`.
+    ///
+    /// Key: room, place; one room is one range. Writer: `RoomActor`, in the same batch as `EVENTS`. Changes: append.
+    6 => TIMELINE: (ShortRoomId, TimelineIndex) => ShortEventId;
+
+    /// Nodes of the rooms' state trees, shared by all states that contain them.
+    ///
+    /// Key: hash of the node. Writer: `RoomActor`, in the same batch as the event that made it. Changes: never.
+    7 => STATE_NODES: [u8; 16] => Bytes;
+
+    /// The event that a device's transaction made, so that a retry makes no second one.
+    ///
+    /// Key: room, user, device, event type and transaction ID: an ID is good for one endpoint. Writer: `RoomActor`,
+    /// in the same batch as `EVENTS`. Changes: never.
+    8 => TXN_IDS: TxnKey => OwnedEventId;
+
+    /// Each local user's relation to each room that they were ever in, invited to or knocked on.
+    ///
+    /// Key: user, room ID; one user is one range. Writer: `RoomActor`. Changes: overwritten.
+    9 => MEMBERSHIPS: (OwnedUserId, OwnedRoomId) => MembershipRecord;
+
+    /// Public receipts.
+    ///
+    /// Key: room, user, thread (empty: the whole room). Writer: `RoomActor`. Changes: overwritten.
+    10 => RECEIPTS: (ShortRoomId, OwnedUserId, String) => ReceiptRecord;
+
+    /// The room that each local alias names.
+    ///
+    /// Key: alias. Writer: whoever creates it, under the condition that it is absent. Changes: deletion.
+    11 => ALIASES: OwnedRoomAliasId => AliasRecord;
+
+    /// The local aliases of each room.
+    ///
+    /// Key: room ID, alias. Writer: with `ALIASES`, in the same batch. Changes: deletion.
+    12 => ROOM_ALIASES: (OwnedRoomId, OwnedRoomAliasId) => ();
+
+    /// The rooms that this server's directory lists.
+    ///
+    /// Key: room ID. Writer: `RoomActor` at creation, the directory handlers later. Changes: deletion.
+    13 => PUBLIC_ROOMS: OwnedRoomId => ();
+
+    /// A room's timeline by the time that events state, for `/timestamp_to_event`.
+    ///
+    /// Key: room, `origin_server_ts`, event. Writer: `RoomActor`, in the same batch as `TIMELINE`. Changes: append.
+    14 => EVENTS_BY_TIME: (ShortRoomId, u64, ShortEventId) => ();
+
+    /// Local accounts; the row makes the user exist, and stays when the account is deactivated.
+    ///
+    /// Key: user. Writer: `SessionActor`; registration, under the condition that it is absent. Changes: overwritten.
+    20 => ACCOUNTS: OwnedUserId => AccountRecord;
+
+    /// The devices of each local user.
+    ///
+    /// Key: user, device; one user is one range. Writer: `SessionActor`. Changes: overwritten; deletion at logout.
+    21 => DEVICES: (OwnedUserId, OwnedDeviceId) => DeviceRecord;
+
+    /// Access and refresh tokens, as hashes.
+    ///
+    /// Key: SHA-256 of the token. Writer: `SessionActor`, in the same batch as `DEVICES`. Changes: deletion.
+    22 => TOKENS: [u8; 32] => TokenRecord;
+
+    /// OpenID tokens, as hashes.
+    ///
+    /// Key: when it stops working in milliseconds since the epoch (as the token says), SHA-256 of the token; what has
+    /// expired is one range. Writer: `SessionActor`. Changes: deletion, by any session, once expired.
+    23 => OPENID_TOKENS: (u64, [u8; 32]) => OwnedUserId;
+
+    /// Account data, push rules among it.
+    ///
+    /// Key: user, room ID (empty: global), type; one user is one range. Writer: `SessionActor`. Changes: overwritten.
+    24 => ACCOUNT_DATA: (OwnedUserId, String, String) => AccountDataRecord;
+
+    /// Profile fields, each as JSON text.
+    ///
+    /// Key: user, field; one user is one range. Writer: `SessionActor`. Changes: overwritten; deletion.
+    25 => PROFILES: (OwnedUserId, String) => String;
+
+    /// Filters that clients uploaded, as JSON text; the ID is a hash of it, so that a filter is kept once.
+    ///
+    /// Key: user, filter ID. Writer: `SessionActor`. Changes: never.
+    26 => FILTERS: (OwnedUserId, String) => String;
+
+    /// Private receipts.
+    ///
+    /// Key: user, room ID, thread (empty: the whole room). Writer: `SessionActor`. Changes: overwritten.
+    27 => PRIVATE_RECEIPTS: (OwnedUserId, OwnedRoomId, String) => ReceiptRecord;
+}
+
+/// A room, a user, a device, and an event type with the client's transaction ID.
+pub type TxnKey = (ShortRoomId, OwnedUserId, OwnedDeviceId, String);
+
+#[cfg(test)]
+mod tests;

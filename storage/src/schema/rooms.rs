@@ -1,0 +1,146 @@
+//! Records of rooms and their events.
+
+use bytes::Bytes;
+use engine::{
+    id::{Position, ShortEventId, ShortRoomId, TimelineIndex},
+    state::{Salt, StateRoot},
+};
+use ruma::{
+    MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::Record;
+
+/// The head of a room: everything that its actor needs to go on after a restart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoomRecord {
+    /// The room's ID.
+    pub room_id: OwnedRoomId,
+    /// The version that the create event states.
+    pub version: RoomVersionId,
+    /// Decides the shape of the room's state tree.
+    pub salt: Salt,
+    /// The room's current state.
+    pub root: StateRoot,
+    /// Forward extremities, in ascending order.
+    pub tips: Vec<ShortEventId>,
+    /// The newest place in the timeline.
+    pub latest: TimelineIndex,
+    /// The last durable change of any kind: an event or a receipt.
+    pub touched: Position,
+    /// Number of joined members.
+    pub joined: u64,
+    /// Number of invited members.
+    pub invited: u64,
+}
+
+/// How an event fared in the checks on receipt.
+///
+/// Spec: server-server API, "Checks performed on receipt of a PDU".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Standing {
+    /// Part of the graph and of the timeline.
+    Accepted,
+    /// Part of the graph, but hidden from clients and never a prev event of ours.
+    SoftFailed,
+    /// Failed authorization; kept so that it is not fetched again.
+    Rejected,
+    /// Known (as an auth event, say) but outside the graph.
+    Outlier,
+}
+
+/// The transaction that a local client sent an event with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SentBy {
+    /// The device that sent it.
+    pub device_id: OwnedDeviceId,
+    /// The client's transaction ID.
+    pub txn_id: String,
+}
+
+/// An event and its place in the room.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventRecord {
+    /// The room.
+    pub room: ShortRoomId,
+    /// The event's ID.
+    pub event_id: OwnedEventId,
+    /// Canonical JSON as received or created, redacted once a redaction applied.
+    pub json: Bytes,
+    /// The place in the timeline, if it is in there.
+    pub index: Option<TimelineIndex>,
+    /// How it fared.
+    pub standing: Standing,
+    /// State before the event.
+    pub before: StateRoot,
+    /// The room's current state once the event was in.
+    pub after: StateRoot,
+    /// The state event that it replaced in the current state.
+    pub replaces: Option<ShortEventId>,
+    /// The event that redacted it.
+    pub redacted_by: Option<ShortEventId>,
+    /// The local client's transaction, if one sent it.
+    pub sent_by: Option<SentBy>,
+}
+
+/// A local user's relation to a room.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MembershipRecord {
+    /// The room.
+    pub room: ShortRoomId,
+    /// `join`, `invite`, `knock`, `leave` or `ban`.
+    pub membership: String,
+    /// The membership event.
+    pub event: ShortEventId,
+    /// Where the current membership began in the timeline (profile changes do not move it).
+    pub since: TimelineIndex,
+    /// The last time the user stopped being joined, if ever.
+    pub left: Option<TimelineIndex>,
+    /// Whether the user asked to forget the room.
+    pub forgotten: bool,
+}
+
+/// A receipt in a room.
+///
+/// Spec: client-server API, "Receipts".
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiptRecord {
+    /// The event that is read.
+    pub event_id: OwnedEventId,
+    /// Its place in the timeline.
+    pub index: TimelineIndex,
+    /// When it was read.
+    pub ts: MilliSecondsSinceUnixEpoch,
+    /// When the server learned of it.
+    pub position: Position,
+}
+
+/// A room alias of this server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AliasRecord {
+    /// The room that it names.
+    pub room_id: OwnedRoomId,
+    /// Who made it.
+    pub creator: OwnedUserId,
+}
+
+impl Record for RoomRecord {
+    const VERSION: u8 = 1;
+}
+
+impl Record for EventRecord {
+    const VERSION: u8 = 1;
+}
+
+impl Record for MembershipRecord {
+    const VERSION: u8 = 1;
+}
+
+impl Record for ReceiptRecord {
+    const VERSION: u8 = 1;
+}
+
+impl Record for AliasRecord {
+    const VERSION: u8 = 1;
+}

@@ -1,0 +1,175 @@
+//! Changing a line of `golden.txt` means a new schema version and a migration; adding one for a new table does not.
+
+use std::fmt::Write;
+
+use bytes::Bytes;
+use engine::{
+    id::{Position, ShortEventId, ShortRoomId, TimelineIndex},
+    state::{Salt, StateRoot},
+};
+use ruma::{
+    MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedUserId, RoomVersionId, event_id, owned_device_id,
+    owned_event_id, owned_room_alias_id, owned_room_id, owned_user_id,
+};
+
+use super::*;
+use crate::{Key, Value, key};
+
+const ROOM: ShortRoomId = ShortRoomId(3);
+const EVENT: ShortEventId = ShortEventId(700);
+const INDEX: TimelineIndex = TimelineIndex(700);
+const NOW: MilliSecondsSinceUnixEpoch = MilliSecondsSinceUnixEpoch(js_int::UInt::MIN);
+
+fn alice() -> OwnedUserId {
+    owned_user_id!("@alice:example.org")
+}
+
+fn phone() -> OwnedDeviceId {
+    owned_device_id!("PHONE")
+}
+
+/// One row of every table, in the order of the schema.
+fn rows() -> Vec<String> {
+    let mut rows =
+        vec![row(&META, &"schema_version".to_owned(), &Bytes::copy_from_slice(&1_u64.to_be_bytes()))];
+    rows.extend(room_rows());
+    rows.extend(user_rows());
+    rows
+}
+
+fn room_rows() -> Vec<String> {
+    let room_id = owned_room_id!("!room:example.org");
+    let alias = owned_room_alias_id!("#tea:example.org");
+    let event_id = owned_event_id!("$event");
+    let receipt =
+        ReceiptRecord { event_id: event_id.clone(), index: INDEX, ts: NOW, position: Position(701) };
+    let membership = MembershipRecord {
+        room: ROOM,
+        membership: "join".to_owned(),
+        event: EVENT,
+        since: INDEX,
+        left: None,
+        forgotten: false,
+    };
+    let alias_record = AliasRecord { room_id: room_id.clone(), creator: alice() };
+    vec![
+        row(&ROOM_IDS, &room_id, &ROOM),
+        row(&ROOMS, &ROOM, &room_record()),
+        row(&EVENT_IDS, &event_id, &EVENT),
+        row(&EVENTS, &EVENT, &event_record()),
+        row(&TIMELINE, &(ROOM, INDEX), &EVENT),
+        row(&STATE_NODES, &[7; 16], &Bytes::from_static(b"node")),
+        row(&TXN_IDS, &(ROOM, alice(), phone(), "m.room.message txn".to_owned()), &event_id),
+        row(&MEMBERSHIPS, &(alice(), room_id.clone()), &membership),
+        row(&RECEIPTS, &(ROOM, alice(), "main".to_owned()), &receipt),
+        row(&ALIASES, &alias, &alias_record),
+        row(&ROOM_ALIASES, &(room_id.clone(), alias), &()),
+        row(&PUBLIC_ROOMS, &room_id, &()),
+        row(&EVENTS_BY_TIME, &(ROOM, 1_000_000, EVENT), &()),
+    ]
+}
+
+fn room_record() -> RoomRecord {
+    RoomRecord {
+        room_id: owned_room_id!("!room:example.org"),
+        version: RoomVersionId::V12,
+        salt: Salt(9),
+        root: StateRoot::default(),
+        tips: vec![EVENT],
+        latest: INDEX,
+        touched: Position(701),
+        joined: 2,
+        invited: 1,
+    }
+}
+
+fn event_record() -> EventRecord {
+    EventRecord {
+        room: ROOM,
+        event_id: event_id!("$event").to_owned(),
+        json: Bytes::from_static(b"{}"),
+        index: Some(INDEX),
+        standing: Standing::Accepted,
+        before: StateRoot::default(),
+        after: StateRoot::default(),
+        replaces: None,
+        redacted_by: Some(ShortEventId(701)),
+        sent_by: Some(SentBy { device_id: phone(), txn_id: "txn".to_owned() }),
+    }
+}
+
+fn user_rows() -> Vec<String> {
+    let room_id = owned_room_id!("!room:example.org");
+    let event_id = owned_event_id!("$event");
+    let receipt = ReceiptRecord { event_id, index: INDEX, ts: NOW, position: Position(701) };
+    let account = AccountRecord {
+        password_hash: Some("hash".to_owned()),
+        created: NOW,
+        is_guest: false,
+        is_admin: false,
+        is_deactivated: false,
+        is_erased: false,
+    };
+    let device = DeviceRecord {
+        display_name: Some("phone".to_owned()),
+        last_seen: Some(NOW),
+        last_seen_ip: None,
+        access_token: Some([1; 32]),
+        refresh_token: None,
+        previous_refresh_token: None,
+    };
+    let token = TokenRecord {
+        user_id: alice(),
+        device_id: phone(),
+        kind: TokenKind::Access,
+        expires: None,
+        is_guest: false,
+    };
+    let data = AccountDataRecord { content: Bytes::from_static(b"{}"), position: Position(5) };
+    vec![
+        row(&ACCOUNTS, &alice(), &account),
+        row(&DEVICES, &(alice(), phone()), &device),
+        row(&TOKENS, &[1; 32], &token),
+        row(&OPENID_TOKENS, &(1_000_000, [2; 32]), &alice()),
+        row(&ACCOUNT_DATA, &(alice(), String::new(), "m.direct".to_owned()), &data),
+        row(&PROFILES, &(alice(), "displayname".to_owned()), &"\"Alice\"".to_owned()),
+        row(&FILTERS, &(alice(), "1".to_owned()), &"{}".to_owned()),
+        row(&PRIVATE_RECEIPTS, &(alice(), room_id, "main".to_owned()), &receipt),
+    ]
+}
+
+/// The line of a table: its number, name and types, then a key and its value in hexadecimal.
+fn row<K: Key + PartialEq + std::fmt::Debug, V: Value>(table: &Table<K, V>, key: &K, value: &V) -> String {
+    let info = TABLES.iter().find(|info| info.id == table.id()).unwrap();
+    let key_bytes = key::encode::<K, K>(key);
+    assert_eq!(key::decode::<K>(&key_bytes).as_ref(), Ok(key));
+    let value = value.encode().unwrap();
+    let (key, value) = (hex(&key_bytes), hex(&value));
+    format!("{} {}: {} => {} | {key} = {value}", info.id.0, info.name, info.key, info.value)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").unwrap();
+        text
+    })
+}
+
+#[test]
+fn the_tables_and_their_encodings_are_as_recorded() {
+    let rows = rows();
+    for table in TABLES {
+        let line = format!("{} {}: ", table.id.0, table.name);
+        assert!(rows.iter().any(|row| row.starts_with(&line)), "{} has no row in `rows`", table.name);
+    }
+    let recorded: Vec<&str> = include_str!("golden.txt").lines().collect();
+    assert!(rows == recorded, "if the change is meant, `golden.txt` becomes:\n{}\n", rows.join("\n"));
+}
+
+#[test]
+fn a_number_used_twice_or_outside_the_schema_is_refused() {
+    check_ids(&[1, 2, 239]);
+    for wrong in [&[1, 1][..], &[0], &[240]] {
+        assert!(std::panic::catch_unwind(|| check_ids(wrong)).is_err(), "{wrong:?}");
+    }
+}
