@@ -1,1 +1,15 @@
-//! actors
+//! Actors: rooms, sessions and destinations; see DESIGN in ARCHITECTURE.md.
+
+pub mod aliases;
+pub mod directory;
+pub mod env;
+pub mod filter;
+pub mod homeserver;
+pub mod hub;
+mod passivation;
+pub mod presence;
+pub mod room;
+pub mod session;
+pub mod sync;
+pub mod token;
+mod upgrade;

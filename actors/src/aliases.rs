@@ -1,0 +1,177 @@
+//! Room aliases of this server, and its directory of public rooms.
+//!
+//! Spec: client-server API, "Room aliases" and "Published room directory".
+
+use ruma::{OwnedRoomAliasId, OwnedRoomId, RoomAliasId, RoomId, UserId};
+use storage::{
+    Batch, CommitError, Direction, KeyRange,
+    schema::{self, AliasRecord},
+};
+
+use crate::{
+    homeserver::Homeserver,
+    room::{RoomError, RoomHandle, content_string, join_rule},
+};
+
+/// Aliases that one room may have here.
+const ALIASES_MAX: usize = 1000;
+
+/// Rooms of the directory that are looked at for one page of a search.
+const SEARCH_MAX: usize = 10_000;
+
+/// A room as the directory lists it.
+#[derive(Clone, Debug)]
+pub struct PublicRoom {
+    /// The room.
+    pub room_id: OwnedRoomId,
+    /// Its name.
+    pub name: Option<String>,
+    /// Its topic.
+    pub topic: Option<String>,
+    /// Its main alias.
+    pub canonical_alias: Option<OwnedRoomAliasId>,
+    /// Its avatar.
+    pub avatar_url: Option<String>,
+    /// How to join it.
+    pub join_rule: String,
+    /// The type of its create event.
+    pub room_type: Option<String>,
+    /// Number of joined members.
+    pub joined: u64,
+    /// Whether it can be read without joining.
+    pub world_readable: bool,
+    /// Whether guests may join.
+    pub guest_can_join: bool,
+}
+
+impl Homeserver {
+    /// The room that a local alias names.
+    pub async fn resolve_alias(&self, alias: &RoomAliasId) -> Result<Option<AliasRecord>, RoomError> {
+        Ok(self.storage().get(&schema::ALIASES, alias).await?)
+    }
+
+    /// Makes an alias; an error if it exists.
+    pub async fn create_alias(
+        &self,
+        alias: &RoomAliasId,
+        room_id: &RoomId,
+        creator: &UserId,
+    ) -> Result<(), RoomError> {
+        self.room(room_id).await?;
+        if self.room_aliases(room_id).await?.len() >= ALIASES_MAX {
+            return Err(RoomError::NotAllowed("the room has too many aliases".to_owned()));
+        }
+        let record = AliasRecord { room_id: room_id.to_owned(), creator: creator.to_owned() };
+        let mut batch = Batch::new();
+        batch.expect_absent(&schema::ALIASES, alias);
+        batch.put(&schema::ALIASES, alias, &record);
+        batch.put(&schema::ROOM_ALIASES, &(room_id, alias), &());
+        self.storage().commit(batch).await.map_err(|error| match error {
+            CommitError::Refused(_) => RoomError::AliasInUse,
+            error => RoomError::Commit(error),
+        })
+    }
+
+    /// Removes an alias, if the user made it or may set the room's main alias.
+    pub async fn delete_alias(&self, alias: &RoomAliasId, user_id: &UserId) -> Result<(), RoomError> {
+        let record = self.resolve_alias(alias).await?.ok_or(RoomError::NotFound)?;
+        if record.creator != *user_id && !self.may_publish(&record.room_id, user_id).await? {
+            return Err(RoomError::NotAllowed("you may not remove this alias".to_owned()));
+        }
+        let mut batch = Batch::new();
+        batch.delete(&schema::ALIASES, alias);
+        batch.delete(&schema::ROOM_ALIASES, &(&*record.room_id, alias));
+        self.storage().commit(batch).await.map_err(RoomError::Commit)
+    }
+
+    /// Points an alias at another room, if it still is where it was.
+    pub(crate) async fn move_alias(&self, alias: &RoomAliasId, to: &RoomId) -> Result<(), RoomError> {
+        let Some(record) = self.resolve_alias(alias).await? else { return Ok(()) };
+        let mut batch = Batch::new();
+        batch.expect(&schema::ALIASES, alias, &record);
+        batch.delete(&schema::ROOM_ALIASES, &(&*record.room_id, alias));
+        batch.put(&schema::ROOM_ALIASES, &(to, alias), &());
+        batch.put(&schema::ALIASES, alias, &AliasRecord { room_id: to.to_owned(), ..record });
+        self.storage().commit(batch).await.map_err(RoomError::Commit)
+    }
+
+    /// The local aliases of a room.
+    pub async fn room_aliases(&self, room_id: &RoomId) -> Result<Vec<OwnedRoomAliasId>, RoomError> {
+        let all = KeyRange::prefix(&(room_id,));
+        let rows =
+            self.storage().range(&schema::ROOM_ALIASES, all, Direction::Ascending, ALIASES_MAX).await?;
+        Ok(rows.into_iter().map(|((_, alias), ())| alias).collect())
+    }
+
+    /// Whether a user may decide under which names others find a room.
+    pub async fn may_publish(&self, room_id: &RoomId, user_id: &UserId) -> Result<bool, RoomError> {
+        let room = self.room(room_id).await?;
+        let powers = room.powers().await?;
+        let is_joined = room.access(user_id).await?.joined_from.is_some();
+        Ok(is_joined && powers.is_some_and(|powers| powers.may_send_state(user_id, "m.room.canonical_alias")))
+    }
+
+    /// Whether the directory lists a room.
+    pub async fn is_public(&self, room_id: &RoomId) -> Result<bool, RoomError> {
+        Ok(self.storage().get(&schema::PUBLIC_ROOMS, room_id).await?.is_some())
+    }
+
+    /// Lists a room in the directory, or takes it out.
+    pub async fn set_public(&self, room_id: &RoomId, is_public: bool) -> Result<(), RoomError> {
+        let mut batch = Batch::new();
+        if is_public {
+            batch.put(&schema::PUBLIC_ROOMS, room_id, &());
+        } else {
+            batch.delete(&schema::PUBLIC_ROOMS, room_id);
+        }
+        self.storage().commit(batch).await.map_err(RoomError::Commit)
+    }
+
+    /// The rooms of the directory that `wanted` lets through, those with most members first.
+    pub async fn public_rooms(
+        &self,
+        wanted: impl Fn(&PublicRoom) -> bool,
+    ) -> Result<Vec<PublicRoom>, RoomError> {
+        let rows = self
+            .storage()
+            .range(&schema::PUBLIC_ROOMS, KeyRange::all(), Direction::Ascending, SEARCH_MAX)
+            .await?;
+        let mut rooms = Vec::with_capacity(rows.len());
+        for (room_id, ()) in rows {
+            match self.room(&room_id).await {
+                Ok(room) => rooms.push(room.public_face().await?),
+                Err(RoomError::NotFound) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        rooms.retain(|room| wanted(room));
+        rooms.sort_by(|a, b| b.joined.cmp(&a.joined).then_with(|| a.room_id.cmp(&b.room_id)));
+        Ok(rooms)
+    }
+}
+
+impl RoomHandle {
+    /// What the directory, and whoever may know of the room, sees of it.
+    pub async fn public_face(&self) -> Result<PublicRoom, RoomError> {
+        let snapshot = self.snapshot();
+        let root = snapshot.head.root;
+        let text = async |kind: &str, field: &str| -> Result<Option<String>, RoomError> {
+            let event = self.state_event(root, kind, "").await?;
+            Ok(event.and_then(|event| content_string(&event.pdu, field)).filter(|text| !text.is_empty()))
+        };
+        let alias = text("m.room.canonical_alias", "alias").await?;
+        let join_rules = self.state_event(root, "m.room.join_rules", "").await?;
+        Ok(PublicRoom {
+            room_id: snapshot.room_id.clone(),
+            name: text("m.room.name", "name").await?,
+            topic: text("m.room.topic", "topic").await?,
+            canonical_alias: alias.and_then(|alias| OwnedRoomAliasId::try_from(alias).ok()),
+            avatar_url: text("m.room.avatar", "url").await?,
+            join_rule: join_rule(join_rules.as_ref().map(|event| &*event.pdu)),
+            room_type: text("m.room.create", "type").await?,
+            joined: snapshot.head.joined,
+            world_readable: self.is_world_readable().await?,
+            guest_can_join: text("m.room.guest_access", "guest_access").await?.as_deref() == Some("can_join"),
+        })
+    }
+}

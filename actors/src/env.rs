@@ -1,0 +1,124 @@
+//! Clock and randomness, passed in so that a run can be repeated.
+//!
+//! The real ones are in the gateway's production wiring; the ones here are for tests and the simulator.
+
+use std::{
+    fmt::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+use rand::{RngExt, SeedableRng, distr::Alphanumeric};
+use rand_chacha::ChaCha12Rng;
+use ruma::MilliSecondsSinceUnixEpoch;
+
+/// Tells the time of day.
+pub trait Clock: Send + Sync + 'static {
+    /// Milliseconds since the epoch.
+    fn now_ms(&self) -> u64;
+
+    /// The time as Matrix writes it.
+    fn now(&self) -> MilliSecondsSinceUnixEpoch {
+        // Canonical JSON has no larger numbers; the year is 287,396 by then.
+        MilliSecondsSinceUnixEpoch(js_int::UInt::new_saturating(self.now_ms()))
+    }
+}
+
+/// Gives random bytes, good enough for secrets in production.
+pub trait Entropy: Send + Sync + 'static {
+    /// Fills `bytes`.
+    fn fill(&self, bytes: &mut [u8]);
+
+    /// A random number.
+    fn next_u64(&self) -> u64 {
+        let mut bytes = [0; 8];
+        self.fill(&mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+
+    /// A string of `length` letters and digits.
+    fn token(&self, length: usize) -> String {
+        let mut seed = [0; 32];
+        self.fill(&mut seed);
+        ChaCha12Rng::from_seed(seed).sample_iter(Alphanumeric).take(length).map(char::from).collect()
+    }
+
+    /// `bytes` random bytes in hexadecimal.
+    fn hex(&self, bytes: usize) -> String {
+        let mut raw = vec![0; bytes];
+        self.fill(&mut raw);
+        raw.iter().fold(String::with_capacity(2 * bytes), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
+    }
+}
+
+/// Clock and randomness of one server.
+#[derive(Clone)]
+pub struct Env {
+    /// Tells the time of day.
+    pub clock: Arc<dyn Clock>,
+    /// Gives random bytes.
+    pub entropy: Arc<dyn Entropy>,
+}
+
+/// Randomness that follows from a seed.
+pub struct SeededEntropy(Mutex<ChaCha12Rng>);
+
+impl SeededEntropy {
+    /// The randomness of `seed`.
+    pub fn new(seed: u64) -> Self {
+        Self(Mutex::new(ChaCha12Rng::seed_from_u64(seed)))
+    }
+}
+
+impl Entropy for SeededEntropy {
+    fn fill(&self, bytes: &mut [u8]) {
+        self.0.lock().fill(bytes);
+    }
+}
+
+/// A clock that moves with tokio's, which tests and the simulator pause.
+pub struct TokioClock {
+    start: tokio::time::Instant,
+    start_ms: u64,
+}
+
+impl TokioClock {
+    /// A clock that shows `start_ms` now.
+    pub fn new(start_ms: u64) -> Self {
+        Self { start: tokio::time::Instant::now(), start_ms }
+    }
+}
+
+impl Clock for TokioClock {
+    fn now_ms(&self) -> u64 {
+        self.start_ms + u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX / 2)
+    }
+}
+
+/// A clock that moves only when it is told to.
+#[derive(Default)]
+pub struct ManualClock(AtomicU64);
+
+impl ManualClock {
+    /// A clock that shows `now_ms`.
+    pub fn new(now_ms: u64) -> Self {
+        Self(AtomicU64::new(now_ms))
+    }
+
+    /// Moves the clock.
+    pub fn advance(&self, by_ms: u64) {
+        self.0.fetch_add(by_ms, Ordering::Relaxed);
+    }
+}
+
+impl Clock for ManualClock {
+    fn now_ms(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}

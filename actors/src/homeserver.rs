@@ -1,0 +1,228 @@
+//! The assembly: everything that one server is, behind one cheap handle.
+
+use std::sync::Arc;
+
+use engine::{
+    pdu::{self, BuildContext, SigningKey},
+    room::create::{self, NewRoom},
+    room_version,
+};
+use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, ServerName, UserId};
+use serde_json::{Map, Value};
+use storage::{Storage, schema};
+use tokio::sync::watch;
+
+use crate::{
+    directory::{ClassConfig, Directory},
+    env::Env,
+    hub::Hub,
+    room::{
+        Create, MembershipAction, MembershipChange, RoomActor, RoomError, RoomHandle, RoomShared, RoomStore,
+        allowed_rooms,
+    },
+    session::{SessionActor, SessionError, SessionHandle, SessionShared},
+};
+
+/// What a server needs to know about itself.
+pub struct HomeserverConfig {
+    /// This server's name.
+    pub server_name: OwnedServerName,
+    /// Signs this server's events.
+    pub signing_key: SigningKey,
+    /// The version of new rooms that name none.
+    pub default_room_version: RoomVersionId,
+    /// Bytes for rooms in memory, half of them for the caches of events and state.
+    pub room_memory: u64,
+    /// Limits of the room actors; its budget is what `room_memory` leaves.
+    pub rooms: ClassConfig,
+    /// Limits of the session actors.
+    pub sessions: ClassConfig,
+}
+
+/// A running server. Cloning shares it.
+#[derive(Clone)]
+pub struct Homeserver(Arc<Inner>);
+
+struct Inner {
+    server_name: OwnedServerName,
+    default_room_version: RoomVersionId,
+    env: Env,
+    storage: Storage,
+    stopping: watch::Sender<bool>,
+    room_shared: Arc<RoomShared>,
+    rooms: Directory<RoomActor>,
+    session_shared: Arc<SessionShared>,
+    sessions: Directory<SessionActor>,
+}
+
+impl Homeserver {
+    /// Starts the actors' supervisors over an open store.
+    pub async fn start(config: HomeserverConfig, env: Env, storage: Storage) -> Self {
+        let room_shared = Arc::new(RoomShared {
+            server_name: config.server_name.clone(),
+            signing_key: config.signing_key,
+            env: env.clone(),
+            store: RoomStore::new(storage.clone(), config.room_memory / 2),
+            hub: Hub::default(),
+            published: dashmap::DashMap::new(),
+        });
+        let rooms = ClassConfig { budget_bytes: config.room_memory / 2, ..config.rooms };
+        let session_shared = Arc::new(SessionShared::new(env.clone(), storage.clone(), room_shared.clone()));
+        Self(Arc::new(Inner {
+            server_name: config.server_name,
+            default_room_version: config.default_room_version,
+            env,
+            storage,
+            stopping: watch::Sender::new(false),
+            rooms: Directory::start(room_shared.clone(), rooms).await,
+            sessions: Directory::start(session_shared.clone(), config.sessions).await,
+            session_shared,
+            room_shared,
+        }))
+    }
+
+    /// This server's name.
+    pub fn server_name(&self) -> &ServerName {
+        &self.0.server_name
+    }
+
+    /// Clock and randomness.
+    pub fn env(&self) -> &Env {
+        &self.0.env
+    }
+
+    /// The store, for the modules of this crate.
+    pub(crate) fn storage(&self) -> &Storage {
+        &self.0.storage
+    }
+
+    /// What all sessions share.
+    pub(crate) fn session_shared(&self) -> &Arc<SessionShared> {
+        &self.0.session_shared
+    }
+
+    /// The version of new rooms that name none.
+    pub fn default_room_version(&self) -> &RoomVersionId {
+        &self.0.default_room_version
+    }
+
+    /// A room that exists here; activates it.
+    pub async fn room(&self, room_id: &RoomId) -> Result<RoomHandle, RoomError> {
+        let shared = &self.0.room_shared;
+        if !shared.published.contains_key(room_id)
+            && self.0.storage.get(&schema::ROOM_IDS, room_id).await?.is_none()
+        {
+            return Err(RoomError::NotFound);
+        }
+        let actor = self.0.rooms.get(&room_id.to_owned()).await.map_err(RoomError::Activate)?;
+        let published = shared.published.get(room_id).map(|published| published.clone());
+        let published = published.ok_or(RoomError::Crashed)?;
+        Ok(RoomHandle::new(actor, published, shared.clone()))
+    }
+
+    /// The session of a local user who has an account; activates it.
+    pub async fn session(&self, user_id: &UserId) -> Result<SessionHandle, SessionError> {
+        SessionHandle::open(&self.0.session_shared, &self.0.sessions, user_id).await
+    }
+
+    /// Creates a room and returns its ID.
+    ///
+    /// `is_direct` marks the invites; `member_content` is the profile that goes into an invitee's event.
+    ///
+    /// Spec: client-server API, "Room creation".
+    pub async fn create_room(
+        &self,
+        new: NewRoom,
+        invites: Vec<MembershipChange>,
+        is_public: bool,
+    ) -> Result<OwnedRoomId, RoomError> {
+        let plan = create::plan(&new)?;
+        let rules = room_version::rules(&new.version)
+            .ok_or_else(|| create::NewRoomError::UnsupportedVersion(new.version.clone()))?;
+        let asked_id = (!rules.authorization.room_create_event_id_as_room_id).then(|| self.new_room_id());
+        let seed = self.0.env.entropy.token(18);
+        let context = BuildContext {
+            room_id: asked_id.as_deref(),
+            sender: &new.creator,
+            origin_server_ts: self.0.env.clock.now(),
+            prev_events: &[],
+            auth_events: &[],
+            event_id_localpart: &seed,
+            rules,
+            key: &self.0.room_shared.signing_key,
+            server_name: &self.0.server_name,
+        };
+        let event = pdu::build(plan.create, &context)?;
+        let room_id = event.room_id().to_owned();
+        let create = Create {
+            version: new.version,
+            create: event,
+            creator: new.creator,
+            rest: plan.rest,
+            invites,
+            alias: new.alias,
+            is_public,
+        };
+        let actor = self.0.rooms.get(&room_id).await.map_err(RoomError::Activate)?;
+        actor.call(|reply| crate::room::RoomMessage::Create(Box::new(create), reply)).await??;
+        Ok(room_id)
+    }
+
+    /// The part of a user's membership events that their profile decides; empty for users of other servers.
+    pub async fn member_content(&self, user_id: &UserId) -> Result<Map<String, Value>, SessionError> {
+        if user_id.server_name() != self.server_name() {
+            return Ok(Map::new());
+        }
+        match self.profile(user_id).await {
+            Ok(profile) => Ok(profile.member_content()),
+            // Someone who has no account (yet) may be invited all the same.
+            Err(SessionError::NotFound) => Ok(Map::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether a user is joined to a room that lets its members join a restricted room.
+    ///
+    /// Spec: client-server API, "Restricted rooms".
+    pub async fn meets_allow_rule(&self, user_id: &UserId, room_id: &RoomId) -> Result<bool, RoomError> {
+        let Some(join_rules) = self.room(room_id).await?.current("m.room.join_rules", "").await? else {
+            return Ok(false);
+        };
+        let keys: Vec<_> =
+            allowed_rooms(&join_rules.pdu).into_iter().map(|room_id| (user_id.to_owned(), room_id)).collect();
+        let records = self.0.storage.get_many(&schema::MEMBERSHIPS, keys).await?;
+        Ok(records.into_iter().flatten().any(|record| record.membership == "join"))
+    }
+
+    fn new_room_id(&self) -> OwnedRoomId {
+        let localpart = self.0.env.entropy.token(18);
+        OwnedRoomId::try_from(format!("!{localpart}:{}", self.0.server_name))
+            .expect("a token of letters and digits and a server name make a room ID")
+    }
+
+    /// An invite of `target` by `sender`, as `create_room` and the invite endpoint take it.
+    pub fn invite(sender: OwnedUserId, target: OwnedUserId, content: Map<String, Value>) -> MembershipChange {
+        MembershipChange { sender, target, action: MembershipAction::Invite, content }
+    }
+
+    /// Resolves once the server shuts down, so that long polls end.
+    pub async fn stopping(&self) {
+        // The sender lives as long as this handle: waiting cannot fail.
+        let _ = self.0.stopping.subscribe().wait_for(|stopping| *stopping).await;
+    }
+
+    /// Ends long polls; requests under way go on.
+    pub fn stop_waiting(&self) {
+        self.0.stopping.send_replace(true);
+    }
+
+    /// Passivates all actors and closes the store; what was acknowledged is durable already.
+    pub async fn shutdown(&self) {
+        self.0.session_shared.finish_background().await;
+        self.0.sessions.drain_all().await;
+        self.0.rooms.drain_all().await;
+        if let Err(error) = self.0.storage.close().await {
+            tracing::error!(%error, "the store did not close cleanly");
+        }
+    }
+}

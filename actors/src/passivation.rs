@@ -1,0 +1,116 @@
+//! The hand-over between "no longer needed" and "needed again": a gate in front of each actor.
+//!
+//! Callers pass the gate with a lease and give it back; passivation closes the gate, which succeeds only
+//! while no lease is out. So no message can go to an actor that is being passivated, and whoever finds the
+//! gate closed waits until the old actor is gone and starts a new one: never two for one key.
+
+#[cfg(feature = "loom")]
+use loom::sync::atomic::{AtomicU32, Ordering};
+#[cfg(not(feature = "loom"))]
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Set once the gate is closed for good.
+const CLOSED: u32 = 1 << 31;
+
+/// The number of leases, and whether the gate is closed.
+#[derive(Debug)]
+pub(crate) struct Gate(AtomicU32);
+
+impl Gate {
+    /// An open gate.
+    pub(crate) fn new() -> Self {
+        Self(AtomicU32::new(0))
+    }
+
+    /// Takes a lease, unless the gate is closed.
+    pub(crate) fn enter(&self) -> bool {
+        self.0
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
+                (state & CLOSED == 0).then_some(state + 1)
+            })
+            .is_ok()
+    }
+
+    /// Takes a further lease on behalf of someone who holds one already.
+    pub(crate) fn enter_again(&self) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Gives a lease back.
+    pub(crate) fn leave(&self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Closes the gate if no lease is out; true for the one who closed it.
+    pub(crate) fn close_if_idle(&self) -> bool {
+        self.0.compare_exchange(0, CLOSED, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Closes the gate whatever leases are out, because the actor behind it has ended.
+    pub(crate) fn close(&self) {
+        self.0.fetch_or(CLOSED, Ordering::AcqRel);
+    }
+
+    /// Whether no lease is out and the gate is open.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.0.load(Ordering::Acquire) == 0
+    }
+}
+
+#[cfg(all(test, feature = "loom"))]
+mod tests {
+    use loom::{
+        sync::{
+            Arc,
+            atomic::{AtomicBool, AtomicU32, Ordering},
+        },
+        thread,
+    };
+
+    use super::Gate;
+
+    /// Two callers and a passivator: a caller inside never finds the actor gone.
+    #[test]
+    fn nobody_is_inside_when_the_actor_goes() {
+        loom::model(|| {
+            let gate = Arc::new(Gate::new());
+            let gone = Arc::new(AtomicBool::new(false));
+            let handled = Arc::new(AtomicU32::new(0));
+            let callers: Vec<_> = (0..2)
+                .map(|_| {
+                    let (gate, gone, handled) = (gate.clone(), gone.clone(), handled.clone());
+                    thread::spawn(move || {
+                        if gate.enter() {
+                            assert!(!gone.load(Ordering::Acquire), "sent to an actor that is gone");
+                            handled.fetch_add(1, Ordering::AcqRel);
+                            gate.leave();
+                            true
+                        } else {
+                            false
+                        }
+                    })
+                })
+                .collect();
+            if gate.close_if_idle() {
+                gone.store(true, Ordering::Release);
+            }
+            let inside =
+                callers.into_iter().filter_map(|caller| caller.join().ok()).filter(|sent| *sent).count();
+            assert_eq!(handled.load(Ordering::Acquire) as usize, inside);
+        });
+    }
+
+    /// Of two passivators one closes the gate, and a crash closes it under a lease.
+    #[test]
+    fn a_gate_closes_once() {
+        loom::model(|| {
+            let gate = Arc::new(Gate::new());
+            let other = gate.clone();
+            let rival = thread::spawn(move || other.close_if_idle());
+            let mine = gate.close_if_idle();
+            assert!(mine ^ rival.join().unwrap());
+            gate.close();
+            assert!(!gate.enter());
+        });
+    }
+}

@@ -1,0 +1,478 @@
+//! A room: the single writer of its event graph, state, receipts and typing notices.
+//!
+//! Owns the rows of its room in `ROOMS`, `EVENTS`, `EVENT_IDS`, `TIMELINE`, `STATE_NODES`, `TXN_IDS`,
+//! `MEMBERSHIPS` and `RECEIPTS`. States: *empty* (the ID is new; only `Create` is answered otherwise than
+//! with "not found") and *live*. The directory starts it under the room supervisor and passivates it
+//! when it is idle or memory is short. A restart costs one read of the head and the recent timeline;
+//! what was not durable has not been seen by anybody. The backlog limit is `[actors]`'s.
+//!
+//! Writes are pipelined: an event is applied to the hot copy, its batch is handed to the storage writer
+//! together with the reply, and the next message is taken. Once durable, the writer's completion
+//! publishes the snapshot, marks the sessions concerned, and replies.
+
+mod change;
+mod content;
+mod ephemeral;
+mod error;
+mod event;
+mod handle;
+mod load;
+mod membership;
+mod page;
+mod read;
+mod snapshot;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use dashmap::DashMap;
+use engine::{
+    id::ShortRoomId,
+    pdu::{Draft, Pdu, SigningKey},
+    room_version::RoomVersion,
+    state::Salt,
+};
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomVersionId};
+use storage::{
+    CommitError,
+    schema::{self, AliasRecord, SentBy, TxnKey},
+};
+
+use self::{
+    change::{Change, Pending},
+    ephemeral::Typists,
+};
+pub use self::{
+    content::{allowed_rooms, join_rule, membership as membership_of, string as content_string},
+    error::RoomError,
+    event::{ReadError, RoomStore, StoredEvent},
+    handle::RoomHandle,
+    membership::{MembershipAction, MembershipChange},
+    page::{Page, PageDirection, PageQuery},
+    read::{Access, Viewer},
+    snapshot::{Published, RECENT_MAX, Receipt, Receipts, RoomHead, RoomSnapshot, Typing},
+};
+use crate::{
+    directory::{DirectoryActor, Meter},
+    env::Env,
+    hub::Hub,
+};
+
+/// An event type and a state key.
+pub type StateKey = (String, String);
+
+/// What all rooms share.
+pub struct RoomShared {
+    /// This server's name.
+    pub server_name: OwnedServerName,
+    /// Signs this server's events.
+    pub signing_key: SigningKey,
+    /// Clock and randomness.
+    pub env: Env,
+    /// Events and state, cached.
+    pub store: RoomStore,
+    /// Whom to tell of changes.
+    pub hub: Hub,
+    /// The views of active rooms.
+    pub published: DashMap<OwnedRoomId, Arc<Published>>,
+}
+
+/// A new room, ready to be stored.
+pub struct Create {
+    /// The version of the room.
+    pub version: RoomVersionId,
+    /// The create event.
+    pub create: Pdu,
+    /// Who creates it.
+    pub creator: OwnedUserId,
+    /// The creator's further events, in order.
+    pub rest: Vec<Draft>,
+    /// Whom to invite, with the content of each invite.
+    pub invites: Vec<MembershipChange>,
+    /// The alias to make with the room.
+    pub alias: Option<ruma::OwnedRoomAliasId>,
+    /// Whether to list the room in the public directory.
+    pub is_public: bool,
+}
+
+/// An event that a local user sends.
+pub struct Send {
+    /// Who sends it.
+    pub sender: OwnedUserId,
+    /// The event.
+    pub draft: Draft,
+    /// The client's transaction, if it has one.
+    pub sent_by: Option<SentBy>,
+}
+
+/// What a room is asked to do.
+pub enum RoomMessage {
+    /// Make the room.
+    Create(Box<Create>, RpcReplyPort<Result<(), RoomError>>),
+    /// Append an event of a local user.
+    Send(Box<Send>, RpcReplyPort<Result<OwnedEventId, RoomError>>),
+    /// Change a membership on behalf of a local user.
+    Membership(Box<MembershipChange>, RpcReplyPort<Result<Option<OwnedEventId>, RoomError>>),
+    /// Hide the room from a user who has left it.
+    Forget(OwnedUserId, RpcReplyPort<Result<(), RoomError>>),
+    /// Set a public receipt of a local user.
+    Receipt(Box<Receipt>, RpcReplyPort<Result<(), RoomError>>),
+    /// Start, go on or stop typing.
+    Typing(OwnedUserId, Option<std::time::Duration>, RpcReplyPort<Result<(), RoomError>>),
+    /// A typing notice may have run out.
+    TypingDue,
+    /// A commit failed: what is in memory is ahead of the store.
+    CommitFailed(CommitError),
+}
+
+/// The actor; see the module's documentation.
+pub struct RoomActor;
+
+/// What a room actor holds: nothing but its ID until the room exists.
+pub enum RoomState {
+    /// No such room, yet.
+    Empty(Empty),
+    /// The room.
+    Live(Box<ActiveRoom>),
+}
+
+/// A room that does not exist.
+pub struct Empty {
+    room_id: OwnedRoomId,
+    shared: Arc<RoomShared>,
+    meter: Meter,
+}
+
+/// A room in memory.
+pub struct ActiveRoom {
+    shared: Arc<RoomShared>,
+    meter: Meter,
+    room_id: OwnedRoomId,
+    room: ShortRoomId,
+    version: RoomVersionId,
+    rules: &'static RoomVersion,
+    salt: Salt,
+    head: RoomHead,
+    /// State events in use: what authorises events, mostly.
+    hot: imbl::OrdMap<StateKey, Arc<StoredEvent>>,
+    pending: Pending,
+    /// Recent transactions, for retries that come while the first try is not durable yet.
+    txns: BTreeMap<TxnKey, OwnedEventId>,
+    txn_order: VecDeque<TxnKey>,
+    receipts: Receipts,
+    typists: Typists,
+    published: Arc<Published>,
+}
+
+/// How many recent transactions a room remembers; older ones are found in the store.
+const TXNS_MAX: usize = 1024;
+
+/// How many state events a room keeps at hand before it starts over.
+const HOT_MAX: usize = 4096;
+
+impl Actor for RoomActor {
+    type Msg = RoomMessage;
+    type State = RoomState;
+    type Arguments = (OwnedRoomId, Arc<RoomShared>, Meter);
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<RoomMessage>,
+        (room_id, shared, meter): Self::Arguments,
+    ) -> Result<RoomState, ActorProcessingErr> {
+        let empty = Empty { room_id, shared, meter };
+        Ok(match empty.load().await? {
+            Some(room) => {
+                room.announce();
+                RoomState::Live(Box::new(room))
+            }
+            None => RoomState::Empty(empty),
+        })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<RoomMessage>,
+        message: RoomMessage,
+        state: &mut RoomState,
+    ) -> Result<(), ActorProcessingErr> {
+        match state {
+            RoomState::Live(room) => {
+                room.handle(&myself, message).await?;
+                room.meter.set_bytes(room.weight());
+            }
+            RoomState::Empty(empty) => {
+                if let Some(room) = empty.handle(&myself, message).await {
+                    *state = RoomState::Live(Box::new(room));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn post_stop(
+        &self,
+        _myself: ActorRef<RoomMessage>,
+        state: &mut RoomState,
+    ) -> Result<(), ActorProcessingErr> {
+        if let RoomState::Live(room) = state {
+            let own = room.published.clone();
+            room.shared.published.remove_if(&room.room_id, |_, known| Arc::ptr_eq(known, &own));
+        }
+        Ok(())
+    }
+}
+
+impl DirectoryActor for RoomActor {
+    type Key = OwnedRoomId;
+    type Context = Arc<RoomShared>;
+    const CLASS: &'static str = "room";
+
+    fn new() -> Self {
+        Self
+    }
+
+    fn arguments(key: &OwnedRoomId, context: &Arc<RoomShared>, meter: Meter) -> Self::Arguments {
+        (key.clone(), context.clone(), meter)
+    }
+}
+
+impl Empty {
+    async fn handle(&self, myself: &ActorRef<RoomMessage>, message: RoomMessage) -> Option<ActiveRoom> {
+        match message {
+            RoomMessage::Create(create, reply) => match self.create(*create).await {
+                Ok((mut room, change, extra)) => {
+                    room.announce();
+                    room.submit(myself, change, extra, move |result| {
+                        let _ = reply.send(result);
+                    });
+                    return Some(room);
+                }
+                Err(error) => drop(reply.send(Err(error))),
+            },
+            RoomMessage::Send(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
+            RoomMessage::Membership(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
+            RoomMessage::Forget(_, reply)
+            | RoomMessage::Receipt(_, reply)
+            | RoomMessage::Typing(_, _, reply) => drop(reply.send(Err(RoomError::NotFound))),
+            RoomMessage::TypingDue | RoomMessage::CommitFailed(_) => {}
+        }
+        None
+    }
+
+    async fn create(&self, create: Create) -> Result<(ActiveRoom, Change, storage::Batch), RoomError> {
+        let storage = self.shared.store.storage();
+        if let Some(alias) = &create.alias
+            && storage.get(&schema::ALIASES, alias).await?.is_some()
+        {
+            return Err(RoomError::AliasInUse);
+        }
+        let room = self.fresh(&create.version)?;
+        let mut change = Change::new(&room);
+        let mut extra = storage::Batch::default();
+        extra.expect_absent(&schema::ROOM_IDS, &self.room_id);
+        extra.put(&schema::ROOM_IDS, &self.room_id, &room.room);
+        if let Some(alias) = create.alias {
+            extra.expect_absent(&schema::ALIASES, &alias);
+            let record = AliasRecord { room_id: self.room_id.clone(), creator: create.creator.clone() };
+            extra.put(&schema::ALIASES, &alias, &record);
+            extra.put(&schema::ROOM_ALIASES, &(self.room_id.clone(), alias), &());
+        }
+        if create.is_public {
+            extra.put(&schema::PUBLIC_ROOMS, &self.room_id, &());
+        }
+        room.admit(&mut change, create.create, &BTreeMap::new(), None).await?;
+        for draft in create.rest {
+            room.append(&mut change, &create.creator, draft, None).await?;
+        }
+        for invite in create.invites {
+            room.change_membership(&mut change, invite).await?;
+        }
+        Ok((room, change, extra))
+    }
+}
+
+impl ActiveRoom {
+    async fn handle(
+        &mut self,
+        myself: &ActorRef<RoomMessage>,
+        message: RoomMessage,
+    ) -> Result<(), ActorProcessingErr> {
+        self.pending.confirm(self.shared.store.storage().watermark());
+        match message {
+            RoomMessage::Create(_, reply) => {
+                let _ = reply.send(Err(RoomError::Invalid("the room exists already".to_owned())));
+            }
+            RoomMessage::Send(send, reply) => self.send(myself, *send, reply).await,
+            RoomMessage::Membership(membership, reply) => {
+                let mut change = Change::new(self);
+                match self.change_membership(&mut change, *membership).await {
+                    Ok(event_id) => self.submit(myself, change, storage::Batch::default(), move |result| {
+                        let _ = reply.send(result.map(|()| event_id));
+                    }),
+                    Err(error) => drop(reply.send(Err(error))),
+                }
+            }
+            RoomMessage::Forget(user, reply) => self.forget(user, reply).await,
+            RoomMessage::Receipt(receipt, reply) => self.set_receipt(myself, *receipt, reply),
+            RoomMessage::Typing(user, timeout, reply) => {
+                self.set_typing(myself, user, timeout);
+                let _ = reply.send(Ok(()));
+            }
+            RoomMessage::TypingDue => self.typing_due(),
+            // The hot copy holds what the store does not: start over from the store.
+            RoomMessage::CommitFailed(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    async fn send(
+        &mut self,
+        myself: &ActorRef<RoomMessage>,
+        send: Send,
+        reply: RpcReplyPort<Result<OwnedEventId, RoomError>>,
+    ) {
+        let Send { sender, draft, sent_by } = send;
+        let txn = sent_by
+            .as_ref()
+            .map(|sent_by| change::txn_key(self.room, &sender, &draft.kind.to_string(), sent_by));
+        let mut change = Change::new(self);
+        let known = txn.as_ref().and_then(|txn| self.txns.get(txn).cloned());
+        let outcome = match known {
+            Some(event_id) => Ok(event_id),
+            None => match self.same_state(&change, &sender, &draft).await {
+                Ok(Some(event_id)) => Ok(event_id),
+                Ok(None) => self.append(&mut change, &sender, draft, sent_by).await,
+                Err(error) => Err(error),
+            },
+        };
+        match outcome {
+            Ok(event_id) => {
+                self.remember_txn(txn, &event_id);
+                self.submit(myself, change, storage::Batch::default(), move |result| {
+                    let _ = reply.send(result.map(|()| event_id));
+                });
+            }
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+
+    /// The present event of the draft's key, if the draft would only repeat it.
+    async fn same_state(
+        &self,
+        change: &Change,
+        sender: &ruma::UserId,
+        draft: &Draft,
+    ) -> Result<Option<OwnedEventId>, RoomError> {
+        let Some(state_key) = &draft.state_key else { return Ok(None) };
+        let Some(held) = self.current(change, &draft.kind.to_string(), state_key).await? else {
+            return Ok(None);
+        };
+        let parse = |json: &str| serde_json::from_str::<serde_json::Value>(json).ok();
+        let same =
+            held.pdu.sender() == sender && parse(held.pdu.content().get()) == parse(draft.content.get());
+        Ok(same.then(|| held.pdu.event_id().to_owned()))
+    }
+
+    fn remember_txn(&mut self, txn: Option<TxnKey>, event_id: &OwnedEventId) {
+        let Some(txn) = txn else { return };
+        if self.txns.insert(txn.clone(), event_id.clone()).is_none() {
+            self.txn_order.push_back(txn);
+        }
+        if self.txn_order.len() > TXNS_MAX
+            && let Some(oldest) = self.txn_order.pop_front()
+        {
+            self.txns.remove(&oldest);
+        }
+    }
+
+    /// Takes the change into the hot copy and hands it to the storage writer.
+    ///
+    /// `done` runs once it is durable and visible, or once it has failed.
+    fn submit(
+        &mut self,
+        myself: &ActorRef<RoomMessage>,
+        mut change: Change,
+        extra: storage::Batch,
+        done: impl FnOnce(Result<(), RoomError>) + std::marker::Send + 'static,
+    ) {
+        let mut batch = std::mem::take(&mut change.batch);
+        batch.append(extra);
+        self.head = change.head.clone();
+        if !change.events.is_empty() {
+            batch.put(&schema::ROOMS, &self.room, &self.record(change.position()));
+        }
+        self.hot = if change.hot.len() > HOT_MAX { imbl::OrdMap::new() } else { change.hot.clone() };
+        for (id, node) in &change.nodes {
+            self.shared.store.remember_node(*id, node.clone());
+        }
+        let completion = Completion {
+            shared: self.shared.clone(),
+            published: self.published.clone(),
+            snapshot: Arc::new(self.snapshot()),
+            position: change.position(),
+            events: change.events.iter().chain(&change.replaced).cloned().collect(),
+            entries: change.entries(),
+        };
+        self.pending.add(&mut change);
+        let tickets = std::mem::take(&mut change.tickets);
+        let myself = myself.clone();
+        self.shared.store.storage().submit(batch, None, move |result| match result {
+            Ok(()) => {
+                completion.publish();
+                drop(tickets);
+                done(Ok(()));
+            }
+            Err(error) => {
+                let _ = myself.cast(RoomMessage::CommitFailed(error.clone()));
+                done(Err(RoomError::Commit(error)));
+            }
+        });
+    }
+
+    fn snapshot(&self) -> RoomSnapshot {
+        RoomSnapshot {
+            room_id: self.room_id.clone(),
+            room: self.room,
+            version: self.version.clone(),
+            rules: self.rules,
+            salt: self.salt,
+            head: self.head.clone(),
+        }
+    }
+
+    fn weight(&self) -> u64 {
+        // Hot state events are mostly those of the recent timeline; 1 KiB stands for the rest of each.
+        self.head.weight() + 1024 * self.hot.len() as u64 + 4096
+    }
+}
+
+/// What becomes visible when a commit is durable, in this order.
+struct Completion {
+    shared: Arc<RoomShared>,
+    published: Arc<Published>,
+    snapshot: Arc<RoomSnapshot>,
+    position: engine::id::Position,
+    events: Vec<Arc<StoredEvent>>,
+    entries: Vec<(OwnedUserId, crate::session::RoomEntry)>,
+}
+
+impl Completion {
+    fn publish(self) {
+        for event in &self.events {
+            self.shared.store.remember(event);
+        }
+        let room_id = self.snapshot.room_id.clone();
+        let room = self.snapshot.room;
+        self.published.snapshot.store(self.snapshot);
+        for (user, entry) in self.entries {
+            self.shared.hub.set_membership(&user, &room_id, entry);
+        }
+        if !self.events.is_empty() {
+            self.shared.hub.room_changed(room, &room_id, self.position);
+        }
+    }
+}

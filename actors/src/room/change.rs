@@ -1,0 +1,487 @@
+//! A change in the making: events that a room appends together, in one atomic batch.
+//!
+//! It works on a copy of the room's head, which is cheap. If an event is refused half-way, the copy is
+//! dropped and nothing has happened.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use engine::{
+    auth::{self, Powers},
+    id::{Position, ShortEventId, ShortRoomId, TimelineIndex},
+    pdu::{self, BuildContext, Draft, Pdu},
+    room_version::RoomVersion,
+    state::{self, Node, NodeId, NodeSource},
+};
+use ruma::{EventId, OwnedEventId, OwnedUserId, UserId, events::StateEventType};
+use storage::{
+    Batch, Ticket,
+    schema::{self, MembershipRecord, RoomRecord, SentBy, Standing, TxnKey},
+};
+
+use super::{ActiveRoom, RoomError, RoomHead, StateKey, StoredEvent, content};
+use crate::session::RoomEntry;
+
+/// Events that are appended together, and what follows from them.
+pub(super) struct Change {
+    /// The room's head once the change is in.
+    pub(super) head: RoomHead,
+    /// The state events that the change set.
+    pub(super) hot: imbl::OrdMap<StateKey, Arc<StoredEvent>>,
+    /// The rows to store.
+    pub(super) batch: Batch,
+    /// The new events, in order.
+    pub(super) events: Vec<Arc<StoredEvent>>,
+    /// Older events that changed (were redacted).
+    pub(super) replaced: Vec<Arc<StoredEvent>>,
+    /// New nodes of the state tree.
+    pub(super) nodes: BTreeMap<NodeId, Arc<Node>>,
+    /// New relations of local users to the room.
+    pub(super) memberships: Vec<(OwnedUserId, MembershipRecord)>,
+    /// The positions that the change takes.
+    pub(super) tickets: Vec<Ticket>,
+}
+
+impl Change {
+    pub(super) fn new(room: &ActiveRoom) -> Self {
+        Self {
+            head: room.head.clone(),
+            hot: room.hot.clone(),
+            batch: Batch::default(),
+            events: Vec::new(),
+            replaced: Vec::new(),
+            nodes: BTreeMap::new(),
+            memberships: Vec::new(),
+            tickets: Vec::new(),
+        }
+    }
+
+    /// The newest position of the change.
+    pub(super) fn position(&self) -> Position {
+        self.tickets.last().map_or(Position(0), Ticket::last)
+    }
+
+    /// What to tell active sessions about their memberships.
+    pub(super) fn entries(&self) -> Vec<(OwnedUserId, RoomEntry)> {
+        let position = self.position();
+        self.memberships
+            .iter()
+            .map(|(user, record)| (user.clone(), RoomEntry::new(record.clone(), position)))
+            .collect()
+    }
+}
+
+/// Nodes of a change that is not stored yet, in front of the room's own.
+struct NodesOf<'a> {
+    change: &'a BTreeMap<NodeId, Arc<Node>>,
+    pending: &'a Pending,
+    behind: &'a dyn NodeSource,
+}
+
+impl NodeSource for NodesOf<'_> {
+    fn node(&self, id: NodeId) -> Option<Arc<Node>> {
+        let cached = self.change.get(&id).cloned().or_else(|| self.behind.node(id));
+        cached.or_else(|| self.pending.node(id))
+    }
+}
+
+/// What the room appended and the store has not confirmed yet.
+#[derive(Default)]
+pub(super) struct Pending(VecDeque<InFlight>);
+
+struct InFlight {
+    position: Position,
+    events: Vec<Arc<StoredEvent>>,
+    nodes: BTreeMap<NodeId, Arc<Node>>,
+}
+
+impl Pending {
+    /// Keeps what a submitted change wrote until it is durable.
+    pub(super) fn add(&mut self, change: &mut Change) {
+        let events = change.events.iter().chain(&change.replaced).cloned().collect();
+        let nodes = std::mem::take(&mut change.nodes);
+        self.0.push_back(InFlight { position: change.position(), events, nodes });
+    }
+
+    /// Lets go of what the store can give by now.
+    pub(super) fn confirm(&mut self, watermark: Position) {
+        while self.0.front().is_some_and(|oldest| oldest.position <= watermark) {
+            self.0.pop_front();
+        }
+    }
+
+    fn node(&self, id: NodeId) -> Option<Arc<Node>> {
+        self.0.iter().rev().find_map(|change| change.nodes.get(&id).cloned())
+    }
+
+    fn find(&self, is_it: impl Fn(&StoredEvent) -> bool) -> Option<&Arc<StoredEvent>> {
+        self.0.iter().rev().flat_map(|change| change.events.iter().rev()).find(|event| is_it(event))
+    }
+}
+
+impl ActiveRoom {
+    /// Builds, authorises and appends one event of a local user.
+    pub(super) async fn append(
+        &self,
+        change: &mut Change,
+        sender: &UserId,
+        draft: Draft,
+        sent_by: Option<SentBy>,
+    ) -> Result<OwnedEventId, RoomError> {
+        let auth_events = self.auth_events(change, sender, &draft).await?;
+        let pdu = self.build(change, sender, draft, &auth_events)?;
+        self.admit(change, pdu, &auth_events, sent_by).await
+    }
+
+    /// Authorises and appends an event that is already built.
+    pub(super) async fn admit(
+        &self,
+        change: &mut Change,
+        pdu: Pdu,
+        auth_events: &BTreeMap<StateKey, Arc<StoredEvent>>,
+        sent_by: Option<SentBy>,
+    ) -> Result<OwnedEventId, RoomError> {
+        // From version 12 on the create event authorises everything without being an auth event.
+        let create = self.current(change, "m.room.create", "").await?;
+        check(&pdu, auth_events, create.as_deref(), self.rules)?;
+        let target = self.redaction_target(change, &pdu).await?;
+        let event = self.insert(change, Arc::new(pdu), sent_by).await?;
+        if let Some(target) = target {
+            self.redact(change, &target, &event)?;
+        }
+        Ok(event.pdu.event_id().to_owned())
+    }
+
+    /// The current state events that authorise an event.
+    pub(super) async fn auth_events(
+        &self,
+        change: &Change,
+        sender: &UserId,
+        draft: &Draft,
+    ) -> Result<BTreeMap<StateKey, Arc<StoredEvent>>, RoomError> {
+        let keys =
+            auth::auth_keys(&draft.kind, sender, draft.state_key.as_deref(), &draft.content, self.rules)?;
+        let mut events = BTreeMap::new();
+        for (kind, state_key) in keys {
+            if let Some(event) = self.current(change, &kind.to_string(), &state_key).await? {
+                events.insert((kind.to_string(), state_key), event);
+            }
+        }
+        Ok(events)
+    }
+
+    /// One key of the current state, as the change has it.
+    pub(super) async fn current(
+        &self,
+        change: &Change,
+        kind: &str,
+        state_key: &str,
+    ) -> Result<Option<Arc<StoredEvent>>, RoomError> {
+        let key = (kind.to_owned(), state_key.to_owned());
+        if let Some(event) = change.hot.get(&key) {
+            return Ok(Some(event.clone()));
+        }
+        let root = change.head.root;
+        let short = self
+            .shared
+            .store
+            .with_nodes(|behind| {
+                let nodes = NodesOf { change: &change.nodes, pending: &self.pending, behind };
+                state::get(&nodes, root, kind, state_key)
+            })
+            .await?;
+        match short {
+            None => Ok(None),
+            Some(short) => Ok(Some(self.event(change, short).await?)),
+        }
+    }
+
+    /// What users may do, by the current state; none in a room without a create event.
+    pub(super) async fn powers(&self, change: &Change) -> Result<Option<Powers>, RoomError> {
+        let Some(create) = self.current(change, "m.room.create", "").await? else { return Ok(None) };
+        let power_levels = self.current(change, "m.room.power_levels", "").await?;
+        let power_levels = power_levels.map(|event| event.pdu.clone());
+        Ok(Some(Powers::new(create.pdu.clone(), power_levels, self.rules)))
+    }
+
+    async fn event(&self, change: &Change, short: ShortEventId) -> Result<Arc<StoredEvent>, RoomError> {
+        let own = change.replaced.iter().chain(&change.events).find(|event| event.short == short);
+        match own.or_else(|| self.pending.find(|event| event.short == short)) {
+            Some(event) => Ok(event.clone()),
+            None => Ok(self.shared.store.event(short).await?),
+        }
+    }
+
+    fn build(
+        &self,
+        change: &Change,
+        sender: &UserId,
+        draft: Draft,
+        auth_events: &BTreeMap<StateKey, Arc<StoredEvent>>,
+    ) -> Result<Pdu, RoomError> {
+        let prev_events: Vec<_> = change.head.tips.iter().map(|tip| tip.pdu.clone()).collect();
+        let auth_events: Vec<_> = auth_events.values().map(|event| event.pdu.clone()).collect();
+        let seed = self.shared.env.entropy.token(18);
+        let context = BuildContext {
+            room_id: Some(&self.room_id),
+            sender,
+            origin_server_ts: self.shared.env.clock.now(),
+            prev_events: &prev_events,
+            auth_events: &auth_events,
+            event_id_localpart: &seed,
+            rules: self.rules,
+            key: &self.shared.signing_key,
+            server_name: &self.shared.server_name,
+        };
+        Ok(pdu::build(draft, &context)?)
+    }
+
+    /// Adds an accepted event: to the timeline, to the graph, to the state.
+    async fn insert(
+        &self,
+        change: &mut Change,
+        pdu: Arc<Pdu>,
+        sent_by: Option<SentBy>,
+    ) -> Result<Arc<StoredEvent>, RoomError> {
+        let ticket = self.shared.store.storage().reserve(1);
+        let short = ShortEventId(ticket.last().0);
+        let index = TimelineIndex::from(ticket.last());
+        let before = change.head.root;
+        let replaces = self.set_state(change, &pdu, short).await?;
+        let event = Arc::new(StoredEvent {
+            short,
+            room: self.room,
+            pdu,
+            index: Some(index),
+            standing: Standing::Accepted,
+            before,
+            after: change.head.root,
+            replaces: replaces.as_ref().map(|event| event.short),
+            redacted_by: None,
+            sent_by,
+        });
+        self.count_members(change, &event, replaces.as_deref()).await?;
+        if let Some(state_key) = event.pdu.state_key() {
+            change.hot.insert((event.pdu.kind().to_owned(), state_key.to_owned()), event.clone());
+        }
+        change.head.tips = vec![event.clone()];
+        change.head.latest = index;
+        change.head.push_recent(event.clone());
+        self.store_event(change, &event);
+        change.tickets.push(ticket);
+        change.events.push(event.clone());
+        Ok(event)
+    }
+
+    fn store_event(&self, change: &mut Change, event: &StoredEvent) {
+        let batch = &mut change.batch;
+        batch.put(&schema::EVENT_IDS, event.pdu.event_id(), &event.short);
+        batch.put(&schema::EVENTS, &event.short, &event.to_record());
+        if let Some(index) = event.index {
+            batch.put(&schema::TIMELINE, &(self.room, index), &event.short);
+            let sent_ms = u64::from(event.pdu.origin_server_ts().get());
+            batch.put(&schema::EVENTS_BY_TIME, &(self.room, sent_ms, event.short), &());
+        }
+        if let Some(sent_by) = &event.sent_by {
+            let key = txn_key(self.room, event.pdu.sender(), event.pdu.kind(), sent_by);
+            batch.put(&schema::TXN_IDS, &key, event.pdu.event_id());
+        }
+    }
+
+    /// Points the event's key of the state at it; returns the event that held the key before.
+    async fn set_state(
+        &self,
+        change: &mut Change,
+        pdu: &Pdu,
+        short: ShortEventId,
+    ) -> Result<Option<Arc<StoredEvent>>, RoomError> {
+        let Some(state_key) = pdu.state_key() else { return Ok(None) };
+        let replaces = self.current(change, pdu.kind(), state_key).await?;
+        let changes = BTreeMap::from([((pdu.kind().to_owned(), state_key.to_owned()), Some(short))]);
+        let root = change.head.root;
+        let applied = self
+            .shared
+            .store
+            .with_nodes(|behind| {
+                let nodes = NodesOf { change: &change.nodes, pending: &self.pending, behind };
+                state::apply(&nodes, root, self.salt, &changes)
+            })
+            .await?;
+        change.head.root = applied.root;
+        for (id, node) in applied.new_nodes {
+            change.batch.put(&schema::STATE_NODES, &id.0, &node.encode().into());
+            change.nodes.insert(id, node);
+        }
+        Ok(replaces)
+    }
+
+    /// Keeps the member counts and local users' memberships in step with a membership event.
+    async fn count_members(
+        &self,
+        change: &mut Change,
+        event: &StoredEvent,
+        replaces: Option<&StoredEvent>,
+    ) -> Result<(), RoomError> {
+        if event.pdu.kind() != "m.room.member" {
+            return Ok(());
+        }
+        let before = replaces.map(|event| content::membership(&event.pdu));
+        let before = before.as_deref().unwrap_or("leave");
+        let after = content::membership(&event.pdu);
+        for (name, count) in [("join", &mut change.head.joined), ("invite", &mut change.head.invited)] {
+            *count += u64::from(after == name);
+            *count -= u64::from(before == name).min(*count);
+        }
+        let Some(user) = event.pdu.state_key().and_then(|key| UserId::parse(key).ok()) else { return Ok(()) };
+        if user.server_name() == self.shared.server_name {
+            self.set_membership(change, user, event, before, &after).await?;
+        }
+        Ok(())
+    }
+
+    async fn set_membership(
+        &self,
+        change: &mut Change,
+        user: OwnedUserId,
+        event: &StoredEvent,
+        before: &str,
+        after: &str,
+    ) -> Result<(), RoomError> {
+        let index = event.index.unwrap_or_default();
+        let known = match change.memberships.iter().rev().find(|(known, _)| *known == user) {
+            Some((_, record)) => Some(record.clone()),
+            None => self.membership_record(&user).await?,
+        };
+        let record = MembershipRecord {
+            room: self.room,
+            membership: after.to_owned(),
+            event: event.short,
+            since: known
+                .as_ref()
+                .filter(|known| known.membership == after)
+                .map_or(index, |known| known.since),
+            left: if before == "join" && after != "join" {
+                Some(index)
+            } else {
+                known.and_then(|known| known.left)
+            },
+            forgotten: false,
+        };
+        change.batch.put(&schema::MEMBERSHIPS, &(user.clone(), self.room_id.clone()), &record);
+        change.memberships.push((user, record));
+        Ok(())
+    }
+
+    /// The row to store for the room's head.
+    pub(super) fn record(&self, touched: Position) -> RoomRecord {
+        let head = &self.head;
+        RoomRecord {
+            room_id: self.room_id.clone(),
+            version: self.version.clone(),
+            salt: self.salt,
+            root: head.root,
+            tips: head.tips.iter().map(|tip| tip.short).collect(),
+            latest: head.latest,
+            touched,
+            joined: head.joined,
+            invited: head.invited,
+        }
+    }
+
+    /// The event that a redaction is to strip, if it is known and the sender may.
+    ///
+    /// Spec: client-server API, "Redactions"; room version 3, "Handling redactions".
+    async fn redaction_target(
+        &self,
+        change: &Change,
+        redaction: &Pdu,
+    ) -> Result<Option<Arc<StoredEvent>>, RoomError> {
+        if redaction.kind() != "m.room.redaction" {
+            return Ok(None);
+        }
+        let Some(target_id) = redaction.redacts() else {
+            return Err(RoomError::Invalid("the redaction names no event".to_owned()));
+        };
+        let Some(target) = self.known_event(change, target_id).await? else {
+            return Err(RoomError::EventNotFound);
+        };
+        let Some(powers) = self.powers(change).await? else { return Err(RoomError::NotFound) };
+        if !auth::redaction_applies(redaction, &target.pdu, &powers) {
+            return Err(RoomError::NotAllowed("you may not redact this event".to_owned()));
+        }
+        Ok(Some(target))
+    }
+
+    /// Strips an event in place: its ID, hashes and signatures hold for the stripped form too.
+    fn redact(
+        &self,
+        change: &mut Change,
+        target: &Arc<StoredEvent>,
+        redaction: &Arc<StoredEvent>,
+    ) -> Result<(), RoomError> {
+        if target.redacted_by.is_some() {
+            return Ok(());
+        }
+        let stripped = Arc::new(StoredEvent {
+            pdu: Arc::new(pdu::redact(&target.pdu, self.rules)?),
+            redacted_by: Some(redaction.short),
+            sent_by: target.sent_by.clone(),
+            ..**target
+        });
+        change.batch.put(&schema::EVENTS, &stripped.short, &stripped.to_record());
+        if let Some(state_key) = stripped.pdu.state_key() {
+            let key = (stripped.pdu.kind().to_owned(), state_key.to_owned());
+            if change.hot.get(&key).is_some_and(|held| held.short == stripped.short) {
+                change.hot.insert(key, stripped.clone());
+            }
+        }
+        change.head.replace_recent(&stripped);
+        change.replaced.push(stripped);
+        Ok(())
+    }
+
+    /// An event of this room by its ID, whether it is stored already or still in the making.
+    pub(super) async fn known_event(
+        &self,
+        change: &Change,
+        event_id: &EventId,
+    ) -> Result<Option<Arc<StoredEvent>>, RoomError> {
+        let own = change.replaced.iter().rev().chain(change.events.iter().rev());
+        let recent = change.head.recent.iter().rev();
+        let hot = own.chain(recent).find(|event| event.pdu.event_id() == event_id);
+        let event = match hot.or_else(|| self.pending.find(|event| event.pdu.event_id() == event_id)) {
+            Some(event) => Some(event.clone()),
+            None => self.shared.store.event_by_id(event_id).await?,
+        };
+        Ok(event.filter(|event| event.room == self.room))
+    }
+}
+
+/// The key of a client's transaction, whose ID is good for one room and endpoint.
+///
+/// Spec: client-server API, "Transaction identifiers".
+pub(super) fn txn_key(room: ShortRoomId, sender: &UserId, kind: &str, sent_by: &SentBy) -> TxnKey {
+    (room, sender.to_owned(), sent_by.device_id.clone(), format!("{kind} {}", sent_by.txn_id))
+}
+
+fn check(
+    pdu: &Pdu,
+    auth_events: &BTreeMap<StateKey, Arc<StoredEvent>>,
+    create: Option<&StoredEvent>,
+    rules: &RoomVersion,
+) -> Result<(), RoomError> {
+    let by_id = |id: &EventId| {
+        // Since version 12 the create event is known by the room's ID and is no auth event.
+        let known = auth_events.values().map(|event| &**event).chain(create);
+        known.into_iter().find(|event| event.pdu.event_id() == id).map(|event| event.pdu.clone())
+    };
+    let by_key = |kind: &StateEventType, state_key: &str| {
+        if *kind == StateEventType::RoomCreate {
+            return create.map(|event| event.pdu.clone());
+        }
+        auth_events.get(&(kind.to_string(), state_key.to_owned())).map(|event| event.pdu.clone())
+    };
+    Ok(auth::check(pdu, by_id, by_key, rules)?)
+}

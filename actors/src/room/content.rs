@@ -1,0 +1,63 @@
+//! The few content fields that a room looks into itself.
+
+use engine::pdu::Pdu;
+use ruma::OwnedUserId;
+use serde::{Deserialize, de::DeserializeOwned};
+
+/// A field set of an event's content, or its default if the content has another shape.
+pub(super) fn read<T: DeserializeOwned + Default>(pdu: &Pdu) -> T {
+    serde_json::from_str(pdu.content().get()).unwrap_or_default()
+}
+
+#[derive(Default, Deserialize)]
+struct Member {
+    #[serde(default)]
+    membership: String,
+}
+
+/// The membership that an `m.room.member` event states.
+pub fn membership(pdu: &Pdu) -> String {
+    read::<Member>(pdu).membership
+}
+
+#[derive(Default, Deserialize)]
+struct JoinRules {
+    join_rule: Option<String>,
+    #[serde(default)]
+    allow: Vec<AllowRule>,
+}
+
+#[derive(Deserialize)]
+struct AllowRule {
+    room_id: Option<ruma::OwnedRoomId>,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+}
+
+/// The join rule that an `m.room.join_rules` event states; `invite` if there is none.
+pub fn join_rule(pdu: Option<&Pdu>) -> String {
+    pdu.and_then(|pdu| read::<JoinRules>(pdu).join_rule).unwrap_or_else(|| "invite".to_owned())
+}
+
+/// The rooms whose members may join, by an `m.room.join_rules` event.
+pub fn allowed_rooms(pdu: &Pdu) -> Vec<ruma::OwnedRoomId> {
+    let allow = read::<JoinRules>(pdu).allow;
+    allow
+        .into_iter()
+        .filter(|rule| rule.kind.as_deref() == Some("m.room_membership"))
+        .filter_map(|rule| rule.room_id)
+        .collect()
+}
+
+/// A string field of an event's content.
+pub fn string(pdu: &Pdu, field: &str) -> Option<String> {
+    let content: serde_json::Map<String, serde_json::Value> = read(pdu);
+    content.get(field)?.as_str().map(ToOwned::to_owned)
+}
+
+/// The users whom an `m.room.power_levels` event names with a level of their own.
+pub(super) fn power_users(pdu: &Pdu) -> Vec<OwnedUserId> {
+    let content: serde_json::Map<String, serde_json::Value> = read(pdu);
+    let users = content.get("users").and_then(|users| users.as_object());
+    users.into_iter().flatten().filter_map(|(user, _)| OwnedUserId::try_from(user.as_str()).ok()).collect()
+}

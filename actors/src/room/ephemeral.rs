@@ -1,0 +1,101 @@
+//! Receipts and typing notices of a room.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use ractor::{ActorRef, RpcReplyPort};
+use ruma::OwnedUserId;
+use storage::{
+    Batch,
+    schema::{self, ReceiptRecord},
+};
+use tokio::time::Instant;
+
+use super::{ActiveRoom, Receipt, RoomError, RoomMessage, Typing};
+
+/// Who is typing, and until when.
+#[derive(Default)]
+pub(super) struct Typists(BTreeMap<OwnedUserId, Instant>);
+
+/// Clients ask for up to 30 s at a time; a longer notice would outlive a client that vanished.
+const TYPING_MAX: Duration = Duration::from_secs(120);
+
+impl ActiveRoom {
+    /// Starts, prolongs or ends a user's typing notice.
+    pub(super) fn set_typing(
+        &mut self,
+        myself: &ActorRef<RoomMessage>,
+        user: OwnedUserId,
+        timeout: Option<Duration>,
+    ) {
+        let changed = match timeout {
+            Some(timeout) => {
+                let timeout = timeout.min(TYPING_MAX);
+                myself.send_after(timeout, || RoomMessage::TypingDue);
+                self.typists.0.insert(user, Instant::now() + timeout).is_none()
+            }
+            None => self.typists.0.remove(&user).is_some(),
+        };
+        if changed {
+            self.publish_typing();
+        }
+    }
+
+    /// Ends the notices that have run out.
+    pub(super) fn typing_due(&mut self) {
+        let now = Instant::now();
+        let before = self.typists.0.len();
+        self.typists.0.retain(|_, until| *until > now);
+        if self.typists.0.len() != before {
+            self.publish_typing();
+        }
+    }
+
+    fn publish_typing(&self) {
+        // Not durable: the position only orders the notice among what sync clients have seen.
+        let ticket = self.shared.store.storage().reserve(1);
+        let typing = Typing { users: self.typists.0.keys().cloned().collect(), position: ticket.last() };
+        self.published.typing.store(Arc::new(typing));
+        self.shared.hub.room_changed(self.room, &self.room_id, ticket.last());
+    }
+
+    /// Sets a public receipt; an older one than the present is ignored.
+    pub(super) fn set_receipt(
+        &mut self,
+        myself: &ActorRef<RoomMessage>,
+        mut receipt: Receipt,
+        reply: RpcReplyPort<Result<(), RoomError>>,
+    ) {
+        let held = self.receipts.of(&receipt.user_id, receipt.thread.as_deref());
+        if held.is_some_and(|held| held.index >= receipt.index) {
+            return drop(reply.send(Ok(())));
+        }
+        let storage = self.shared.store.storage();
+        let ticket = storage.reserve(1);
+        receipt.position = ticket.last();
+        let mut batch = Batch::default();
+        let thread = receipt.thread.clone().unwrap_or_default();
+        let record = ReceiptRecord {
+            event_id: receipt.event_id.clone(),
+            index: receipt.index,
+            ts: receipt.ts,
+            position: receipt.position,
+        };
+        batch.put(&schema::RECEIPTS, &(self.room, receipt.user_id.clone(), thread), &record);
+        batch.put(&schema::ROOMS, &self.room, &self.record(receipt.position));
+        let position = receipt.position;
+        self.receipts.set(receipt);
+        let receipts = Arc::new(self.receipts.clone());
+        let (shared, published) = (self.shared.clone(), self.published.clone());
+        let (room, room_id, myself) = (self.room, self.room_id.clone(), myself.clone());
+        storage.submit(batch, Some(ticket), move |result| {
+            match &result {
+                Ok(()) => {
+                    published.receipts.store(receipts);
+                    shared.hub.room_changed(room, &room_id, position);
+                }
+                Err(error) => drop(myself.cast(RoomMessage::CommitFailed(error.clone()))),
+            }
+            let _ = reply.send(result.map_err(RoomError::Commit));
+        });
+    }
+}

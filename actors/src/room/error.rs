@@ -1,0 +1,82 @@
+//! Why a room did not do what it was asked.
+
+use std::time::Duration;
+
+use engine::{auth::AuthFailure, pdu::PduError, room::create::NewRoomError};
+use storage::{CommitError, StoreError};
+
+use super::ReadError;
+use crate::directory::{ActivateError, CallError};
+
+/// Why a room did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum RoomError {
+    /// The backlog is over its admission limit; nothing was done.
+    #[error("room is busy; retry in {} ms", retry_after.as_millis())]
+    Busy {
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// There is no such room here.
+    #[error("room not found")]
+    NotFound,
+    /// There is no such event in the room, or the asker may not know of it.
+    #[error("event not found")]
+    EventNotFound,
+    /// The user is not in the room.
+    #[error("you are not in this room")]
+    NotJoined,
+    /// The authorization rules refuse the event; nothing was stored.
+    #[error("event refused: {0}")]
+    Forbidden(#[from] AuthFailure),
+    /// The user lacks the power for it, though no authorization rule speaks of it.
+    #[error("{0}")]
+    NotAllowed(String),
+    /// The request contradicts itself or the room.
+    #[error("{0}")]
+    Invalid(String),
+    /// The event is too large or malformed; nothing was stored.
+    #[error(transparent)]
+    Pdu(#[from] PduError),
+    /// The room cannot be created as asked.
+    #[error(transparent)]
+    NewRoom(#[from] NewRoomError),
+    /// The alias is taken.
+    #[error("room alias is already in use")]
+    AliasInUse,
+    /// No server can authorise a restricted join that the user is entitled to.
+    #[error("no member of this server can authorise the join")]
+    UnableToAuthoriseJoin,
+    /// The store cannot be read; nothing was done.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The change is not durable; nobody has seen it.
+    #[error("could not store: {0}")]
+    Commit(CommitError),
+    /// The actor ended before it answered; the change may or may not have happened.
+    #[error("the room restarted while it worked on this; retry")]
+    Crashed,
+    /// The actor did not answer in time; the change may yet happen.
+    #[error("the room did not answer in time")]
+    TimedOut,
+    /// The actor could not be started.
+    #[error("the room could not be loaded: {0}")]
+    Activate(ActivateError),
+}
+
+impl From<StoreError> for RoomError {
+    fn from(error: StoreError) -> Self {
+        Self::Read(error.into())
+    }
+}
+
+impl From<CallError> for RoomError {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Busy { retry_after } => Self::Busy { retry_after },
+            CallError::Crashed => Self::Crashed,
+            CallError::TimedOut => Self::TimedOut,
+            CallError::Activate(error) => Self::Activate(error),
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! What others hold of a room: writes go to its actor, reads to its published views and the store.
+
+use std::{ops::Bound, sync::Arc, time::Duration};
+
+use engine::{
+    auth::Powers,
+    id::{ShortEventId, ShortRoomId, TimelineIndex},
+    state::{self, StateRoot},
+};
+use ruma::{EventId, OwnedEventId, OwnedUserId, UserId};
+use storage::{
+    Direction, KeyRange,
+    schema::{self, MembershipRecord, SentBy},
+};
+
+use super::{
+    MembershipChange, Published, Receipt, Receipts, RoomActor, RoomError, RoomMessage, RoomShared,
+    RoomSnapshot, Send, StoredEvent, Typing, change::txn_key,
+};
+use crate::directory::Handle;
+
+/// A room that exists here.
+#[derive(Clone)]
+pub struct RoomHandle {
+    actor: Handle<RoomActor>,
+    published: Arc<Published>,
+    shared: Arc<RoomShared>,
+}
+
+/// Keys of the state tree that are read at a time.
+const STATE_PAGE: usize = 1000;
+
+impl RoomHandle {
+    pub(crate) fn new(actor: Handle<RoomActor>, published: Arc<Published>, shared: Arc<RoomShared>) -> Self {
+        Self { actor, published, shared }
+    }
+
+    /// The room as of its last durable change.
+    pub fn snapshot(&self) -> Arc<RoomSnapshot> {
+        self.published.snapshot.load_full()
+    }
+
+    /// The public receipts of the room.
+    pub fn receipts(&self) -> Arc<Receipts> {
+        self.published.receipts.load_full()
+    }
+
+    /// Who is typing.
+    pub fn typing(&self) -> Arc<Typing> {
+        self.published.typing.load_full()
+    }
+
+    /// Appends an event of a local user; a transaction that was done before gives its event again.
+    ///
+    /// Spec: client-server API, "Transaction identifiers".
+    pub async fn send(&self, send: Send) -> Result<OwnedEventId, RoomError> {
+        if let Some(sent_by) = &send.sent_by
+            && let Some(event_id) = self.sent_before(&send, sent_by).await?
+        {
+            return Ok(event_id);
+        }
+        self.actor.call(|reply| RoomMessage::Send(Box::new(send), reply)).await?
+    }
+
+    async fn sent_before(&self, send: &Send, sent_by: &SentBy) -> Result<Option<OwnedEventId>, RoomError> {
+        let room = self.snapshot().room;
+        let key = txn_key(room, &send.sender, &send.draft.kind.to_string(), sent_by);
+        Ok(self.shared.store.storage().get(&schema::TXN_IDS, &key).await?)
+    }
+
+    /// Changes a membership; `None` if it is so already.
+    pub async fn change_membership(
+        &self,
+        change: MembershipChange,
+    ) -> Result<Option<OwnedEventId>, RoomError> {
+        self.actor.call(|reply| RoomMessage::Membership(Box::new(change), reply)).await?
+    }
+
+    /// Hides the room from a user who has left it.
+    pub async fn forget(&self, user: OwnedUserId) -> Result<(), RoomError> {
+        self.actor.call(|reply| RoomMessage::Forget(user, reply)).await?
+    }
+
+    /// Sets a public receipt of a local user.
+    pub async fn set_receipt(&self, receipt: Receipt) -> Result<(), RoomError> {
+        self.actor.call(|reply| RoomMessage::Receipt(Box::new(receipt), reply)).await?
+    }
+
+    /// Starts, prolongs or (with `None`) ends a user's typing notice.
+    pub async fn set_typing(&self, user: OwnedUserId, timeout: Option<Duration>) -> Result<(), RoomError> {
+        self.actor.call(|reply| RoomMessage::Typing(user, timeout, reply)).await?
+    }
+
+    /// The stored relation of a local user to the room.
+    pub async fn membership_record(&self, user: &UserId) -> Result<Option<MembershipRecord>, RoomError> {
+        let key = (user.to_owned(), self.snapshot().room_id.clone());
+        Ok(self.shared.store.storage().get(&schema::MEMBERSHIPS, &key).await?)
+    }
+
+    /// The store, for the reads of this module.
+    pub(super) fn storage(&self) -> &storage::Storage {
+        self.shared.store.storage()
+    }
+
+    /// The time, in milliseconds since the epoch.
+    pub(super) fn now_ms(&self) -> u64 {
+        self.shared.env.clock.now_ms()
+    }
+
+    /// The first events of one type in a state, at most `limit`, ordered by state key.
+    pub async fn state_first(
+        &self,
+        root: StateRoot,
+        kind: &str,
+        limit: usize,
+    ) -> Result<Vec<Arc<StoredEvent>>, RoomError> {
+        let page = self
+            .shared
+            .store
+            .with_nodes(|nodes| state::range(nodes, root, Bound::Unbounded, Some(kind), limit))
+            .await?;
+        let shorts: Vec<_> = page.into_iter().map(|entry| entry.event).collect();
+        self.events(&shorts).await
+    }
+
+    /// One key of the current state.
+    pub async fn current(&self, kind: &str, state_key: &str) -> Result<Option<Arc<StoredEvent>>, RoomError> {
+        self.state_event(self.snapshot().head.root, kind, state_key).await
+    }
+
+    /// One key of a state.
+    pub async fn state_event(
+        &self,
+        root: StateRoot,
+        kind: &str,
+        state_key: &str,
+    ) -> Result<Option<Arc<StoredEvent>>, RoomError> {
+        Ok(self.shared.store.state_event(root, kind, state_key).await?)
+    }
+
+    /// All events of a state, or those of one type, ordered by type and state key.
+    pub async fn state(
+        &self,
+        root: StateRoot,
+        kind: Option<&str>,
+    ) -> Result<Vec<Arc<StoredEvent>>, RoomError> {
+        let entries = self.state_entries(root, kind).await?;
+        let shorts: Vec<_> = entries.into_iter().map(|entry| entry.event).collect();
+        Ok(self.shared.store.events(&shorts).await?)
+    }
+
+    async fn state_entries(
+        &self,
+        root: StateRoot,
+        kind: Option<&str>,
+    ) -> Result<Vec<state::Entry>, RoomError> {
+        let mut entries: Vec<state::Entry> = Vec::new();
+        loop {
+            let page = self
+                .shared
+                .store
+                .with_nodes(|nodes| {
+                    let from = entries.last().map_or(Bound::Unbounded, |last| {
+                        Bound::Excluded((last.kind.as_str(), last.state_key.as_str()))
+                    });
+                    state::range(nodes, root, from, kind, STATE_PAGE)
+                })
+                .await?;
+            let is_last = page.len() < STATE_PAGE;
+            entries.extend(page);
+            if is_last {
+                return Ok(entries);
+            }
+        }
+    }
+
+    async fn state_changes_from_nothing(&self, root: StateRoot) -> Result<Vec<state::Change>, RoomError> {
+        let entries = self.state_entries(root, None).await?;
+        let change = |entry: state::Entry| {
+            let state::Entry { kind, state_key, event } = entry;
+            state::Change { kind, state_key, before: None, after: Some(event) }
+        };
+        Ok(entries.into_iter().map(change).collect())
+    }
+
+    /// What users may do, by the current state; none in a room without a create event.
+    pub async fn powers(&self) -> Result<Option<Powers>, RoomError> {
+        let snapshot = self.snapshot();
+        let Some(create) = self.state_event(snapshot.head.root, "m.room.create", "").await? else {
+            return Ok(None);
+        };
+        let power_levels = self.state_event(snapshot.head.root, "m.room.power_levels", "").await?;
+        let power_levels = power_levels.map(|event| event.pdu.clone());
+        Ok(Some(Powers::new(create.pdu.clone(), power_levels, snapshot.rules)))
+    }
+
+    /// The differences from one state to another.
+    pub async fn state_diff(&self, from: StateRoot, to: StateRoot) -> Result<Vec<state::Change>, RoomError> {
+        if from.is_empty() {
+            // A listing fetches many nodes at a time, where a comparison descends one by one.
+            return self.state_changes_from_nothing(to).await;
+        }
+        Ok(self.shared.store.with_nodes(|nodes| state::diff(nodes, from, to)).await?)
+    }
+
+    /// Events by their local numbers.
+    pub async fn events(&self, shorts: &[ShortEventId]) -> Result<Vec<Arc<StoredEvent>>, RoomError> {
+        Ok(self.shared.store.events(shorts).await?)
+    }
+
+    /// An event of this room that is in its graph.
+    pub async fn event(&self, event_id: &EventId) -> Result<Option<Arc<StoredEvent>>, RoomError> {
+        let room = self.snapshot().room;
+        let event = self.shared.store.event_by_id(event_id).await?;
+        Ok(event.filter(|event| event.room == room && event.index.is_some()))
+    }
+
+    /// Up to `limit` events that end at `until`, newest first.
+    pub async fn timeline_back(
+        &self,
+        until: TimelineIndex,
+        limit: usize,
+    ) -> Result<Vec<Arc<StoredEvent>>, RoomError> {
+        let snapshot = self.snapshot();
+        let recent = &snapshot.head.recent;
+        let hot: Vec<_> =
+            recent.iter().rev().filter(|event| event.index <= Some(until)).take(limit).cloned().collect();
+        if hot.len() == limit || snapshot.head.recent_is_all {
+            return Ok(hot);
+        }
+        let newest = until.min(snapshot.head.latest);
+        let range = KeyRange::prefix(&(snapshot.room,)).up_to(&(snapshot.room, newest));
+        self.timeline(range, Direction::Descending, limit).await
+    }
+
+    /// Up to `limit` events after `from`, oldest first.
+    pub async fn timeline_forward(
+        &self,
+        from: TimelineIndex,
+        limit: usize,
+    ) -> Result<Vec<Arc<StoredEvent>>, RoomError> {
+        let snapshot = self.snapshot();
+        let recent = &snapshot.head.recent;
+        let covered = snapshot.head.recent_is_all
+            || recent
+                .front()
+                .is_some_and(|oldest| oldest.index <= Some(TimelineIndex(from.0.saturating_add(1))));
+        if covered {
+            return Ok(recent.iter().filter(|event| event.index > Some(from)).take(limit).cloned().collect());
+        }
+        // What is stored past the snapshot is not published yet.
+        let range = KeyRange::prefix(&(snapshot.room,))
+            .after(&(snapshot.room, from))
+            .up_to(&(snapshot.room, snapshot.head.latest));
+        self.timeline(range, Direction::Ascending, limit).await
+    }
+
+    async fn timeline(
+        &self,
+        range: KeyRange<(ShortRoomId, TimelineIndex)>,
+        direction: Direction,
+        limit: usize,
+    ) -> Result<Vec<Arc<StoredEvent>>, RoomError> {
+        let rows = self.shared.store.storage().range(&schema::TIMELINE, range, direction, limit).await?;
+        let shorts: Vec<_> = rows.into_iter().map(|(_, short)| short).collect();
+        self.events(&shorts).await
+    }
+
+    /// The room's current state as it was once everything up to `index` was in.
+    pub async fn root_at(&self, index: TimelineIndex) -> Result<StateRoot, RoomError> {
+        let newest = self.timeline_back(index, 1).await?;
+        Ok(newest.first().map_or_else(StateRoot::default, |event| event.after))
+    }
+}

@@ -1,0 +1,155 @@
+//! Bringing a room into memory, from the store or anew.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use arc_swap::ArcSwap;
+use engine::{
+    id::{ShortRoomId, TimelineIndex},
+    room_version,
+    state::{Salt, StateRoot},
+};
+use ruma::RoomVersionId;
+use storage::{
+    Direction, KeyRange,
+    schema::{self, RoomRecord},
+};
+
+use super::{
+    ActiveRoom, Empty, Published, RECENT_MAX, Receipt, Receipts, RoomError, RoomHead, RoomSnapshot, Typing,
+    change::{Pending, txn_key},
+    ephemeral::Typists,
+};
+use crate::room::{ReadError, StoredEvent};
+
+impl Empty {
+    /// Reads the room, or finds that there is none.
+    pub(super) async fn load(&self) -> Result<Option<ActiveRoom>, RoomError> {
+        let storage = self.shared.store.storage();
+        // A former actor of this room may have commits under way: read what they wrote, not before them.
+        storage.commit(storage::Batch::default()).await.map_err(RoomError::Commit)?;
+        let Some(room) = storage.get(&schema::ROOM_IDS, &self.room_id).await? else { return Ok(None) };
+        let record = storage
+            .get(&schema::ROOMS, &room)
+            .await?
+            .ok_or_else(|| ReadError::Lost(format!("the head of room {}", self.room_id)))?;
+        let head = self.load_head(room, &record).await?;
+        let receipts = self.load_receipts(room).await?;
+        Ok(Some(self.activate(room, &record.version, record.salt, head, receipts)?))
+    }
+
+    async fn load_head(&self, room: ShortRoomId, record: &RoomRecord) -> Result<RoomHead, RoomError> {
+        let store = &self.shared.store;
+        let newest = KeyRange::prefix(&(room,));
+        let rows =
+            store.storage().range(&schema::TIMELINE, newest, Direction::Descending, RECENT_MAX).await?;
+        let recent_is_all = rows.len() < RECENT_MAX;
+        let shorts: Vec<_> = rows.into_iter().rev().map(|(_, short)| short).collect();
+        let recent: imbl::Vector<Arc<StoredEvent>> = store.events(&shorts).await?.into();
+        let tips = store.events(&record.tips).await?;
+        Ok(RoomHead {
+            root: record.root,
+            tips,
+            latest: record.latest,
+            joined: record.joined,
+            invited: record.invited,
+            recent,
+            recent_is_all,
+        })
+    }
+
+    async fn load_receipts(&self, room: ShortRoomId) -> Result<Receipts, RoomError> {
+        let mut receipts = Receipts::default();
+        let storage = self.shared.store.storage();
+        let all = KeyRange::prefix(&(room,));
+        let rows = storage.range(&schema::RECEIPTS, all, Direction::Ascending, usize::MAX).await?;
+        for ((_, user_id, thread), record) in rows {
+            receipts.set(Receipt {
+                user_id,
+                thread: Some(thread).filter(|thread| !thread.is_empty()),
+                event_id: record.event_id,
+                index: record.index,
+                ts: record.ts,
+                position: record.position,
+            });
+        }
+        Ok(receipts)
+    }
+
+    /// A room without events, to be filled by the first change.
+    pub(super) fn fresh(&self, version: &RoomVersionId) -> Result<ActiveRoom, RoomError> {
+        let storage = self.shared.store.storage();
+        let room = ShortRoomId(storage.reserve(1).last().0);
+        let head = RoomHead {
+            root: StateRoot::default(),
+            tips: Vec::new(),
+            latest: TimelineIndex(0),
+            joined: 0,
+            invited: 0,
+            recent: imbl::Vector::new(),
+            recent_is_all: true,
+        };
+        let salt = Salt(self.shared.env.entropy.next_u64());
+        self.activate(room, version, salt, head, Receipts::default())
+    }
+
+    fn activate(
+        &self,
+        room: ShortRoomId,
+        version: &RoomVersionId,
+        salt: Salt,
+        head: RoomHead,
+        receipts: Receipts,
+    ) -> Result<ActiveRoom, RoomError> {
+        let rules = room_version::rules(version)
+            .ok_or_else(|| RoomError::Invalid(format!("room version {version} is not supported")))?;
+        let snapshot = RoomSnapshot {
+            room_id: self.room_id.clone(),
+            room,
+            version: version.clone(),
+            rules,
+            salt,
+            head: head.clone(),
+        };
+        let published = Arc::new(Published {
+            snapshot: ArcSwap::from_pointee(snapshot),
+            receipts: ArcSwap::from_pointee(receipts.clone()),
+            typing: ArcSwap::from_pointee(Typing::default()),
+        });
+        let mut active = ActiveRoom {
+            shared: self.shared.clone(),
+            meter: self.meter.clone(),
+            room_id: self.room_id.clone(),
+            room,
+            version: version.clone(),
+            rules,
+            salt,
+            head,
+            hot: imbl::OrdMap::new(),
+            pending: Pending::default(),
+            txns: BTreeMap::new(),
+            txn_order: VecDeque::new(),
+            receipts,
+            typists: Typists::default(),
+            published,
+        };
+        let recent: Vec<_> = active.head.recent.iter().cloned().collect();
+        for event in recent {
+            let txn = event
+                .sent_by
+                .as_ref()
+                .map(|sent_by| txn_key(room, event.pdu.sender(), event.pdu.kind(), sent_by));
+            active.remember_txn(txn, &event.pdu.event_id().to_owned());
+        }
+        Ok(active)
+    }
+}
+
+impl ActiveRoom {
+    /// Lets readers find the room's views.
+    pub(super) fn announce(&self) {
+        self.shared.published.insert(self.room_id.clone(), self.published.clone());
+    }
+}

@@ -1,0 +1,125 @@
+//! Pages of a room's timeline, as `/messages` and `/context` give them.
+
+use std::sync::Arc;
+
+use engine::id::{ShortEventId, TimelineIndex};
+use ruma::{MilliSecondsSinceUnixEpoch, UserId, api::client::filter::RoomEventFilter};
+use storage::{Direction, KeyRange, schema};
+
+use super::{RoomError, RoomHandle, StoredEvent};
+use crate::filter;
+
+/// Events that are looked at, at most, to fill a page through a narrow filter.
+const SCAN_MAX: usize = 2000;
+
+/// Which way a page goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageDirection {
+    /// To older events.
+    Backward,
+    /// To newer events.
+    Forward,
+}
+
+/// What a page is to hold.
+pub struct PageQuery<'a> {
+    /// Who asks.
+    pub user_id: &'a UserId,
+    /// The boundary that the page starts from: after this place.
+    pub from: TimelineIndex,
+    /// The boundary that it does not pass.
+    pub to: Option<TimelineIndex>,
+    /// Which way it goes.
+    pub direction: PageDirection,
+    /// Most events to return.
+    pub limit: usize,
+    /// What to leave out.
+    pub filter: &'a RoomEventFilter,
+}
+
+/// A page of a timeline.
+pub struct Page {
+    /// The events, in the direction of the page.
+    pub events: Vec<Arc<StoredEvent>>,
+    /// The boundary that the next page starts from; none at the end of the timeline.
+    pub end: Option<TimelineIndex>,
+}
+
+impl RoomHandle {
+    /// A page of the events that a user may see.
+    pub async fn page(&self, query: &PageQuery<'_>) -> Result<Page, RoomError> {
+        let access = self.access(query.user_id).await?;
+        let mut events = Vec::new();
+        let mut boundary = query.from;
+        let mut scanned = 0;
+        while scanned < SCAN_MAX {
+            let wanted = query.limit - events.len() + 1;
+            let batch = match query.direction {
+                PageDirection::Backward => self.timeline_back(boundary, wanted).await?,
+                PageDirection::Forward => self.timeline_forward(boundary, wanted).await?,
+            };
+            let is_last = batch.len() < wanted;
+            scanned += batch.len();
+            for event in batch {
+                let Some(index) = event.index else { continue };
+                let is_past = query.to.is_some_and(|to| match query.direction {
+                    PageDirection::Backward => index <= to,
+                    PageDirection::Forward => index > to,
+                });
+                if is_past {
+                    return Ok(Page { events, end: None });
+                }
+                if events.len() == query.limit {
+                    return Ok(Page { events, end: Some(boundary) });
+                }
+                boundary = match query.direction {
+                    PageDirection::Backward => TimelineIndex(index.0 - 1),
+                    PageDirection::Forward => index,
+                };
+                if filter::passes(query.filter, &event.pdu) {
+                    events.extend(self.visible_to(query.user_id, access, vec![event]).await?);
+                }
+            }
+            if is_last {
+                return Ok(Page { events, end: None });
+            }
+        }
+        Ok(Page { events, end: Some(boundary) })
+    }
+
+    /// The event closest to a moment, looking in one direction.
+    ///
+    /// Spec: client-server API, `GET /_matrix/client/v1/rooms/{roomId}/timestamp_to_event`.
+    pub async fn event_near(
+        &self,
+        user_id: &UserId,
+        moment: MilliSecondsSinceUnixEpoch,
+        direction: PageDirection,
+    ) -> Result<Option<Arc<StoredEvent>>, RoomError> {
+        let room = self.snapshot().room;
+        let all = KeyRange::prefix(&(room,));
+        let moment = u64::from(moment.get());
+        let (mut range, order) = match direction {
+            PageDirection::Forward => (all.from(&(room, moment, ShortEventId(0))), Direction::Ascending),
+            PageDirection::Backward => {
+                (all.up_to(&(room, moment, ShortEventId(u64::MAX))), Direction::Descending)
+            }
+        };
+        let access = self.access(user_id).await?;
+        for _ in 0..SCAN_MAX / 100 {
+            let rows = self.storage().range(&schema::EVENTS_BY_TIME, range.clone(), order, 100).await?;
+            let Some(&(last, ())) = rows.last() else { return Ok(None) };
+            let shorts: Vec<_> = rows.iter().map(|((_, _, short), ())| *short).collect();
+            let mut events = self.events(&shorts).await?;
+            events.retain(|event| event.index.is_some_and(|index| index <= self.snapshot().head.latest));
+            if let Some(event) = self.visible_to(user_id, access, events).await?.into_iter().next() {
+                return Ok(Some(event));
+            }
+            range = match direction {
+                PageDirection::Forward => range.after(&last),
+                PageDirection::Backward => range.before(&last),
+            };
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,240 @@
+//! What a user may see of a room, and how events look to them.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use engine::{
+    id::{ShortEventId, TimelineIndex},
+    pdu::client::{RoomIdField, Unsigned, client_event},
+    state::StateRoot,
+    visibility::{HistoryVisibility, Presence, may_see},
+};
+use ruma::{OwnedDeviceId, OwnedUserId, UserId};
+use serde_json::value::RawValue;
+
+use super::{RoomError, RoomHandle, StoredEvent, membership_of};
+
+/// Who looks at events.
+#[derive(Clone, Debug)]
+pub struct Viewer {
+    /// The user.
+    pub user_id: OwnedUserId,
+    /// The device, which is shown its own transaction IDs.
+    pub device_id: Option<OwnedDeviceId>,
+}
+
+/// A user's relation to a room as far as it decides what they see of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Access {
+    /// The last place at which the user was joined, if ever: the newest one while joined.
+    pub joined_until: Option<TimelineIndex>,
+    /// Where the present stay began, if the user is joined.
+    pub joined_from: Option<TimelineIndex>,
+}
+
+/// What visibility depends on at one state.
+#[derive(Clone)]
+struct Sight {
+    visibility: HistoryVisibility,
+    membership: Option<Arc<StoredEvent>>,
+}
+
+impl Sight {
+    fn presence(&self) -> Presence {
+        self.membership.as_ref().map_or(Presence::Outside, |event| Presence::of(&membership_of(&event.pdu)))
+    }
+}
+
+impl RoomHandle {
+    /// A local user's access to the room's history.
+    pub async fn access(&self, user_id: &UserId) -> Result<Access, RoomError> {
+        let record = self.membership_record(user_id).await?.filter(|record| !record.forgotten);
+        let is_joined = record.as_ref().is_some_and(|record| record.membership == "join");
+        Ok(Access {
+            joined_until: if is_joined {
+                Some(TimelineIndex(i64::MAX))
+            } else {
+                record.as_ref().and_then(|record| record.left)
+            },
+            joined_from: record.filter(|_| is_joined).map(|record| record.since),
+        })
+    }
+
+    /// The events of these that a user may see, in the same order.
+    pub async fn visible_to(
+        &self,
+        user_id: &UserId,
+        access: Access,
+        events: Vec<Arc<StoredEvent>>,
+    ) -> Result<Vec<Arc<StoredEvent>>, RoomError> {
+        let mut sights = Sights::default();
+        let mut visible = Vec::with_capacity(events.len());
+        for event in events {
+            if self.is_visible(user_id, access, &event, &mut sights).await? {
+                visible.push(event);
+            }
+        }
+        Ok(visible)
+    }
+
+    /// Whether a user may see one event.
+    pub async fn may_see(&self, user_id: &UserId, event: &Arc<StoredEvent>) -> Result<bool, RoomError> {
+        let access = self.access(user_id).await?;
+        self.is_visible(user_id, access, event, &mut Sights::default()).await
+    }
+
+    async fn is_visible(
+        &self,
+        user_id: &UserId,
+        access: Access,
+        event: &StoredEvent,
+        sights: &mut Sights,
+    ) -> Result<bool, RoomError> {
+        // During the user's present stay everything is visible, whatever the room's setting.
+        if access.joined_from.is_some_and(|from| event.index >= Some(from)) {
+            return Ok(true);
+        }
+        let joined_since = access.joined_until.is_some_and(|until| event.index <= Some(until));
+        let mut sight = self.sight(event.before, user_id, sights).await?;
+        // An event that changes the visibility or the user's own membership counts by the better of the
+        // two states.
+        let mut best = may_see(sight.visibility, sight.presence(), joined_since);
+        if event.pdu.kind() == "m.room.history_visibility" && event.pdu.state_key() == Some("") {
+            sight.visibility = sight.visibility.max(HistoryVisibility::of(Some(&event.pdu)));
+            best |= may_see(sight.visibility, sight.presence(), joined_since);
+        }
+        if event.pdu.kind() == "m.room.member" && event.pdu.state_key() == Some(user_id.as_str()) {
+            let after = Presence::of(&membership_of(&event.pdu));
+            best |= may_see(sight.visibility, after, joined_since);
+            // Everyone is told of their own invite, leave and ban.
+            best |= after != Presence::Outside || sight.presence() != Presence::Outside;
+        }
+        Ok(best)
+    }
+
+    async fn sight(
+        &self,
+        root: StateRoot,
+        user_id: &UserId,
+        sights: &mut Sights,
+    ) -> Result<Sight, RoomError> {
+        if let Some((known, sight)) = &sights.last
+            && *known == root
+        {
+            return Ok(sight.clone());
+        }
+        let visibility = self.state_event(root, "m.room.history_visibility", "").await?;
+        let sight = Sight {
+            visibility: HistoryVisibility::of(visibility.as_ref().map(|event| &*event.pdu)),
+            membership: self.state_event(root, "m.room.member", user_id.as_str()).await?,
+        };
+        sights.last = Some((root, sight.clone()));
+        Ok(sight)
+    }
+
+    /// Whether everyone may read the room as it is now, joined or not.
+    pub async fn is_world_readable(&self) -> Result<bool, RoomError> {
+        let event = self.current("m.room.history_visibility", "").await?;
+        Ok(HistoryVisibility::of(event.as_ref().map(|event| &*event.pdu)) == HistoryVisibility::WorldReadable)
+    }
+
+    /// The state that a user may read: the current one, or that of when they left.
+    ///
+    /// Spec: client-server API, "Getting events for a room".
+    pub async fn readable_root(&self, user_id: &UserId) -> Result<StateRoot, RoomError> {
+        let access = self.access(user_id).await?;
+        if access.joined_from.is_some() {
+            return Ok(self.snapshot().head.root);
+        }
+        if let Some(left) = access.joined_until {
+            return self.root_at(left).await;
+        }
+        if self.is_world_readable().await? {
+            return Ok(self.snapshot().head.root);
+        }
+        Err(RoomError::NotJoined)
+    }
+
+    /// Events in client format, as a viewer sees them.
+    pub async fn render(
+        &self,
+        events: &[Arc<StoredEvent>],
+        viewer: &Viewer,
+        room_id: RoomIdField,
+    ) -> Result<Vec<Box<RawValue>>, RoomError> {
+        let related = self.related(events).await?;
+        let now_ms = self.now_ms();
+        let mut sights = Sights::default();
+        let mut rendered = Vec::with_capacity(events.len());
+        for event in events {
+            let membership = self.membership_at(event, viewer, &mut sights).await?;
+            rendered.push(render_one(event, viewer, room_id, &related, membership.as_deref(), now_ms));
+        }
+        Ok(rendered)
+    }
+
+    /// The events that others mention in their `unsigned` part, fetched together.
+    async fn related(
+        &self,
+        events: &[Arc<StoredEvent>],
+    ) -> Result<BTreeMap<ShortEventId, Arc<StoredEvent>>, RoomError> {
+        let shorts: Vec<_> =
+            events.iter().flat_map(|event| [event.replaces, event.redacted_by]).flatten().collect();
+        if shorts.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let found = self.events(&shorts).await?;
+        Ok(found.into_iter().map(|event| (event.short, event)).collect())
+    }
+
+    /// The viewer's membership just after an event.
+    ///
+    /// Spec: client-server API, `unsigned.membership`.
+    async fn membership_at(
+        &self,
+        event: &StoredEvent,
+        viewer: &Viewer,
+        sights: &mut Sights,
+    ) -> Result<Option<String>, RoomError> {
+        if event.pdu.kind() == "m.room.member" && event.pdu.state_key() == Some(viewer.user_id.as_str()) {
+            return Ok(Some(membership_of(&event.pdu)));
+        }
+        let sight = self.sight(event.before, &viewer.user_id, sights).await?;
+        Ok(Some(sight.membership.map_or_else(|| "leave".to_owned(), |event| membership_of(&event.pdu))))
+    }
+}
+
+/// One event in client format.
+fn render_one(
+    event: &StoredEvent,
+    viewer: &Viewer,
+    room_id: RoomIdField,
+    related: &BTreeMap<ShortEventId, Arc<StoredEvent>>,
+    membership: Option<&str>,
+    now_ms: u64,
+) -> Box<RawValue> {
+    let find = |short: Option<ShortEventId>| short.and_then(|short| related.get(&short));
+    let replaced = find(event.replaces);
+    let because = find(event.redacted_by)
+        .map(|redaction| render_one(redaction, viewer, RoomIdField::Present, &BTreeMap::new(), None, now_ms));
+    let own_txn = event.sent_by.as_ref().filter(|sent_by| {
+        *event.pdu.sender() == viewer.user_id && Some(&sent_by.device_id) == viewer.device_id.as_ref()
+    });
+    let sent_ms = u64::from(event.pdu.origin_server_ts().get());
+    let unsigned = Unsigned {
+        age_ms: Some(now_ms.cast_signed() - sent_ms.cast_signed()),
+        transaction_id: own_txn.map(|sent_by| sent_by.txn_id.as_str()),
+        prev_content: replaced.map(|event| event.pdu.content()),
+        replaces_state: replaced.map(|event| event.pdu.event_id().as_str()),
+        prev_sender: replaced.map(|event| event.pdu.sender().as_str()),
+        redacted_because: because.as_deref(),
+        membership,
+        more: None,
+    };
+    client_event(&event.pdu, &unsigned, room_id)
+}
+
+/// The last state looked at: neighbours in the timeline mostly share it.
+#[derive(Default)]
+struct Sights {
+    last: Option<(StateRoot, Sight)>,
+}

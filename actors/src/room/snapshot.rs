@@ -1,0 +1,149 @@
+//! What readers see of a room: published after each durable commit, never changed.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use engine::{
+    id::{Position, ShortRoomId, TimelineIndex},
+    room_version::RoomVersion,
+    state::{Salt, StateRoot},
+};
+use ruma::{MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId, UserId};
+
+use super::StoredEvent;
+
+/// How many events of the timeline an active room keeps in memory.
+pub const RECENT_MAX: usize = 64;
+
+/// The part of a room that changes with every event. Cloning shares all of it.
+#[derive(Clone)]
+pub struct RoomHead {
+    /// The room's current state.
+    pub root: StateRoot,
+    /// Forward extremities, in ascending order.
+    pub tips: Vec<Arc<StoredEvent>>,
+    /// The newest place in the timeline.
+    pub latest: TimelineIndex,
+    /// Number of joined members.
+    pub joined: u64,
+    /// Number of invited members.
+    pub invited: u64,
+    /// The newest events of the timeline, oldest first.
+    pub recent: imbl::Vector<Arc<StoredEvent>>,
+    /// Whether `recent` starts with the room's first event.
+    pub recent_is_all: bool,
+}
+
+impl RoomHead {
+    /// Adds an accepted event to the recent timeline.
+    pub fn push_recent(&mut self, event: Arc<StoredEvent>) {
+        self.recent.push_back(event);
+        if self.recent.len() > RECENT_MAX {
+            self.recent.pop_front();
+            self.recent_is_all = false;
+        }
+    }
+
+    /// Puts a changed (redacted) event in the place of its former self.
+    pub fn replace_recent(&mut self, event: &Arc<StoredEvent>) {
+        if let Some(place) = self.recent.iter().position(|known| known.short == event.short) {
+            self.recent.set(place, event.clone());
+        }
+    }
+
+    /// About how much memory the recent events take, in bytes.
+    pub fn weight(&self) -> u64 {
+        self.recent.iter().map(|event| event.weight()).sum()
+    }
+}
+
+/// An immutable view of a room as of its last durable commit.
+#[derive(Clone)]
+pub struct RoomSnapshot {
+    /// The room's ID.
+    pub room_id: OwnedRoomId,
+    /// The room's local number.
+    pub room: ShortRoomId,
+    /// The room's version.
+    pub version: RoomVersionId,
+    /// The rules of that version.
+    pub rules: &'static RoomVersion,
+    /// Decides the shape of the state tree.
+    pub salt: Salt,
+    /// The part that changes with every event.
+    pub head: RoomHead,
+}
+
+/// A receipt as readers see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// Who read.
+    pub user_id: OwnedUserId,
+    /// The thread that it is about: a root event's ID, `main`, or none for the whole room.
+    pub thread: Option<String>,
+    /// The event that is read.
+    pub event_id: OwnedEventId,
+    /// Its place in the timeline.
+    pub index: TimelineIndex,
+    /// When it was read, in milliseconds since the epoch.
+    pub ts: MilliSecondsSinceUnixEpoch,
+    /// When the server learned of it.
+    pub position: Position,
+}
+
+/// The public receipts of a room. Each has a position of its own.
+#[derive(Clone, Default)]
+pub struct Receipts {
+    by_reader: imbl::OrdMap<Reader, Receipt>,
+    by_position: imbl::OrdMap<Position, Reader>,
+}
+
+type Reader = (OwnedUserId, Option<String>);
+
+impl Receipts {
+    /// The receipt of a user for a thread.
+    pub fn of(&self, user_id: &UserId, thread: Option<&str>) -> Option<&Receipt> {
+        self.by_reader.get(&(user_id.to_owned(), thread.map(ToOwned::to_owned)))
+    }
+
+    /// The receipts of a user, for the room and its threads.
+    pub fn by_user(&self, user_id: &UserId) -> impl Iterator<Item = &Receipt> {
+        let from = (user_id.to_owned(), None);
+        let all = self.by_reader.range(from..);
+        all.take_while(move |((reader, _), _)| reader == user_id).map(|(_, receipt)| receipt)
+    }
+
+    /// The receipts that are newer than `since`, oldest first.
+    pub fn since(&self, since: Position) -> impl Iterator<Item = &Receipt> {
+        let after = (std::ops::Bound::Excluded(since), std::ops::Bound::Unbounded);
+        self.by_position.range(after).filter_map(|(_, reader)| self.by_reader.get(reader))
+    }
+
+    /// Sets a receipt.
+    pub fn set(&mut self, receipt: Receipt) {
+        let reader = (receipt.user_id.clone(), receipt.thread.clone());
+        self.by_position.insert(receipt.position, reader.clone());
+        if let Some(old) = self.by_reader.insert(reader, receipt) {
+            self.by_position.remove(&old.position);
+        }
+    }
+}
+
+/// Who is typing.
+#[derive(Clone, Debug, Default)]
+pub struct Typing {
+    /// The users, in order.
+    pub users: Vec<OwnedUserId>,
+    /// When the list last changed.
+    pub position: Position,
+}
+
+/// Where a room publishes its views.
+pub struct Published {
+    /// The durable part.
+    pub snapshot: ArcSwap<RoomSnapshot>,
+    /// Public receipts.
+    pub receipts: ArcSwap<Receipts>,
+    /// Who is typing.
+    pub typing: ArcSwap<Typing>,
+}

@@ -1,0 +1,313 @@
+//! A local user's session: the single writer of the account and all that belongs to it.
+//!
+//! Owns the user's rows in `ACCOUNTS`, `DEVICES`, `TOKENS`, `OPENID_TOKENS`, `ACCOUNT_DATA`, `PROFILES`,
+//! `FILTERS` and `PRIVATE_RECEIPTS`. It exists only for users who have an account. The directory starts it
+//! under the session supervisor and passivates it when it is idle or memory is short; whoever waits in
+//! `/sync` holds a lease on it. A restart costs one read of each of those ranges and of the user's
+//! memberships; what was not durable has not been seen by anybody. The backlog limit is `[actors]`'s.
+//!
+//! Writes are pipelined as in a room: applied to the hot copy, handed to the storage writer with the
+//! reply, published by the completion.
+
+mod account;
+mod background;
+mod change;
+mod data;
+mod device;
+mod error;
+mod handle;
+mod index;
+mod load;
+mod profile;
+mod push_rules;
+mod tags;
+#[cfg(test)]
+mod tests;
+mod token;
+mod unread;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use dashmap::DashMap;
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use ruma::{OwnedDeviceId, OwnedUserId, UserId};
+pub use storage::schema::{AccountRecord, DeviceRecord};
+use storage::{CommitError, Storage, schema::TokenHash};
+
+pub use self::{
+    account::{NewAccount, OpenIdToken},
+    change::{LogOut, OpenIdKey, SessionChange},
+    data::{Profile, SessionData},
+    device::{LoggedIn, Login},
+    error::SessionError,
+    handle::{Connected, SessionHandle},
+    index::{RoomEntry, SessionView},
+    token::{AuthenticationFailure, Requester, hash_token},
+    unread::{Unread, UnreadCounts},
+};
+use self::{
+    background::Background,
+    change::Draft,
+    token::TokenCache,
+    unread::{FlatEvents, UnreadCache},
+};
+use crate::{
+    directory::{DirectoryActor, Meter},
+    env::Env,
+    hub::Hub,
+    presence::{Outcome, Presence},
+    room::RoomShared,
+};
+
+/// What all sessions share.
+pub struct SessionShared {
+    env: Env,
+    storage: Storage,
+    rooms: Arc<RoomShared>,
+    published: DashMap<OwnedUserId, Arc<Published>>,
+    tokens: TokenCache,
+    presence: Presence,
+    background: Background,
+    flat_events: FlatEvents,
+}
+
+impl SessionShared {
+    /// What the sessions of a server share.
+    pub fn new(env: Env, storage: Storage, rooms: Arc<RoomShared>) -> Self {
+        Self {
+            env,
+            storage,
+            rooms,
+            published: DashMap::new(),
+            tokens: TokenCache::new(),
+            presence: Presence::default(),
+            background: Background::default(),
+            flat_events: FlatEvents::new(),
+        }
+    }
+
+    /// Waits for what goes on in the background: profile changes that are told to rooms, and leaves.
+    pub(crate) async fn finish_background(&self) {
+        self.background.finish().await;
+    }
+
+    fn hub(&self) -> &Hub {
+        &self.rooms.hub
+    }
+
+    /// Tells those who share a room with a user of a change of the user's presence.
+    fn tell_presence(&self, user_id: &UserId, outcome: Outcome) {
+        if outcome.needs_watch
+            && let Some(published) = self.published.get(user_id)
+        {
+            let _ = published.actor.cast(SessionMessage::PresenceDue);
+        }
+        if !outcome.is_news {
+            return;
+        }
+        let Some(view) = self.hub().session(user_id) else { return };
+        // Not durable: the position only orders the change among what sync clients have seen.
+        let ticket = self.storage.reserve(1);
+        for other in self.hub().neighbors(&view) {
+            other.mark_presence(user_id, ticket.last());
+            other.wake();
+        }
+    }
+}
+
+/// Where a session publishes its views.
+struct Published {
+    data: ArcSwap<SessionData>,
+    view: Arc<SessionView>,
+    unread: UnreadCache,
+    actor: ActorRef<SessionMessage>,
+}
+
+/// What a session is asked to do.
+pub enum SessionMessage {
+    /// Change the account.
+    Change(Box<SessionChange>, RpcReplyPort<Result<(), SessionError>>),
+    /// Log in.
+    Login(Box<Login>, RpcReplyPort<Result<LoggedIn, SessionError>>),
+    /// Exchange a refresh token.
+    Refresh(TokenHash, RpcReplyPort<Result<LoggedIn, SessionError>>),
+    /// Note that a device was used.
+    Seen {
+        /// The device.
+        device_id: OwnedDeviceId,
+        /// Where it was used.
+        ip: Option<String>,
+    },
+    /// Time may have changed the user's presence.
+    PresenceDue,
+    /// A commit failed: what is in memory is ahead of the store.
+    CommitFailed(CommitError),
+}
+
+/// The actor; see the module's documentation.
+pub struct SessionActor;
+
+/// A session in memory.
+pub struct ActiveSession {
+    shared: Arc<SessionShared>,
+    meter: Meter,
+    data: SessionData,
+    published: Arc<Published>,
+}
+
+impl Actor for SessionActor {
+    type Msg = SessionMessage;
+    type State = ActiveSession;
+    type Arguments = (OwnedUserId, Arc<SessionShared>, Meter);
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<SessionMessage>,
+        (user_id, shared, meter): Self::Arguments,
+    ) -> Result<ActiveSession, ActorProcessingErr> {
+        let session = ActiveSession::load(myself, user_id.clone(), shared, meter).await?;
+        session.meter.set_bytes(session.data.weight());
+        session.shared.published.insert(user_id, session.published.clone());
+        Ok(session)
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<SessionMessage>,
+        message: SessionMessage,
+        session: &mut ActiveSession,
+    ) -> Result<(), ActorProcessingErr> {
+        session.handle(&myself, message)?;
+        session.meter.set_bytes(session.data.weight());
+        Ok(())
+    }
+
+    async fn post_stop(
+        &self,
+        _myself: ActorRef<SessionMessage>,
+        session: &mut ActiveSession,
+    ) -> Result<(), ActorProcessingErr> {
+        let ActiveSession { shared, published, data, .. } = session;
+        let user_id = &data.user_id;
+        let outcome = shared.presence.leave(user_id, shared.env.clock.now_ms());
+        shared.tell_presence(user_id, outcome);
+        shared.hub().remove_session(&published.view);
+        shared.published.remove_if(user_id, |_, known| Arc::ptr_eq(known, published));
+        Ok(())
+    }
+}
+
+impl DirectoryActor for SessionActor {
+    type Key = OwnedUserId;
+    type Context = Arc<SessionShared>;
+    const CLASS: &'static str = "session";
+
+    fn new() -> Self {
+        Self
+    }
+
+    fn arguments(key: &OwnedUserId, context: &Arc<SessionShared>, meter: Meter) -> Self::Arguments {
+        (key.clone(), context.clone(), meter)
+    }
+}
+
+impl ActiveSession {
+    fn handle(
+        &mut self,
+        myself: &ActorRef<SessionMessage>,
+        message: SessionMessage,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            SessionMessage::Change(change, reply) => {
+                self.perform(myself, reply, |draft| draft.apply(*change));
+            }
+            SessionMessage::Login(login, reply) => {
+                let entropy = self.shared.env.entropy.clone();
+                self.perform(myself, reply, |draft| draft.log_in(*login, &*entropy));
+            }
+            SessionMessage::Refresh(token, reply) => {
+                let entropy = self.shared.env.entropy.clone();
+                self.perform(myself, reply, |draft| draft.refresh(&token, &*entropy));
+            }
+            SessionMessage::Seen { device_id, ip } => {
+                let mut draft = self.draft();
+                draft.seen(&device_id, ip);
+                self.submit(myself, draft, |_| {});
+            }
+            SessionMessage::PresenceDue => self.look_at_presence(myself),
+            // The hot copy holds what the store does not: start over from the store.
+            SessionMessage::CommitFailed(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    fn draft(&self) -> Draft {
+        Draft::new(self.data.clone(), &self.shared.storage, self.shared.env.clock.now())
+    }
+
+    /// Makes a change, or refuses it and leaves everything as it is.
+    fn perform<T: Send + 'static>(
+        &mut self,
+        myself: &ActorRef<SessionMessage>,
+        reply: RpcReplyPort<Result<T, SessionError>>,
+        change: impl FnOnce(&mut Draft) -> Result<T, SessionError>,
+    ) {
+        let mut draft = self.draft();
+        match change(&mut draft) {
+            Ok(answer) => self.submit(myself, draft, move |result| {
+                let _ = reply.send(result.map(|()| answer)); // a caller that hung up does not care
+            }),
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+
+    /// Takes the change into the hot copy and hands it to the storage writer.
+    ///
+    /// `done` runs once it is durable and visible, or once it has failed.
+    fn submit(
+        &mut self,
+        myself: &ActorRef<SessionMessage>,
+        draft: Draft,
+        done: impl FnOnce(Result<(), SessionError>) + Send + 'static,
+    ) {
+        let Draft { data, batch, revoked, rooms, is_news, ticket, .. } = draft;
+        self.data = data;
+        let position = ticket.last();
+        let (shared, published) = (self.shared.clone(), self.published.clone());
+        let data = Arc::new(self.data.clone());
+        let myself = myself.clone();
+        self.shared.storage.submit(batch, Some(ticket), move |result| match result {
+            Ok(()) => {
+                published.data.store(data);
+                for token in &revoked {
+                    shared.tokens.revoke(token);
+                }
+                for room_id in &rooms {
+                    published.view.mark_room(room_id, position);
+                }
+                if is_news {
+                    published.view.mark_own(position);
+                }
+                if is_news || !rooms.is_empty() {
+                    published.view.wake();
+                }
+                done(Ok(()));
+            }
+            Err(error) => {
+                let _ = myself.cast(SessionMessage::CommitFailed(error.clone()));
+                done(Err(SessionError::Commit(error)));
+            }
+        });
+    }
+
+    fn look_at_presence(&self, myself: &ActorRef<SessionMessage>) {
+        let user_id = &self.data.user_id;
+        let now_ms = self.shared.env.clock.now_ms();
+        let (outcome, due) = self.shared.presence.look_again(user_id, now_ms);
+        self.shared.tell_presence(user_id, Outcome { needs_watch: false, ..outcome });
+        if let Some(due) = due {
+            myself.send_after(due, || SessionMessage::PresenceDue);
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Accounts as the server as a whole sees them: making them, finding them, and who a request comes from.
+
+use std::time::Duration;
+
+use ruma::{OwnedUserId, UserId};
+use serde_json::value::RawValue;
+use storage::{
+    Batch, CommitError, Direction, KeyRange, StoreError,
+    schema::{self, AccountRecord, MembershipRecord, TokenKind},
+};
+
+use super::{
+    AuthenticationFailure, LoggedIn, OpenIdKey, Profile, Requester, SessionChange, SessionError,
+    SessionHandle, SessionMessage, token::hash_token,
+};
+use crate::{env::Entropy, homeserver::Homeserver, presence::UserPresence};
+
+/// An account to be made.
+#[derive(Clone, Debug)]
+pub struct NewAccount {
+    /// The user's ID.
+    pub user_id: OwnedUserId,
+    /// Argon2id in PHC form; none if the account is to have no password.
+    pub password_hash: Option<String>,
+    /// A guest account.
+    pub is_guest: bool,
+    /// May use the admin API.
+    pub is_admin: bool,
+}
+
+/// A token with which a third party can learn the user's ID.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenIdToken {
+    /// The token.
+    pub token: String,
+    /// How long it works.
+    pub expires_in: Duration,
+    expires_ms: u64,
+}
+
+/// How long an OpenID token works.
+const OPENID_LIFETIME: Duration = Duration::from_secs(60 * 60);
+
+impl OpenIdToken {
+    pub(super) fn new(entropy: &dyn Entropy, now_ms: u64) -> Self {
+        let expires_ms = now_ms + OPENID_LIFETIME.as_secs() * 1000;
+        let token = format!("got_{expires_ms}_{}", entropy.token(44));
+        Self { token, expires_in: OPENID_LIFETIME, expires_ms }
+    }
+
+    pub(super) fn key(&self) -> OpenIdKey {
+        (self.expires_ms, hash_token(&self.token))
+    }
+}
+
+/// The key of an OpenID token, which says itself when it expires.
+fn open_id_key(token: &str) -> Option<OpenIdKey> {
+    let (expires_ms, _) = token.strip_prefix("got_")?.split_once('_')?;
+    Some((expires_ms.parse().ok()?, hash_token(token)))
+}
+
+impl Homeserver {
+    /// Refuses user IDs that may not be registered here.
+    ///
+    /// Spec: appendices, "User Identifiers".
+    pub fn check_username(&self, user_id: &UserId) -> Result<(), SessionError> {
+        if user_id.server_name() != self.server_name() {
+            return Err(SessionError::InvalidUsername("the user ID belongs to another server"));
+        }
+        let is_allowed =
+            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._=-/+".contains(&byte);
+        if user_id.localpart().is_empty() || !user_id.localpart().bytes().all(is_allowed) {
+            return Err(SessionError::InvalidUsername("a user name has only a-z, 0-9 and . _ = - / +"));
+        }
+        if user_id.as_str().len() > 255 {
+            return Err(SessionError::InvalidUsername("a user ID has at most 255 bytes"));
+        }
+        Ok(())
+    }
+
+    /// Whether a user ID may be registered and is not taken.
+    pub async fn check_free(&self, user_id: &UserId) -> Result<(), SessionError> {
+        self.check_username(user_id)?;
+        match self.storage().get(&schema::ACCOUNTS, user_id).await? {
+            Some(_) => Err(SessionError::UserInUse),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes an account; of two who want the same user ID one is refused.
+    pub async fn register(&self, new: NewAccount) -> Result<SessionHandle, SessionError> {
+        self.check_username(&new.user_id)?;
+        let NewAccount { user_id, password_hash, is_guest, is_admin } = new;
+        let created = self.env().clock.now();
+        let account = AccountRecord {
+            password_hash,
+            created,
+            is_guest,
+            is_admin,
+            is_deactivated: false,
+            is_erased: false,
+        };
+        let mut batch = Batch::new();
+        batch.expect_absent(&schema::ACCOUNTS, &user_id).put(&schema::ACCOUNTS, &user_id, &account);
+        match self.storage().commit(batch).await {
+            Ok(()) => self.session(&user_id).await,
+            Err(CommitError::Refused(_)) => Err(SessionError::UserInUse),
+            Err(error) => Err(SessionError::Commit(error)),
+        }
+    }
+
+    /// Accounts in the order of their IDs, at most `limit` after a user.
+    pub async fn accounts(
+        &self,
+        after: Option<&UserId>,
+        limit: usize,
+    ) -> Result<Vec<(OwnedUserId, AccountRecord)>, SessionError> {
+        let range = match after {
+            Some(user_id) => KeyRange::all().after(user_id),
+            None => KeyRange::all(),
+        };
+        Ok(self.storage().range(&schema::ACCOUNTS, range, Direction::Ascending, limit).await?)
+    }
+
+    /// Who a request with this access token comes from; notes the use of the device now and then.
+    ///
+    /// Spec: client-server API, "Using access tokens", "Soft logout".
+    pub async fn authenticate(
+        &self,
+        token: &str,
+        ip: Option<&str>,
+    ) -> Result<Requester, AuthenticationFailure> {
+        let shared = self.session_shared();
+        let known = shared.tokens.look_up(token, &shared.storage, &*shared.env.clock).await?;
+        let requester = known.requester.clone();
+        if known.is_due(shared.env.clock.now_ms()) {
+            match self.session(&requester.user_id).await {
+                Ok(session) => session.note_use(&requester, ip),
+                Err(error) => tracing::warn!(%error, "the use of a device was not noted"),
+            }
+        }
+        Ok(requester)
+    }
+
+    /// Exchanges a refresh token for new tokens.
+    ///
+    /// Spec: client-server API, `POST /_matrix/client/v3/refresh`.
+    pub async fn refresh(&self, refresh_token: &str) -> Result<LoggedIn, SessionError> {
+        let record = self.storage().get(&schema::TOKENS, &hash_token(refresh_token)).await?;
+        match record {
+            Some(record) if record.kind == TokenKind::Refresh => {
+                self.session(&record.user_id).await?.refresh(refresh_token).await
+            }
+            _ => Err(SessionError::UnknownRefreshToken),
+        }
+    }
+
+    /// Whose OpenID token it is, if it works.
+    ///
+    /// Spec: server-server API, `GET /_matrix/federation/v1/openid/userinfo`.
+    pub async fn open_id_user(&self, token: &str) -> Result<Option<OwnedUserId>, StoreError> {
+        let key = open_id_key(token).filter(|(expires_ms, _)| *expires_ms > self.env().clock.now_ms());
+        match key {
+            Some(key) => self.storage().get(&schema::OPENID_TOKENS, &key).await,
+            None => Ok(None),
+        }
+    }
+
+    /// The profile of a local user, active or not.
+    pub async fn profile(&self, user_id: &UserId) -> Result<Profile, SessionError> {
+        let shared = self.session_shared();
+        if let Some(published) = shared.published.get(user_id).map(|published| published.clone()) {
+            return Ok(published.data.load().profile().clone());
+        }
+        match self.storage().get(&schema::ACCOUNTS, user_id).await? {
+            Some(_) => shared.load_profile(&user_id.to_owned()).await,
+            None => Err(SessionError::NotFound),
+        }
+    }
+
+    /// Sets or removes a profile field; the rooms of the user are told in the background.
+    pub async fn set_profile_field(
+        &self,
+        user_id: &UserId,
+        name: &str,
+        value: Option<Box<RawValue>>,
+    ) -> Result<(), SessionError> {
+        let session = self.session(user_id).await?;
+        session.change(SessionChange::SetProfileField(name.to_owned(), value.map(Into::into))).await?;
+        if ["displayname", "avatar_url"].contains(&name) {
+            self.tell_rooms_of_profile(&session);
+        }
+        Ok(())
+    }
+
+    /// A local user's presence as others see it.
+    pub fn presence(&self, user_id: &UserId) -> UserPresence {
+        self.session_shared().presence.of(user_id, self.env().clock.now_ms())
+    }
+
+    /// Notes that a local user did something, if anybody could see it.
+    pub fn note_activity(&self, user_id: &UserId) {
+        let shared = self.session_shared();
+        if shared.hub().session(user_id).is_some() {
+            let outcome = shared.presence.active(user_id, self.env().clock.now_ms());
+            shared.tell_presence(user_id, outcome);
+        }
+    }
+
+    /// Whether a session's user is joined to a room that a local user is joined to as well.
+    pub async fn shares_room(&self, session: &SessionHandle, other: &UserId) -> Result<bool, SessionError> {
+        let joined = session.view().rooms().into_iter().filter(|(_, entry)| entry.is_joined());
+        let keys: Vec<_> = joined.map(|(room_id, _)| (other.to_owned(), room_id)).collect();
+        let records = self.storage().get_many(&schema::MEMBERSHIPS, keys).await?;
+        let is_joined = |record: &MembershipRecord| record.membership == "join";
+        Ok(records.iter().flatten().any(is_joined))
+    }
+}
+
+impl SessionHandle {
+    /// Notes the use of a device without waiting for it to be stored.
+    fn note_use(&self, requester: &Requester, ip: Option<&str>) {
+        let seen =
+            SessionMessage::Seen { device_id: requester.device_id.clone(), ip: ip.map(ToOwned::to_owned) };
+        self.cast(seen);
+    }
+}

@@ -1,0 +1,317 @@
+//! A change of an account in the making: what it becomes, and the rows to store.
+//!
+//! It works on a copy of the data, which is cheap. If the change is refused half-way, the copy is dropped
+//! and nothing has happened.
+
+use std::sync::Arc;
+
+use engine::id::Position;
+use ruma::{
+    MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomId,
+    push::{Action, NewPushRule, RuleKind},
+};
+use serde_json::value::RawValue;
+use storage::{
+    Batch, Storage, Ticket,
+    schema::{self, AccountDataRecord, ReceiptRecord, TokenHash},
+};
+
+use super::{
+    SessionData, SessionError,
+    data::{PUSH_RULES, stored_json},
+    profile, push_rules, tags,
+};
+use crate::room::Receipt;
+
+/// What a session is asked to change.
+#[derive(Clone, Debug)]
+pub enum SessionChange {
+    /// Set the password's hash, and log out all devices but one if asked.
+    SetPassword {
+        /// Argon2id in PHC form.
+        hash: String,
+        /// Which devices to log out.
+        log_out: LogOut,
+    },
+    /// Make a guest's account an ordinary one; the guest's devices are logged out.
+    UpgradeGuest {
+        /// Argon2id in PHC form; none if the account is to have no password.
+        password_hash: Option<String>,
+    },
+    /// Make the account an admin's, or an ordinary one.
+    SetAdmin(bool),
+    /// Deactivate the account for good.
+    Deactivate {
+        /// The user asked for erasure.
+        erase: bool,
+    },
+    /// Name a device.
+    RenameDevice(OwnedDeviceId, Option<String>),
+    /// Log out devices and forget them.
+    DeleteDevices(Vec<OwnedDeviceId>),
+    /// Log out and forget all devices.
+    DeleteAllDevices,
+    /// Set a profile field, or remove it.
+    SetProfileField(String, Option<Arc<RawValue>>),
+    /// Set account data: of a room, or global.
+    SetAccountData(Option<OwnedRoomId>, String, Arc<RawValue>),
+    /// Set a room's tag.
+    SetTag(OwnedRoomId, String, Arc<RawValue>),
+    /// Remove a room's tag.
+    RemoveTag(OwnedRoomId, String),
+    /// Set the fully-read marker of a room.
+    SetFullyRead(OwnedRoomId, Arc<RawValue>),
+    /// Set a private receipt; an older one than the present is ignored.
+    SetPrivateReceipt(OwnedRoomId, Box<Receipt>),
+    /// Keep a filter.
+    AddFilter {
+        /// A hash of the filter.
+        id: String,
+        /// The filter, JSON.
+        json: String,
+    },
+    /// Keep an OpenID token, and let go of some that have expired.
+    AddOpenIdToken {
+        /// The new token.
+        key: OpenIdKey,
+        /// Tokens that have expired.
+        expired: Vec<OpenIdKey>,
+    },
+    /// Create or replace a push rule.
+    SetPushRule {
+        /// The rule.
+        rule: Box<NewPushRule>,
+        /// Give it the next lower priority than this rule's.
+        after: Option<String>,
+        /// Give it the next higher priority than this rule's.
+        before: Option<String>,
+    },
+    /// Remove a push rule.
+    RemovePushRule(RuleKind, String),
+    /// Switch a push rule on or off.
+    EnablePushRule(RuleKind, String, bool),
+    /// Set what a push rule does.
+    SetPushRuleActions(RuleKind, String, Vec<Action>),
+}
+
+/// When an OpenID token stops working, and its hash.
+pub type OpenIdKey = (u64, TokenHash);
+
+/// Which devices a password change logs out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogOut {
+    /// None.
+    Nobody,
+    /// All but the one that changes the password, if a device does.
+    Others(Option<OwnedDeviceId>),
+}
+
+/// Pieces of account data that one user may have, in all rooms together.
+const ACCOUNT_DATA_MAX: usize = 100_000;
+
+/// An account that is being changed.
+pub(super) struct Draft {
+    /// The account once the change is in.
+    pub(super) data: SessionData,
+    /// The rows to store.
+    pub(super) batch: Batch,
+    /// Tokens that stop working.
+    pub(super) revoked: Vec<TokenHash>,
+    /// Rooms whose part of `/sync` changes.
+    pub(super) rooms: Vec<OwnedRoomId>,
+    /// Whether the part of `/sync` outside rooms changes.
+    pub(super) is_news: bool,
+    /// When the change happens.
+    pub(super) now: MilliSecondsSinceUnixEpoch,
+    /// The position that the change takes.
+    pub(super) ticket: Ticket,
+}
+
+impl Draft {
+    pub(super) fn new(data: SessionData, storage: &Storage, now: MilliSecondsSinceUnixEpoch) -> Self {
+        Self {
+            data,
+            batch: Batch::new(),
+            revoked: Vec::new(),
+            rooms: Vec::new(),
+            is_news: false,
+            now,
+            ticket: storage.reserve(1),
+        }
+    }
+
+    pub(super) fn position(&self) -> Position {
+        self.ticket.last()
+    }
+
+    pub(super) fn user_id(&self) -> &OwnedUserId {
+        &self.data.user_id
+    }
+
+    /// Applies one change, or refuses it.
+    pub(super) fn apply(&mut self, change: SessionChange) -> Result<(), SessionError> {
+        match change {
+            SessionChange::SetPassword { hash, log_out } => self.set_password(hash, &log_out),
+            SessionChange::UpgradeGuest { password_hash } => self.upgrade_guest(password_hash),
+            SessionChange::SetAdmin(is_admin) => {
+                self.set_account(|account| account.is_admin = is_admin);
+                Ok(())
+            }
+            SessionChange::Deactivate { erase } => {
+                self.deactivate(erase);
+                Ok(())
+            }
+            SessionChange::RenameDevice(device_id, name) => self.rename_device(&device_id, name),
+            SessionChange::DeleteDevices(device_ids) => {
+                self.delete_devices(&device_ids);
+                Ok(())
+            }
+            SessionChange::DeleteAllDevices => {
+                self.delete_devices(&self.device_ids());
+                Ok(())
+            }
+            SessionChange::SetProfileField(name, value) => self.set_profile_field(name, value),
+            SessionChange::SetAccountData(_, kind, _) if is_server_managed(&kind) => {
+                Err(SessionError::ServerManaged(kind))
+            }
+            SessionChange::SetAccountData(room_id, kind, content) => {
+                self.set_account_data(room_id, &kind, content)
+            }
+            SessionChange::SetTag(room_id, tag, info) => {
+                let content = tags::with(self.data.account_data(Some(&room_id), tags::KIND), &tag, &info)?;
+                self.set_account_data(Some(room_id), tags::KIND, content)
+            }
+            SessionChange::RemoveTag(room_id, tag) => {
+                match tags::without(self.data.account_data(Some(&room_id), tags::KIND), &tag) {
+                    Some(content) => self.set_account_data(Some(room_id), tags::KIND, content),
+                    None => Ok(()),
+                }
+            }
+            SessionChange::SetFullyRead(room_id, content) => {
+                self.set_account_data(Some(room_id), FULLY_READ, content)
+            }
+            SessionChange::SetPrivateReceipt(room_id, receipt) => {
+                self.set_private_receipt(room_id, *receipt);
+                Ok(())
+            }
+            SessionChange::AddFilter { id, json } => {
+                self.batch.put(&schema::FILTERS, &(self.data.user_id.clone(), id), &json);
+                Ok(())
+            }
+            SessionChange::AddOpenIdToken { key, expired } => {
+                self.batch.put(&schema::OPENID_TOKENS, &key, &self.data.user_id);
+                for key in &expired {
+                    self.batch.delete(&schema::OPENID_TOKENS, key);
+                }
+                Ok(())
+            }
+            SessionChange::SetPushRule { rule, after, before } => {
+                let rules = push_rules::insert(&self.data, *rule, after.as_deref(), before.as_deref())?;
+                self.set_push_rules(rules);
+                Ok(())
+            }
+            SessionChange::RemovePushRule(kind, rule_id) => {
+                let mut rules = (*self.data.push_rules).clone();
+                rules.remove(kind, rule_id)?;
+                self.set_push_rules(rules);
+                Ok(())
+            }
+            SessionChange::EnablePushRule(kind, rule_id, enabled) => {
+                let mut rules = (*self.data.push_rules).clone();
+                rules.set_enabled(kind, rule_id, enabled).map_err(|_| SessionError::PushRuleNotFound)?;
+                self.set_push_rules(rules);
+                Ok(())
+            }
+            SessionChange::SetPushRuleActions(kind, rule_id, actions) => {
+                let mut rules = (*self.data.push_rules).clone();
+                rules.set_actions(kind, rule_id, actions).map_err(|_| SessionError::PushRuleNotFound)?;
+                self.set_push_rules(rules);
+                Ok(())
+            }
+        }
+    }
+
+    fn set_profile_field(&mut self, name: String, value: Option<Arc<RawValue>>) -> Result<(), SessionError> {
+        let key = (self.user_id().clone(), name.clone());
+        if let Some(value) = value {
+            profile::check(&name, &value)?;
+            self.batch.put(&schema::PROFILES, &key, &value.get().to_owned());
+            self.data.profile.fields.insert(name, value);
+            if self.data.profile.size() > profile::SIZE_MAX {
+                return Err(SessionError::ProfileTooLarge);
+            }
+        } else {
+            self.batch.delete(&schema::PROFILES, &key);
+            self.data.profile.fields.remove(&name);
+        }
+        Ok(())
+    }
+
+    fn set_account_data(
+        &mut self,
+        room_id: Option<OwnedRoomId>,
+        kind: &str,
+        content: Arc<RawValue>,
+    ) -> Result<(), SessionError> {
+        if self.data.account_data.len() >= ACCOUNT_DATA_MAX {
+            return Err(SessionError::TooMany("pieces of account data"));
+        }
+        let position = self.position();
+        self.store_account_data(room_id.as_deref(), kind, &content, position);
+        self.is_news |= room_id.is_none();
+        self.rooms.extend(room_id.clone());
+        self.data.account_data.set(room_id, kind, content, position);
+        Ok(())
+    }
+
+    fn store_account_data(
+        &mut self,
+        room_id: Option<&RoomId>,
+        kind: &str,
+        content: &RawValue,
+        position: Position,
+    ) {
+        let room_id = room_id.map_or_else(String::new, ToString::to_string);
+        let record = AccountDataRecord { content: stored_json(content), position };
+        self.batch.put(
+            &schema::ACCOUNT_DATA,
+            &(self.data.user_id.clone(), room_id, kind.to_owned()),
+            &record,
+        );
+    }
+
+    fn set_push_rules(&mut self, rules: ruma::push::Ruleset) {
+        let position = self.position();
+        self.data.push_rules = Arc::new(rules);
+        self.is_news = true;
+        let content = self.data.publish_push_rules(position);
+        self.store_account_data(None, PUSH_RULES, &content, position);
+    }
+
+    fn set_private_receipt(&mut self, room_id: OwnedRoomId, mut receipt: Receipt) {
+        let thread = receipt.thread.clone().unwrap_or_default();
+        let key = (room_id.clone(), thread.clone());
+        if self.data.private_receipts.get(&key).is_some_and(|held| held.index >= receipt.index) {
+            return;
+        }
+        receipt.position = self.position();
+        let record = ReceiptRecord {
+            event_id: receipt.event_id.clone(),
+            index: receipt.index,
+            ts: receipt.ts,
+            position: receipt.position,
+        };
+        let row = (self.user_id().clone(), room_id.clone(), thread);
+        self.batch.put(&schema::PRIVATE_RECEIPTS, &row, &record);
+        self.data.private_receipts.insert(key, receipt);
+        self.rooms.push(room_id);
+    }
+}
+
+/// The type of the account data that holds a room's fully-read marker.
+pub(super) const FULLY_READ: &str = "m.fully_read";
+
+/// Spec: client-server API, "Client Config", server behaviour.
+fn is_server_managed(kind: &str) -> bool {
+    [FULLY_READ, PUSH_RULES].contains(&kind)
+}

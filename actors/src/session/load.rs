@@ -1,0 +1,165 @@
+//! Bringing a session into memory.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use engine::id::Position;
+use ractor::ActorRef;
+use ruma::{OwnedRoomId, OwnedUserId, RoomId};
+use storage::{Batch, Direction, KeyRange, schema};
+
+use super::{
+    ActiveSession, Published, RoomEntry, SessionData, SessionError, SessionMessage, SessionShared,
+    SessionView,
+    data::{PUSH_RULES, shared_json},
+    push_rules,
+    unread::UnreadCache,
+};
+use crate::{directory::Meter, room::Receipt};
+
+impl ActiveSession {
+    /// Reads the session of a user who has an account.
+    pub(super) async fn load(
+        myself: ActorRef<SessionMessage>,
+        user_id: OwnedUserId,
+        shared: Arc<SessionShared>,
+        meter: Meter,
+    ) -> Result<Self, SessionError> {
+        // A former actor of this user may have commits under way: read what they wrote, not before them.
+        shared.storage.commit(Batch::new()).await.map_err(SessionError::Commit)?;
+        let data = shared.load_data(&user_id).await?;
+        let view = SessionView::new(user_id);
+        // Known first, so that no room changes unnoticed while the list of rooms is read.
+        shared.hub().add_session(&view);
+        if let Err(error) = shared.load_rooms(&view, &data).await {
+            shared.hub().remove_session(&view);
+            return Err(error);
+        }
+        let published = Arc::new(Published {
+            data: ArcSwap::from_pointee(data.clone()),
+            view,
+            unread: UnreadCache::default(),
+            actor: myself,
+        });
+        Ok(Self { shared, meter, data, published })
+    }
+}
+
+impl SessionShared {
+    async fn load_data(&self, user_id: &OwnedUserId) -> Result<SessionData, SessionError> {
+        let account = self.storage.get(&schema::ACCOUNTS, user_id).await?.ok_or(SessionError::NotFound)?;
+        let mut data = SessionData::new(user_id.clone(), account);
+        let devices = self
+            .storage
+            .range(&schema::DEVICES, KeyRange::prefix(&(user_id,)), Direction::Ascending, usize::MAX)
+            .await?;
+        data.devices = devices.into_iter().map(|((_, id), device)| (id, Arc::new(device))).collect();
+        data.profile = self.load_profile(user_id).await?;
+        self.load_account_data(&mut data).await?;
+        self.load_private_receipts(&mut data).await?;
+        Ok(data)
+    }
+
+    pub(super) async fn load_profile(&self, user_id: &OwnedUserId) -> Result<super::Profile, SessionError> {
+        let all = KeyRange::prefix(&(user_id,));
+        let rows = self.storage.range(&schema::PROFILES, all, Direction::Ascending, usize::MAX).await?;
+        let mut profile = super::Profile::default();
+        for ((_, name), json) in rows {
+            profile.fields.insert(name, shared_json(json).map_err(|error| damaged(&error))?);
+        }
+        Ok(profile)
+    }
+
+    async fn load_account_data(&self, data: &mut SessionData) -> Result<(), SessionError> {
+        let all = KeyRange::prefix(&(&data.user_id,));
+        let rows = self.storage.range(&schema::ACCOUNT_DATA, all, Direction::Ascending, usize::MAX).await?;
+        for ((_, room_id, kind), record) in rows {
+            if room_id.is_empty() && kind == PUSH_RULES {
+                let rules =
+                    push_rules::load(&data.user_id, &record.content).map_err(|error| damaged(&error))?;
+                data.push_rules = Arc::new(rules);
+                data.publish_push_rules(record.position);
+                continue;
+            }
+            let room_id = match room_id.as_str() {
+                "" => None,
+                id => Some(RoomId::parse(id).map_err(|error| damaged(&error))?),
+            };
+            let json = String::from_utf8(record.content.into()).map_err(|error| damaged(&error))?;
+            let content = shared_json(json).map_err(|error| damaged(&error))?;
+            data.account_data.set(room_id, &kind, content, record.position);
+        }
+        Ok(())
+    }
+
+    async fn load_private_receipts(&self, data: &mut SessionData) -> Result<(), SessionError> {
+        let all = KeyRange::prefix(&(&data.user_id,));
+        let rows =
+            self.storage.range(&schema::PRIVATE_RECEIPTS, all, Direction::Ascending, usize::MAX).await?;
+        for ((user_id, room_id, thread), record) in rows {
+            let receipt = Receipt {
+                user_id,
+                thread: Some(thread.clone()).filter(|thread| !thread.is_empty()),
+                event_id: record.event_id,
+                index: record.index,
+                ts: record.ts,
+                position: record.position,
+            };
+            data.private_receipts.insert((room_id, thread), receipt);
+        }
+        Ok(())
+    }
+
+    /// Fills a view that the hub knows already.
+    ///
+    /// First the rooms and the subscriptions, then the rooms' latest changes: what changes in between is
+    /// marked by the rooms themselves.
+    async fn load_rooms(&self, view: &Arc<SessionView>, data: &SessionData) -> Result<(), SessionError> {
+        let all = KeyRange::prefix(&(&data.user_id,));
+        let rows = self.storage.range(&schema::MEMBERSHIPS, all, Direction::Ascending, usize::MAX).await?;
+        let mut joined = Vec::new();
+        for ((_, room_id), record) in rows {
+            let began = record.since.into();
+            let entry = RoomEntry::new(record, began);
+            let room = entry.room;
+            let is_joined = entry.is_joined();
+            view.set_room(&room_id, entry);
+            if is_joined {
+                self.hub().subscribe(room, view);
+                joined.push((room_id, room));
+            }
+        }
+        let heads = self.storage.get_many(&schema::ROOMS, joined.iter().map(|(_, room)| *room)).await?;
+        for ((room_id, room), head) in joined.iter().zip(heads) {
+            if let Some(head) = head {
+                view.mark_room(room_id, head.touched);
+            }
+            // A leave that came between the reading and the subscription.
+            if view.room(room_id).is_none_or(|entry| !entry.is_joined()) {
+                self.hub().unsubscribe(*room, view.user_id());
+            }
+        }
+        for (room_id, position) in data.marks() {
+            match room_id {
+                Some(room_id) => view.mark_room(&room_id, position),
+                None => view.mark_own(position),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl SessionData {
+    /// When each room's part of the account, and the rest of it, last changed.
+    fn marks(&self) -> impl Iterator<Item = (Option<OwnedRoomId>, Position)> {
+        let receipts = self
+            .private_receipts
+            .iter()
+            .map(|((room_id, _), receipt)| (Some(room_id.clone()), receipt.position));
+        self.account_data.positions().chain(receipts)
+    }
+}
+
+fn damaged(error: &dyn std::error::Error) -> SessionError {
+    SessionError::Damaged(error.to_string())
+}

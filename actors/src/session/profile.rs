@@ -1,0 +1,62 @@
+//! What a profile may hold.
+//!
+//! Spec: client-server API, "Profiles".
+
+use serde_json::value::RawValue;
+
+use super::SessionError;
+
+/// Bytes of a whole profile, at most.
+pub(super) const SIZE_MAX: usize = 64 * 1024;
+
+const KEY_MAX: usize = 255;
+
+/// Refuses fields that no profile may have.
+pub(super) fn check(name: &str, value: &RawValue) -> Result<(), SessionError> {
+    if name.len() > KEY_MAX {
+        return Err(SessionError::ProfileKeyTooLarge);
+    }
+    if !is_name(name) {
+        return Err(SessionError::InvalidProfileKey);
+    }
+    if is_text(name) && serde_json::from_str::<String>(value.get()).is_err() {
+        return Err(SessionError::Invalid(format!("{name} must be a string")));
+    }
+    Ok(())
+}
+
+fn is_text(name: &str) -> bool {
+    ["displayname", "avatar_url", "m.tz"].contains(&name)
+}
+
+/// A name of the specification's own, or one under a namespace: `[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+`.
+fn is_name(name: &str) -> bool {
+    let is_part = |part: &str| {
+        part.starts_with(|first: char| first.is_ascii_lowercase())
+            && part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+    };
+    is_text(name) || (name.contains('.') && name.split('.').all(is_part))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_name;
+
+    #[test]
+    fn a_profile_field_is_known_or_namespaced() {
+        for (name, expected) in [
+            ("displayname", true),
+            ("avatar_url", true),
+            ("m.tz", true),
+            ("m.example_field", true),
+            ("org.example.job_title2", true),
+            ("nickname", false),
+            ("Org.example", false),
+            ("org..example", false),
+            ("org.2example", false),
+            ("", false),
+        ] {
+            assert_eq!(is_name(name), expected, "{name}");
+        }
+    }
+}

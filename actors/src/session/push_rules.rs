@@ -1,0 +1,51 @@
+//! Changes of push rules.
+//!
+//! Spec: client-server API, "Push Rules".
+
+use ruma::push::{InsertPushRuleError, NewPushRule, RuleKind, Ruleset};
+
+use super::{SessionData, SessionError};
+
+/// Rules that one user may have.
+const RULES_MAX: usize = 10_000;
+
+/// The rules with one more, or one in another place.
+pub(super) fn insert(
+    data: &SessionData,
+    rule: NewPushRule,
+    after: Option<&str>,
+    before: Option<&str>,
+) -> Result<Ruleset, SessionError> {
+    let mut rules = (**data.push_rules()).clone();
+    if rules.iter().count() >= RULES_MAX {
+        return Err(SessionError::TooMany("push rules"));
+    }
+    let (kind, rule_id) = (rule.kind(), rule.rule_id().to_owned());
+    if [after, before].contains(&Some(rule_id.as_str())) {
+        return Err(InsertPushRuleError::UnknownRuleId.into());
+    }
+    let was_enabled = rules.get(kind.clone(), &rule_id).map(ruma::push::AnyPushRuleRef::enabled);
+    let is_moved = after.is_some() || before.is_some();
+    if is_moved && was_enabled.is_some() && !rule_id.starts_with('.') {
+        // Taken out first, so that places are counted among the other rules.
+        rules.remove(kind.clone(), &rule_id)?;
+    }
+    rules.insert(rule, after, before)?;
+    if let Some(enabled) = was_enabled {
+        rules.set_enabled(kind, &rule_id, enabled).map_err(|_| SessionError::PushRuleNotFound)?;
+    }
+    Ok(rules)
+}
+
+/// The user's rules as stored, brought up to date with the predefined ones.
+pub(super) fn load(user_id: &ruma::UserId, json: &[u8]) -> Result<Ruleset, serde_json::Error> {
+    #[derive(serde::Deserialize)]
+    struct Content {
+        global: Ruleset,
+    }
+    let Content { global: mut rules } = serde_json::from_slice(json)?;
+    rules.update_with_server_default(Ruleset::server_default(user_id));
+    // The master switch comes first even if an older store says otherwise: rules are placed after it.
+    debug_assert!(rules.get(RuleKind::Override, ".m.rule.master").is_some());
+    Ok(rules)
+}

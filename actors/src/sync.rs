@@ -1,0 +1,214 @@
+//! `/sync`: what changed for a user since a token.
+//!
+//! A session's view knows which rooms changed, so the work is per changed room and per waiting client,
+//! never per joined room. Everything is read from published snapshots and the store, up to one position;
+//! that position becomes the next token, so nothing is skipped and nothing comes twice.
+//!
+//! Spec: client-server API, "Syncing".
+
+mod response;
+mod room;
+mod state;
+
+use std::{sync::Arc, time::Duration};
+
+use engine::id::Position;
+use ruma::{OwnedDeviceId, OwnedUserId, api::client::filter::FilterDefinition};
+use tokio::time::Instant;
+
+pub use self::response::{
+    Events, InvitedRoom, JoinedRoom, KnockedRoom, LeftRoom, Rooms, State, Summary, SyncResponse, Timeline,
+};
+use crate::{
+    filter,
+    homeserver::Homeserver,
+    room::RoomError,
+    session::{RoomEntry, SessionError, SessionHandle},
+    token::Token,
+};
+
+/// A client's request.
+#[derive(Clone, Debug)]
+pub struct SyncRequest {
+    /// Who asks.
+    pub user_id: OwnedUserId,
+    /// With which device.
+    pub device_id: OwnedDeviceId,
+    /// The last response's token; none asks for everything.
+    pub since: Option<Position>,
+    /// What to leave out.
+    pub filter: Arc<FilterDefinition>,
+    /// Whether to send the whole state of all rooms.
+    pub full_state: bool,
+    /// Whether to send the state after the timeline instead of before it.
+    pub use_state_after: bool,
+    /// How long to wait for something new.
+    pub timeout: Duration,
+}
+
+/// Why a sync failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    /// The user's session cannot be read.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// A room cannot be read.
+    #[error(transparent)]
+    Room(#[from] RoomError),
+}
+
+/// One pass over what changed: who asks, and for which stretch of time.
+struct Pass<'a> {
+    homeserver: &'a Homeserver,
+    session: &'a SessionHandle,
+    request: &'a SyncRequest,
+    /// The last response's position; 0 asks for everything.
+    since: Position,
+    /// Everything up to here is durable and visible, and is told.
+    upto: Position,
+}
+
+impl Homeserver {
+    /// Answers with what changed, waiting for it up to the request's time-out.
+    pub async fn sync(&self, request: &SyncRequest) -> Result<SyncResponse, SyncError> {
+        let session = self.session(&request.user_id).await?;
+        let deadline = Instant::now() + request.timeout;
+        let mut changes = session.view().subscribe();
+        loop {
+            changes.borrow_and_update();
+            let upto = self.caught_up(session.view().latest()).await;
+            let since = request.since.unwrap_or_default();
+            let must_answer = request.since.is_none() || request.full_state;
+            if must_answer || session.view().latest() > since {
+                let pass = Pass { homeserver: self, session: &session, request, since, upto };
+                let response = pass.build().await?;
+                if must_answer || !response.is_empty() {
+                    return Ok(response);
+                }
+            }
+            tokio::select! {
+                biased;
+                _ = changes.changed() => {}
+                () = self.stopping() => return Ok(nothing_since(upto)),
+                () = tokio::time::sleep_until(deadline) => return Ok(nothing_since(upto)),
+            }
+        }
+    }
+
+    /// Waits until what is marked as changed is below the watermark, and returns the watermark.
+    ///
+    /// Marks come a moment before the watermark; only earlier commits that are under way lie between.
+    async fn caught_up(&self, marked: Position) -> Position {
+        let mut watermark = self.storage().watermark_changed();
+        match watermark.wait_for(|reached| *reached >= marked).await {
+            Ok(reached) => *reached,
+            // The store is closing: answer with what there is.
+            Err(_) => self.storage().watermark(),
+        }
+    }
+}
+
+fn nothing_since(upto: Position) -> SyncResponse {
+    SyncResponse {
+        next_batch: Token::Sync(upto).to_string(),
+        account_data: Events::default(),
+        presence: Events::default(),
+        rooms: Rooms::default(),
+    }
+}
+
+impl Pass<'_> {
+    async fn build(&self) -> Result<SyncResponse, SyncError> {
+        let mut response = nothing_since(self.upto);
+        response.account_data = self.account_data();
+        response.presence = self.presence();
+        for (room_id, entry) in self.rooms() {
+            match self.add_room(&mut response.rooms, &room_id, &entry).await {
+                Ok(()) => {}
+                // One damaged room must not take the account down with it.
+                Err(error) => tracing::error!(room.id = %room_id, %error, "room left out of a sync"),
+            }
+        }
+        Ok(response)
+    }
+
+    /// The rooms to look at.
+    fn rooms(&self) -> Vec<(ruma::OwnedRoomId, RoomEntry)> {
+        let view = self.session.view();
+        let wants_all = self.since == Position(0) || self.request.full_state;
+        let mut rooms = if wants_all { view.rooms() } else { view.rooms_changed(self.since) };
+        rooms.retain(|(room_id, entry)| {
+            !entry.forgotten && filter::room_passes(&self.request.filter.room, room_id)
+        });
+        rooms
+    }
+
+    async fn add_room(
+        &self,
+        rooms: &mut Rooms,
+        room_id: &ruma::RoomId,
+        entry: &RoomEntry,
+    ) -> Result<(), RoomError> {
+        match entry.membership.as_str() {
+            "join" => {
+                let room = self.joined_room(room_id, entry).await?;
+                if !room.is_empty() || self.since == Position(0) {
+                    rooms.join.insert(room_id.to_owned(), room);
+                }
+            }
+            "invite" => {
+                let invite_state = self.stripped_state(room_id, entry).await?;
+                rooms.invite.insert(room_id.to_owned(), InvitedRoom { invite_state });
+            }
+            "knock" => {
+                let knock_state = self.stripped_state(room_id, entry).await?;
+                rooms.knock.insert(room_id.to_owned(), KnockedRoom { knock_state });
+            }
+            _ if self.tells_of_leave(entry) => {
+                rooms.leave.insert(room_id.to_owned(), self.left_room(room_id, entry).await?);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Whether a room that the user is out of is part of the response.
+    fn tells_of_leave(&self, entry: &RoomEntry) -> bool {
+        let left_since = Position::from(entry.since) > self.since;
+        let is_initial = self.since == Position(0);
+        if is_initial || (self.request.full_state && !left_since) {
+            return self.request.filter.room.include_leave;
+        }
+        left_since
+    }
+
+    fn account_data(&self) -> Events {
+        let filter = &self.request.filter.account_data;
+        let data = self.session.data();
+        let events = data
+            .account_data_since(None, self.since)
+            .filter(|(kind, _)| filter::passes_outside_rooms(filter, kind, None))
+            .map(|(kind, content)| typed(kind, content))
+            .collect::<Vec<_>>();
+        events.into()
+    }
+
+    fn presence(&self) -> Events {
+        let filter = &self.request.filter.presence;
+        let events: Vec<_> = self
+            .session
+            .presence_since(self.since)
+            .into_iter()
+            .filter(|presence| filter::passes_outside_rooms(filter, "m.presence", Some(&presence.user_id)))
+            .map(|presence| presence.to_event())
+            .collect();
+        events.into()
+    }
+}
+
+/// `{"type": …, "content": …}`, around content that is JSON already.
+fn typed(kind: &str, content: &serde_json::value::RawValue) -> Box<serde_json::value::RawValue> {
+    let kind = serde_json::Value::from(kind);
+    serde_json::value::RawValue::from_string(format!(r#"{{"type":{kind},"content":{content}}}"#))
+        .expect("JSON put together from JSON is JSON")
+}

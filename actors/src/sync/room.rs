@@ -1,0 +1,294 @@
+//! A room's part of a `/sync` response.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use engine::{
+    id::{Position, TimelineIndex},
+    pdu::client::{self, RoomIdField},
+    state::StateRoot,
+};
+use ruma::{OwnedUserId, RoomId, UserId};
+use serde_json::{json, value::RawValue};
+
+use super::{
+    Events, JoinedRoom, LeftRoom, Pass, Summary, Timeline,
+    state::{Delta, Span},
+    typed,
+};
+use crate::{
+    filter,
+    room::{Receipt, RoomError, RoomHandle, StoredEvent, Viewer, membership_of},
+    session::RoomEntry,
+    token::Token,
+};
+
+/// Timeline events that a client gets if its filter names no limit.
+const TIMELINE_DEFAULT: usize = 10;
+
+/// Timeline events that a client gets at most per room.
+const TIMELINE_MAX: usize = 100;
+
+/// Events that are looked at, at most, to fill a timeline through a narrow filter.
+const SCAN_MAX: usize = 1000;
+
+/// The state that an invited or knocking user is shown.
+///
+/// Spec: client-server API, "Stripped state".
+const STRIPPED: [&str; 7] = [
+    "m.room.create",
+    "m.room.name",
+    "m.room.avatar",
+    "m.room.topic",
+    "m.room.join_rules",
+    "m.room.canonical_alias",
+    "m.room.encryption",
+];
+
+/// How many members name a room.
+const HEROES: usize = 5;
+
+/// A stretch of timeline as read, before it is rendered.
+pub(super) struct Stretch {
+    pub(super) events: Vec<Arc<StoredEvent>>,
+    limited: bool,
+}
+
+impl Pass<'_> {
+    pub(super) async fn joined_room(
+        &self,
+        room_id: &RoomId,
+        entry: &RoomEntry,
+    ) -> Result<JoinedRoom, RoomError> {
+        let room = self.homeserver.room(room_id).await?;
+        let is_new = self.since == Position(0) || Position::from(entry.since) > self.since;
+        let after = if is_new { TimelineIndex(i64::MIN) } else { TimelineIndex::from(self.since) };
+        let end = TimelineIndex::from(self.upto);
+        let stretch = self.stretch(&room, after, end).await?;
+        let span = Span {
+            from: if is_new || self.request.full_state { None } else { Some(after) },
+            start: stretch
+                .events
+                .first()
+                .and_then(|event| event.index)
+                .map_or(end, |first| TimelineIndex(first.0 - 1)),
+            end,
+        };
+        let delta = self.state_delta(&room, &span, &stretch.events).await?;
+        let members_changed = is_new
+            || delta.events.iter().chain(&stretch.events).any(|event| event.pdu.kind() == "m.room.member");
+        let summary = if members_changed { self.summary(&room).await? } else { Summary::default() };
+        let unread = self.session.unread(&room).await?;
+        let wants_threads = self.request.filter.room.timeline.unread_thread_notifications;
+        let (unread_notifications, unread_thread_notifications) =
+            if wants_threads { unread.by_thread() } else { (unread.total(), BTreeMap::new()) };
+        Ok(JoinedRoom {
+            summary,
+            state: self.render_state(&room, delta).await?,
+            timeline: self.render_timeline(&room, stretch, end).await?,
+            ephemeral: self.ephemeral(&room, is_new),
+            account_data: self.room_account_data(room_id, is_new),
+            unread_notifications,
+            unread_thread_notifications,
+        })
+    }
+
+    pub(super) async fn left_room(&self, room_id: &RoomId, entry: &RoomEntry) -> Result<LeftRoom, RoomError> {
+        let room = self.homeserver.room(room_id).await?;
+        let was_joined = entry.left.is_some();
+        // Someone who never was in the room, or left it before, is told of the leave alone.
+        let after = if was_joined && self.since != Position(0) {
+            TimelineIndex::from(self.since)
+        } else {
+            TimelineIndex(entry.since.0 - 1)
+        };
+        let end = entry.since;
+        let stretch = self.stretch(&room, after, end).await?;
+        let span = Span {
+            from: if self.since == Position(0) || self.request.full_state { None } else { Some(after) },
+            start: stretch
+                .events
+                .first()
+                .and_then(|event| event.index)
+                .map_or(end, |first| TimelineIndex(first.0 - 1)),
+            end,
+        };
+        let delta = if was_joined {
+            self.state_delta(&room, &span, &stretch.events).await?
+        } else {
+            Delta::default()
+        };
+        Ok(LeftRoom {
+            state: self.render_state(&room, delta).await?,
+            timeline: self.render_timeline(&room, stretch, end).await?,
+            account_data: self.room_account_data(room_id, false),
+        })
+    }
+
+    /// The newest events of `(after, end]` that the filter lets through and the user may see.
+    async fn stretch(
+        &self,
+        room: &RoomHandle,
+        after: TimelineIndex,
+        end: TimelineIndex,
+    ) -> Result<Stretch, RoomError> {
+        let filter = &self.request.filter.room.timeline;
+        let room_id = &room.snapshot().room_id;
+        if !filter::applies_to_room(filter, room_id) {
+            return Ok(Stretch { events: Vec::new(), limited: false });
+        }
+        let limit = filter.limit.map_or(TIMELINE_DEFAULT, |limit| {
+            usize::try_from(limit).unwrap_or(TIMELINE_MAX).min(TIMELINE_MAX)
+        });
+        let access = room.access(&self.request.user_id).await?;
+        let mut events = Vec::with_capacity(limit);
+        let (mut until, mut scanned) = (end, 0);
+        loop {
+            let page = room.timeline_back(until, limit + 1).await?;
+            let is_last = page.len() <= limit;
+            scanned += page.len();
+            let in_span: Vec<_> = page.iter().filter(|event| event.index > Some(after)).cloned().collect();
+            let reached = is_last || in_span.len() < page.len();
+            until =
+                page.last().and_then(|event| event.index).map_or(until, |index| TimelineIndex(index.0 - 1));
+            for event in room.visible_to(&self.request.user_id, access, in_span).await? {
+                if !filter::passes(filter, &event.pdu) {
+                    continue;
+                }
+                if events.len() == limit {
+                    events.reverse();
+                    return Ok(Stretch { events, limited: true });
+                }
+                events.push(event);
+            }
+            if reached || scanned > SCAN_MAX {
+                events.reverse();
+                return Ok(Stretch { events, limited: !reached });
+            }
+        }
+    }
+
+    async fn render_timeline(
+        &self,
+        room: &RoomHandle,
+        stretch: Stretch,
+        end: TimelineIndex,
+    ) -> Result<Timeline, RoomError> {
+        let start = stretch.events.first().and_then(|event| event.index);
+        let boundary = start.map_or(end, |first| TimelineIndex(first.0 - 1));
+        Ok(Timeline {
+            events: room.render(&stretch.events, &self.viewer(), RoomIdField::Absent).await?,
+            limited: stretch.limited,
+            prev_batch: Some(Token::Timeline(boundary).to_string()),
+        })
+    }
+
+    pub(super) fn viewer(&self) -> Viewer {
+        Viewer { user_id: self.request.user_id.clone(), device_id: Some(self.request.device_id.clone()) }
+    }
+
+    /// Stripped state for someone who is not in the room yet, with their own membership event.
+    pub(super) async fn stripped_state(
+        &self,
+        room_id: &RoomId,
+        entry: &RoomEntry,
+    ) -> Result<Events, RoomError> {
+        let room = self.homeserver.room(room_id).await?;
+        let own = room.events(&[entry.event]).await?;
+        let root = own.first().map_or_else(StateRoot::default, |event| event.after);
+        let mut events = Vec::new();
+        for kind in STRIPPED {
+            events.extend(room.state_event(root, kind, "").await?);
+        }
+        if let Some(sender) = own.first().map(|event| event.pdu.sender().to_owned())
+            && sender != self.request.user_id
+        {
+            events.extend(room.state_event(root, "m.room.member", sender.as_str()).await?);
+        }
+        events.extend(own);
+        Ok(events.iter().map(|event| client::stripped(&event.pdu)).collect::<Vec<_>>().into())
+    }
+
+    /// Member counts, and the members to name the room after if it has no name.
+    ///
+    /// Spec: client-server API, "Calculating the display name for a room".
+    async fn summary(&self, room: &RoomHandle) -> Result<Summary, RoomError> {
+        let head = &room.snapshot().head;
+        let mut summary = Summary { joined: Some(head.joined), invited: Some(head.invited), heroes: None };
+        let name = room.state_event(head.root, "m.room.name", "").await?;
+        let alias = room.state_event(head.root, "m.room.canonical_alias", "").await?;
+        let has = |event: Option<Arc<StoredEvent>>, field| {
+            event
+                .and_then(|event| crate::room::content_string(&event.pdu, field))
+                .is_some_and(|name| !name.is_empty())
+        };
+        if !has(name, "name") && !has(alias, "alias") {
+            summary.heroes = Some(self.heroes(room, head.root).await?);
+        }
+        Ok(summary)
+    }
+
+    async fn heroes(&self, room: &RoomHandle, root: StateRoot) -> Result<Vec<OwnedUserId>, RoomError> {
+        // The first members by user ID, not by time: every server of the room shows the same ones.
+        let members = room.state_first(root, "m.room.member", 20 * HEROES).await?;
+        let with = |wanted: &[&str]| -> Vec<OwnedUserId> {
+            members
+                .iter()
+                .filter(|event| wanted.contains(&membership_of(&event.pdu).as_str()))
+                .filter_map(|event| UserId::parse(event.pdu.state_key()?).ok())
+                .filter(|user| *user != self.request.user_id)
+                .take(HEROES)
+                .collect()
+        };
+        let present = with(&["join", "invite"]);
+        Ok(if present.is_empty() { with(&["leave", "ban"]) } else { present })
+    }
+
+    fn ephemeral(&self, room: &RoomHandle, is_new: bool) -> Events {
+        let filter = &self.request.filter.room.ephemeral;
+        let since = if is_new { Position(0) } else { self.since };
+        let mut events = Vec::new();
+        let typing = room.typing();
+        let is_news = typing.position > since && (self.since != Position(0) || !typing.users.is_empty());
+        if is_news && filter::type_passes(filter.types.as_deref(), &filter.not_types, "m.typing") {
+            let content = json!({ "user_ids": typing.users });
+            events.push(to_raw(&json!({ "type": "m.typing", "content": content })));
+        }
+        if filter::type_passes(filter.types.as_deref(), &filter.not_types, "m.receipt") {
+            events.extend(self.receipts(room, since));
+        }
+        events.into()
+    }
+
+    fn receipts(&self, room: &RoomHandle, since: Position) -> Option<Box<RawValue>> {
+        let public = room.receipts();
+        let private = self.session.private_receipts(&room.snapshot().room_id, since);
+        let mut content = BTreeMap::<String, BTreeMap<&str, BTreeMap<String, serde_json::Value>>>::new();
+        let all = public.since(since).map(|receipt| ("m.read", receipt));
+        for (kind, receipt) in all.chain(private.iter().map(|receipt| ("m.read.private", receipt))) {
+            let Receipt { user_id, thread, event_id, ts, .. } = receipt;
+            let mut data = json!({ "ts": ts });
+            if let Some(thread) = thread {
+                data["thread_id"] = thread.as_str().into();
+            }
+            let readers = content.entry(event_id.to_string()).or_default().entry(kind).or_default();
+            readers.insert(user_id.to_string(), data);
+        }
+        (!content.is_empty()).then(|| to_raw(&json!({ "type": "m.receipt", "content": content })))
+    }
+
+    fn room_account_data(&self, room_id: &RoomId, is_new: bool) -> Events {
+        let filter = &self.request.filter.room.account_data;
+        let since = if is_new { Position(0) } else { self.since };
+        let data = self.session.data();
+        let events: Vec<_> = data
+            .account_data_since(Some(room_id), since)
+            .filter(|(kind, _)| filter::type_passes(filter.types.as_deref(), &filter.not_types, kind))
+            .map(|(kind, content)| typed(kind, content))
+            .collect();
+        events.into()
+    }
+}
+
+fn to_raw(value: &serde_json::Value) -> Box<RawValue> {
+    serde_json::value::to_raw_value(value).expect("a JSON value serialises")
+}

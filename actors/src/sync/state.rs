@@ -1,0 +1,94 @@
+//! State changes of a `/sync` response.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use engine::{
+    id::{ShortEventId, TimelineIndex},
+    pdu::client::RoomIdField,
+    state::StateRoot,
+};
+
+use super::{Pass, State};
+use crate::{
+    filter,
+    room::{RoomError, RoomHandle, StoredEvent},
+};
+
+/// The stretch of time whose state changes are told.
+pub(super) struct Span {
+    /// What the client knows; nothing if none.
+    pub(super) from: Option<TimelineIndex>,
+    /// Just before the first event of the timeline.
+    pub(super) start: TimelineIndex,
+    /// The end of the timeline.
+    pub(super) end: TimelineIndex,
+}
+
+/// State events to tell.
+#[derive(Default)]
+pub(super) struct Delta {
+    pub(super) events: Vec<Arc<StoredEvent>>,
+}
+
+impl Pass<'_> {
+    /// The state that the client lacks.
+    ///
+    /// Up to the start of the timeline, or up to its end with `use_state_after`. With lazy loading, of the
+    /// members only those who sent something in the timeline, unless their membership changed.
+    pub(super) async fn state_delta(
+        &self,
+        room: &RoomHandle,
+        span: &Span,
+        timeline: &[Arc<StoredEvent>],
+    ) -> Result<Delta, RoomError> {
+        let filter = &self.request.filter.room.state;
+        if !filter::applies_to_room(filter, &room.snapshot().room_id) {
+            return Ok(Delta::default());
+        }
+        let from = match span.from {
+            Some(index) => room.root_at(index).await?,
+            None => StateRoot::default(),
+        };
+        let target = if self.request.use_state_after { span.end } else { span.start };
+        let to = room.root_at(target).await?;
+        let is_lazy = !filter.lazy_load_options.is_disabled();
+        let senders = if is_lazy { senders(timeline) } else { BTreeSet::new() };
+        let mut shorts = BTreeMap::<(String, String), ShortEventId>::new();
+        for change in room.state_diff(from, to).await? {
+            let leaves_out = is_lazy
+                && span.from.is_none()
+                && change.kind == "m.room.member"
+                && !senders.contains(change.state_key.as_str())
+                && change.state_key != self.request.user_id.as_str();
+            if let Some(after) = change.after
+                && !leaves_out
+                && filter::type_passes(filter.types.as_deref(), &filter.not_types, &change.kind)
+            {
+                shorts.insert((change.kind, change.state_key), after);
+            }
+        }
+        let shorts: Vec<_> = shorts.into_values().collect();
+        let mut events = room.events(&shorts).await?;
+        if is_lazy && span.from.is_some() {
+            let known: BTreeSet<_> = events.iter().map(|event| event.short).collect();
+            for sender in senders {
+                let member = room.state_event(to, "m.room.member", sender).await?;
+                events.extend(member.filter(|member| !known.contains(&member.short)));
+            }
+        }
+        events.retain(|event| filter::passes(filter, &event.pdu));
+        Ok(Delta { events })
+    }
+
+    pub(super) async fn render_state(&self, room: &RoomHandle, delta: Delta) -> Result<State, RoomError> {
+        let events = room.render(&delta.events, &self.viewer(), RoomIdField::Absent).await?.into();
+        Ok(if self.request.use_state_after { State::After(events) } else { State::Before(events) })
+    }
+}
+
+fn senders(timeline: &[Arc<StoredEvent>]) -> BTreeSet<&str> {
+    timeline.iter().map(|event| event.pdu.sender().as_str()).collect()
+}

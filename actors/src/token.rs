@@ -1,0 +1,71 @@
+//! Tokens that clients hold: places in the order of all changes, or in a room's timeline.
+//!
+//! Clients must treat them as opaque. The prefix names kind and version, so that a later version can
+//! still read those that clients hold.
+
+use std::{fmt, str::FromStr};
+
+use engine::id::{Position, TimelineIndex};
+
+/// A pagination or sync token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Token {
+    /// Everything up to this position was told. In a timeline: the boundary after that place.
+    Sync(Position),
+    /// The boundary after this place of a room's timeline.
+    Timeline(TimelineIndex),
+}
+
+/// Text is not a token of this server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a token of this server")]
+pub struct InvalidToken;
+
+impl Token {
+    /// The boundary in a room's timeline that the token stands for: after this place.
+    pub fn boundary(self) -> TimelineIndex {
+        match self {
+            Self::Sync(position) => position.into(),
+            Self::Timeline(index) => index,
+        }
+    }
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sync(position) => write!(f, "s1_{}", position.0),
+            Self::Timeline(index) => write!(f, "t1_{}", index.0),
+        }
+    }
+}
+
+impl FromStr for Token {
+    type Err = InvalidToken;
+
+    fn from_str(text: &str) -> Result<Self, InvalidToken> {
+        let (kind, number) = text.split_once('_').ok_or(InvalidToken)?;
+        match kind {
+            "s1" => number.parse().map(|number| Self::Sync(Position(number))).map_err(|_| InvalidToken),
+            "t1" => {
+                number.parse().map(|number| Self::Timeline(TimelineIndex(number))).map_err(|_| InvalidToken)
+            }
+            _ => Err(InvalidToken),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_survive_being_text() {
+        for token in [Token::Sync(Position(7)), Token::Timeline(TimelineIndex(-3))] {
+            assert_eq!(token.to_string().parse(), Ok(token));
+        }
+        for text in ["", "s1", "s1_", "s1_-1", "t2_3", "s1_99999999999999999999"] {
+            assert_eq!(text.parse::<Token>(), Err(InvalidToken), "{text}");
+        }
+    }
+}

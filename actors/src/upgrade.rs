@@ -1,0 +1,171 @@
+//! Replacing a room by one of another version.
+//!
+//! Spec: client-server API, "Room upgrades", "Server behaviour".
+
+use engine::{
+    pdu::Draft,
+    room::create::{InitialState, NewRoom, Preset},
+    room_version,
+};
+use ruma::{OwnedRoomId, OwnedUserId, RoomId, RoomVersionId, UserId};
+use serde_json::{Map, Value, json, value::to_raw_value};
+
+use crate::{
+    homeserver::Homeserver,
+    room::{RoomError, RoomHandle, Send},
+};
+
+/// The state that the new room takes over.
+const TRANSFERRED: [&str; 9] = [
+    "m.room.server_acl",
+    "m.room.encryption",
+    "m.room.name",
+    "m.room.avatar",
+    "m.room.topic",
+    "m.room.guest_access",
+    "m.room.history_visibility",
+    "m.room.join_rules",
+    "m.room.power_levels",
+];
+
+impl Homeserver {
+    /// Replaces a room by a new one and returns its ID.
+    pub async fn upgrade_room(
+        &self,
+        user_id: &UserId,
+        room_id: &RoomId,
+        version: RoomVersionId,
+        additional_creators: Vec<OwnedUserId>,
+    ) -> Result<OwnedRoomId, RoomError> {
+        let old = self.room(room_id).await?;
+        let powers = old.powers().await?.ok_or(RoomError::NotFound)?;
+        if old.access(user_id).await?.joined_from.is_none() {
+            return Err(RoomError::NotJoined);
+        }
+        if !powers.may_send_state(user_id, "m.room.tombstone") {
+            return Err(RoomError::NotAllowed("you may not upgrade this room".to_owned()));
+        }
+        let is_public = self.is_public(room_id).await?;
+        let new = self.replacement(&old, user_id, version, additional_creators).await?;
+        let new_id = self.create_room(new, Vec::new(), is_public).await?;
+        let tombstone = json!({ "body": "This room has been replaced", "replacement_room": new_id });
+        old.send(state_event(user_id, "m.room.tombstone", &tombstone)?).await?;
+        self.move_names(room_id, &new_id, is_public).await?;
+        // As far as the user may: without it the old room is only less tidy.
+        if let Err(error) = silence(&old, user_id).await {
+            tracing::debug!(%error, room.id = %room_id, "an upgraded room stays writable");
+        }
+        Ok(new_id)
+    }
+
+    async fn replacement(
+        &self,
+        old: &RoomHandle,
+        user_id: &UserId,
+        version: RoomVersionId,
+        additional_creators: Vec<OwnedUserId>,
+    ) -> Result<NewRoom, RoomError> {
+        let creator_profile =
+            self.member_content(user_id).await.map_err(|error| RoomError::Invalid(error.to_string()))?;
+        let mut creation_content = Map::new();
+        if let Some(create) = old.current("m.room.create", "").await? {
+            let content: Map<String, Value> =
+                serde_json::from_str(create.pdu.content().get()).unwrap_or_default();
+            let kept =
+                content.into_iter().filter(|(name, _)| ["type", "m.federate"].contains(&name.as_str()));
+            creation_content.extend(kept);
+        }
+        let snapshot = old.snapshot();
+        let newest = snapshot.head.tips.last().map(|tip| tip.pdu.event_id().to_string());
+        let predecessor = json!({ "room_id": snapshot.room_id, "event_id": newest });
+        creation_content.insert("predecessor".to_owned(), predecessor);
+        if !additional_creators.is_empty() {
+            creation_content.insert("additional_creators".to_owned(), json!(additional_creators));
+        }
+        let mut new = NewRoom {
+            version,
+            creator: user_id.to_owned(),
+            creator_profile,
+            preset: Preset::Bare,
+            creation_content,
+            power_levels: Map::new(),
+            alias: None,
+            initial_state: Vec::new(),
+            name: None,
+            topic: None,
+            invite: Vec::new(),
+        };
+        for kind in TRANSFERRED {
+            if let Some(event) = old.current(kind, "").await? {
+                let content = event.pdu.content().to_owned();
+                new.initial_state.push(InitialState {
+                    kind: kind.to_owned(),
+                    state_key: String::new(),
+                    content,
+                });
+            }
+        }
+        adapt_power_levels(&mut new, &additional_creators)?;
+        Ok(new)
+    }
+
+    /// Points local aliases and the directory at the new room.
+    async fn move_names(&self, old: &RoomId, new: &RoomId, is_public: bool) -> Result<(), RoomError> {
+        for alias in self.room_aliases(old).await? {
+            self.move_alias(&alias, new).await?;
+        }
+        if is_public {
+            self.set_public(old, false).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Lets the creator set everything up, and ends with the power levels of the old room.
+///
+/// Where creators outrank everyone, they must not have a level of their own.
+fn adapt_power_levels(new: &mut NewRoom, additional_creators: &[OwnedUserId]) -> Result<(), RoomError> {
+    let Some(place) = new.initial_state.iter().position(|event| event.kind == "m.room.power_levels") else {
+        return Ok(());
+    };
+    let mut levels: Map<String, Value> =
+        serde_json::from_str(new.initial_state[place].content.get()).unwrap_or_default();
+    let outranks = room_version::rules(&new.version)
+        .is_some_and(|version| version.authorization.explicitly_privilege_room_creators);
+    if outranks {
+        if let Some(users) = levels.get_mut("users").and_then(Value::as_object_mut) {
+            users.retain(|user, _| {
+                *user != new.creator && additional_creators.iter().all(|other| other != user)
+            });
+        }
+        new.power_levels = levels;
+        new.initial_state.remove(place);
+        return Ok(());
+    }
+    new.initial_state[place].content = raw(&Value::Object(levels))?;
+    Ok(())
+}
+
+/// Keeps ordinary members from talking and inviting in the old room.
+async fn silence(old: &RoomHandle, user_id: &UserId) -> Result<(), RoomError> {
+    let Some(event) = old.current("m.room.power_levels", "").await? else { return Ok(()) };
+    let mut content: Map<String, Value> = serde_json::from_str(event.pdu.content().get()).unwrap_or_default();
+    let users_default = content.get("users_default").and_then(Value::as_i64).unwrap_or(0);
+    let needed = users_default.saturating_add(1).max(50);
+    for field in ["events_default", "invite"] {
+        let present = content.get(field).and_then(Value::as_i64).unwrap_or(0);
+        content.insert(field.to_owned(), present.max(needed).into());
+    }
+    old.send(state_event(user_id, "m.room.power_levels", &Value::Object(content))?).await?;
+    Ok(())
+}
+
+fn state_event(sender: &UserId, kind: &str, content: &Value) -> Result<Send, RoomError> {
+    let draft =
+        Draft { kind: kind.into(), state_key: Some(String::new()), content: raw(content)?, redacts: None };
+    Ok(Send { sender: sender.to_owned(), draft, sent_by: None })
+}
+
+fn raw(content: &Value) -> Result<Box<serde_json::value::RawValue>, RoomError> {
+    to_raw_value(content).map_err(|error| RoomError::Invalid(error.to_string()))
+}
