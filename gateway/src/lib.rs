@@ -1,1 +1,20 @@
-//! gateway
+//! HTTP in and out of a Ganglion homeserver.
+//!
+//! A request enters through the router, is authenticated and parsed by an extractor, and reaches a handler
+//! that makes one call to an actor or reads one snapshot. Nothing here names a table or a back end, except
+//! the wiring in [`serve`].
+
+pub mod admin;
+pub mod app;
+pub mod client;
+pub mod config;
+pub mod control;
+pub mod error;
+pub mod extract;
+pub mod guests;
+pub mod password;
+pub mod router;
+pub mod serve;
+pub mod telemetry;
+pub mod uia;
+pub mod users;

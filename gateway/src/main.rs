@@ -1,3 +1,105 @@
 //! The binary `ganglion`: arguments and wiring only.
 
-fn main() {}
+use std::{net::SocketAddr, path::PathBuf};
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use gateway::{
+    config::{Config, Flags},
+    serve::{self, Options},
+    telemetry,
+    users::{self, UserCommand},
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// A Matrix homeserver.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(flatten)]
+    flags: CommonFlags,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Args)]
+struct CommonFlags {
+    /// The configuration file.
+    #[arg(long, global = true)]
+    config: Option<PathBuf>,
+    /// The server's name, the part after the colon of its user IDs.
+    #[arg(long, global = true)]
+    server_name: Option<String>,
+    /// The address to listen on, plain HTTP.
+    #[arg(long, global = true)]
+    listen: Option<SocketAddr>,
+    /// Where the server keeps its files.
+    #[arg(long, global = true)]
+    data_dir: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the server (the default).
+    Serve,
+    /// Manage accounts, whether the server runs or not.
+    User {
+        #[command(subcommand)]
+        command: UserCommand,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    let Arguments { flags, command } = Arguments::parse();
+    let flags = Flags {
+        config: flags.config,
+        server_name: flags.server_name,
+        listen: flags.listen.map(|listen| listen.to_string()),
+        data_dir: flags.data_dir,
+    };
+    let config = Config::load(&flags, std::env::vars())?;
+    telemetry::init(&config.logging).map_err(anyhow::Error::msg)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    match command.unwrap_or(Command::Serve) {
+        Command::Serve => runtime.block_on(run(&config)),
+        Command::User { command } => runtime.block_on(users::run(Options::new(&config), command)),
+    }
+}
+
+async fn run(config: &Config) -> anyhow::Result<()> {
+    for key in config.without_effect() {
+        tracing::warn!(key, "this key has no effect in this version");
+    }
+    let running = serve::start(Options::new(config)).await?;
+    greet(config, &running);
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let stop = async {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    };
+    running.serve(stop).await;
+    Ok(())
+}
+
+/// Tells whoever started the server how to use it.
+#[expect(
+    clippy::print_stdout,
+    reason = "for the person at the terminal, whatever the log's level and format"
+)]
+fn greet(config: &Config, running: &serve::Running) {
+    for address in &running.addresses {
+        println!("Ganglion serves {} on http://{address}", config.server_name);
+    }
+    let Some(address) = running.addresses.first() else { return };
+    println!("Point a Matrix client at http://{address} as its homeserver.");
+    match running.app.settings().registration.tokens.first() {
+        Some(token) if !config.registration.enabled => {
+            println!("Register the first user there with the registration token {token}");
+        }
+        _ if config.registration.enabled => println!("Anybody may register there."),
+        _ => {}
+    }
+}

@@ -1,0 +1,3 @@
+//! Endpoints for administrators' tools.
+
+pub mod register;

@@ -1,0 +1,120 @@
+//! What all handlers share.
+
+use std::{ops::Deref, sync::Arc};
+
+use actors::{homeserver::Homeserver, session::AuthenticationFailure};
+use http::StatusCode;
+
+use crate::{
+    admin::register::Nonces,
+    error::{ApiError, ApiResult},
+    extract::Requester,
+    password::Passwords,
+    uia::Sessions,
+};
+
+/// What all handlers share. Cloning shares it.
+#[derive(Clone)]
+pub struct App(Arc<Inner>);
+
+/// The parts of [`App`].
+pub struct Inner {
+    homeserver: Homeserver,
+    settings: Settings,
+    passwords: Passwords,
+    uia: Sessions,
+    nonces: Nonces,
+}
+
+/// What handlers need to know of the configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Whether access tokens may come in the query string, as very old clients send them.
+    pub query_tokens: bool,
+    /// Who may register.
+    pub registration: Registration,
+}
+
+/// Who may register.
+#[derive(Clone, Default)]
+pub struct Registration {
+    /// Anybody.
+    pub enabled: bool,
+    /// Holders of one of these.
+    pub tokens: Vec<String>,
+    /// Administrators' tools that know this.
+    pub shared_secret: Option<String>,
+    /// Guests.
+    pub guests: bool,
+}
+
+impl std::fmt::Debug for Registration {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registration").field("enabled", &self.enabled).finish_non_exhaustive()
+    }
+}
+
+impl App {
+    /// The shared parts of a server.
+    pub fn new(homeserver: Homeserver, passwords: Passwords, settings: Settings) -> Self {
+        Self(Arc::new(Inner {
+            homeserver,
+            settings,
+            passwords,
+            uia: Sessions::default(),
+            nonces: Nonces::default(),
+        }))
+    }
+}
+
+impl Deref for App {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+impl Inner {
+    /// The server's actors.
+    pub fn homeserver(&self) -> &Homeserver {
+        &self.homeserver
+    }
+
+    /// What handlers need to know of the configuration.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Hashes and checks passwords.
+    pub fn passwords(&self) -> &Passwords {
+        &self.passwords
+    }
+
+    /// User-interactive authentication under way.
+    pub fn uia(&self) -> &Sessions {
+        &self.uia
+    }
+
+    /// The nonces of registrations with the shared secret.
+    pub fn nonces(&self) -> &Nonces {
+        &self.nonces
+    }
+
+    /// Who a request with this access token comes from.
+    pub async fn authenticate(&self, token: &str, ip: Option<&str>) -> ApiResult<Requester> {
+        self.homeserver.authenticate(token, ip).await.map_err(|failure| {
+            let message = failure.to_string();
+            match failure {
+                AuthenticationFailure::UnknownToken => {
+                    ApiError::new(StatusCode::UNAUTHORIZED, "M_UNKNOWN_TOKEN", message)
+                }
+                AuthenticationFailure::Expired => {
+                    ApiError::new(StatusCode::UNAUTHORIZED, "M_UNKNOWN_TOKEN", message)
+                        .with("soft_logout", true)
+                }
+                AuthenticationFailure::Store(error) => ApiError::internal(&error),
+            }
+        })
+    }
+}

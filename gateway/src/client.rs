@@ -1,0 +1,19 @@
+//! The client-server API, a file per chapter.
+
+pub mod account;
+pub mod account_data;
+pub mod devices;
+pub mod directory;
+pub mod ephemeral;
+pub mod events;
+pub mod filters;
+pub mod login;
+pub mod membership;
+pub mod openid;
+pub mod presence;
+pub mod profile;
+pub mod push_rules;
+pub mod register;
+pub mod rooms;
+pub mod sync;
+pub mod timeline;

@@ -1,0 +1,82 @@
+//! What a user does with the account itself, and what the server can do.
+//!
+//! Spec: client-server API, "Account management", "Capabilities negotiation".
+
+use actors::session::LogOut;
+use axum::{Json, extract::State};
+use engine::room_version;
+use ruma::{
+    OwnedUserId,
+    api::client::{
+        account::{ThirdPartyIdRemovalStatus, change_password, deactivate},
+        uiaa::AuthData,
+    },
+};
+use serde_json::{Map, Value, json};
+
+use super::register;
+use crate::{
+    app::App,
+    error::ApiResult,
+    extract::{Authenticated, Matrix, Requester},
+    uia::{self, Challenge, Refusal, Stage},
+};
+
+/// `POST /_matrix/client/v3/account/password`
+pub async fn change_password(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<change_password::v3::Request>,
+) -> Result<Matrix<change_password::v3::Response>, Refusal> {
+    require_password(&app, &requester.user_id, request.auth.as_ref(), "password").await?;
+    let session = app.homeserver().session(&requester.user_id).await?;
+    let hash = register::hash(&app, request.new_password).await?;
+    let log_out =
+        if request.logout_devices { LogOut::Others(Some(requester.device_id)) } else { LogOut::Nobody };
+    session.set_password(hash, log_out).await?;
+    Ok(Matrix(change_password::v3::Response::new()))
+}
+
+/// `POST /_matrix/client/v3/account/deactivate`
+pub async fn deactivate(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<deactivate::v3::Request>,
+) -> Result<Matrix<deactivate::v3::Response>, Refusal> {
+    require_password(&app, &requester.user_id, request.auth.as_ref(), "deactivate").await?;
+    app.homeserver().deactivate(&requester.user_id, request.erase).await?;
+    Ok(Matrix(deactivate::v3::Response::new(ThirdPartyIdRemovalStatus::NoSupport)))
+}
+
+/// Has the user prove to know the password, for what a stolen access token must not do.
+pub(super) async fn require_password(
+    app: &App,
+    user_id: &OwnedUserId,
+    auth: Option<&AuthData>,
+    endpoint: &'static str,
+) -> Result<(), Refusal> {
+    let challenge = Challenge { endpoint, flows: &[&[Stage::Password]], user_id: Some(user_id) };
+    uia::pass(app, auth, &challenge).await
+}
+
+/// `GET /_matrix/client/v3/account/3pid`
+///
+/// Third-party identifiers are not supported: nobody has any.
+pub async fn third_party_ids(_requester: Requester) -> Json<Value> {
+    Json(json!({ "threepids": [] }))
+}
+
+/// `GET /_matrix/client/v3/capabilities`
+pub async fn capabilities(State(app): State<App>, requester: Requester) -> ApiResult<Json<Value>> {
+    let session = app.homeserver().session(&requester.user_id).await?;
+    let has_password = session.data().account().password_hash.is_some();
+    let versions: Map<String, Value> =
+        room_version::SUPPORTED.iter().map(|version| (version.to_string(), "stable".into())).collect();
+    Ok(Json(json!({ "capabilities": {
+        "m.change_password": { "enabled": has_password },
+        "m.room_versions": { "default": app.homeserver().default_room_version(), "available": versions },
+        "m.set_displayname": { "enabled": true },
+        "m.set_avatar_url": { "enabled": true },
+        "m.profile_fields": { "enabled": true },
+        "m.3pid_changes": { "enabled": false },
+        "m.get_login_token": { "enabled": false },
+    } })))
+}

@@ -1,0 +1,207 @@
+//! Room aliases and the directory of public rooms.
+//!
+//! Spec: client-server API, "Room aliases" and "Published room directory".
+
+use actors::{aliases::PublicRoom, room::RoomError};
+use axum::extract::State;
+use http::StatusCode;
+use ruma::{
+    RoomAliasId, UInt,
+    api::client::{
+        alias::{create_alias, delete_alias, get_alias},
+        directory::{get_public_rooms, get_public_rooms_filtered, get_room_visibility, set_room_visibility},
+        room::{Visibility, aliases},
+    },
+    directory::{Filter, PublicRoomsChunk, PublicRoomsChunkInit, RoomTypeFilter},
+    room::RoomType,
+};
+
+use crate::{
+    app::App,
+    error::{ApiError, ApiResult},
+    extract::{Authenticated, Matrix, Open},
+};
+
+/// Rooms that one page of the directory holds if the client names no limit, and at most.
+const PAGE_MAX: usize = 500;
+
+/// `GET /_matrix/client/v3/directory/room/{roomAlias}`
+pub async fn get_alias(
+    State(app): State<App>,
+    Open(request): Open<get_alias::v3::Request>,
+) -> ApiResult<Matrix<get_alias::v3::Response>> {
+    let record = app.homeserver().resolve_alias(&request.room_alias).await?;
+    let record = record.ok_or_else(|| ApiError::not_found("room alias not found"))?;
+    let servers = vec![app.homeserver().server_name().to_owned()];
+    Ok(Matrix(get_alias::v3::Response::new(record.room_id, servers)))
+}
+
+/// `PUT /_matrix/client/v3/directory/room/{roomAlias}`
+pub async fn create_alias(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<create_alias::v3::Request>,
+) -> ApiResult<Matrix<create_alias::v3::Response>> {
+    check_local(&app, &request.room_alias)?;
+    let homeserver = app.homeserver();
+    let room = homeserver.room(&request.room_id).await?;
+    super::events::require_joined(&room, &requester).await?;
+    match homeserver.create_alias(&request.room_alias, &request.room_id, &requester.user_id).await {
+        Err(error @ RoomError::AliasInUse) => {
+            Err(ApiError::new(StatusCode::CONFLICT, "M_UNKNOWN", error.to_string()))
+        }
+        result => Ok(result.map(|()| Matrix(create_alias::v3::Response::new()))?),
+    }
+}
+
+/// `DELETE /_matrix/client/v3/directory/room/{roomAlias}`
+pub async fn delete_alias(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<delete_alias::v3::Request>,
+) -> ApiResult<Matrix<delete_alias::v3::Response>> {
+    app.homeserver().delete_alias(&request.room_alias, &requester.user_id).await?;
+    Ok(Matrix(delete_alias::v3::Response::new()))
+}
+
+fn check_local(app: &App, alias: &RoomAliasId) -> ApiResult<()> {
+    if alias.server_name() == app.homeserver().server_name() {
+        Ok(())
+    } else {
+        Err(ApiError::invalid_param("the alias belongs to another server"))
+    }
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/aliases`
+pub async fn room_aliases(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<aliases::v3::Request>,
+) -> ApiResult<Matrix<aliases::v3::Response>> {
+    let room = app.homeserver().room(&request.room_id).await?;
+    if !room.is_world_readable().await? {
+        super::events::require_joined(&room, &requester).await?;
+    }
+    let aliases = app.homeserver().room_aliases(&request.room_id).await?;
+    Ok(Matrix(aliases::v3::Response::new(aliases)))
+}
+
+/// `GET /_matrix/client/v3/directory/list/room/{roomId}`
+pub async fn get_visibility(
+    State(app): State<App>,
+    Open(request): Open<get_room_visibility::v3::Request>,
+) -> ApiResult<Matrix<get_room_visibility::v3::Response>> {
+    app.homeserver().room(&request.room_id).await?;
+    let is_public = app.homeserver().is_public(&request.room_id).await?;
+    let visibility = if is_public { Visibility::Public } else { Visibility::Private };
+    Ok(Matrix(get_room_visibility::v3::Response::new(visibility)))
+}
+
+/// `PUT /_matrix/client/v3/directory/list/room/{roomId}`
+pub async fn set_visibility(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<set_room_visibility::v3::Request>,
+) -> ApiResult<Matrix<set_room_visibility::v3::Response>> {
+    let homeserver = app.homeserver();
+    if !homeserver.may_publish(&request.room_id, &requester.user_id).await? {
+        return Err(ApiError::forbidden("you may not decide whether the directory lists this room"));
+    }
+    homeserver.set_public(&request.room_id, request.visibility == Visibility::Public).await?;
+    Ok(Matrix(set_room_visibility::v3::Response::new()))
+}
+
+/// `GET /_matrix/client/v3/publicRooms`
+pub async fn get_public_rooms(
+    State(app): State<App>,
+    Open(request): Open<get_public_rooms::v3::Request>,
+) -> ApiResult<Matrix<get_public_rooms::v3::Response>> {
+    check_server(&app, request.server.as_deref())?;
+    let page = page(&app, &Filter::default(), request.since.as_deref(), request.limit).await?;
+    let mut response = get_public_rooms::v3::Response::new(page.chunk);
+    response.next_batch = page.next;
+    response.prev_batch = page.prev;
+    response.total_room_count_estimate = Some(page.total);
+    Ok(Matrix(response))
+}
+
+/// `POST /_matrix/client/v3/publicRooms`
+pub async fn search_public_rooms(
+    State(app): State<App>,
+    Authenticated { request, .. }: Authenticated<get_public_rooms_filtered::v3::Request>,
+) -> ApiResult<Matrix<get_public_rooms_filtered::v3::Response>> {
+    check_server(&app, request.server.as_deref())?;
+    let page = page(&app, &request.filter, request.since.as_deref(), request.limit).await?;
+    let mut response = get_public_rooms_filtered::v3::Response::new();
+    response.chunk = page.chunk;
+    response.next_batch = page.next;
+    response.prev_batch = page.prev;
+    response.total_room_count_estimate = Some(page.total);
+    Ok(Matrix(response))
+}
+
+fn check_server(app: &App, server: Option<&ruma::ServerName>) -> ApiResult<()> {
+    match server {
+        Some(server) if server != app.homeserver().server_name() => {
+            Err(ApiError::not_found("other servers' directories cannot be reached: federation is off"))
+        }
+        _ => Ok(()),
+    }
+}
+
+struct DirectoryPage {
+    chunk: Vec<PublicRoomsChunk>,
+    next: Option<String>,
+    prev: Option<String>,
+    total: UInt,
+}
+
+/// A page of the directory; its token is the number of rooms before it.
+async fn page(
+    app: &App,
+    filter: &Filter,
+    since: Option<&str>,
+    limit: Option<UInt>,
+) -> ApiResult<DirectoryPage> {
+    let invalid = |_| ApiError::invalid_param("since is not a token of this directory");
+    let start: usize = since.map_or(Ok(0), |since| since.trim_start_matches('p').parse().map_err(invalid))?;
+    let limit = limit.and_then(|limit| usize::try_from(u64::from(limit)).ok()).unwrap_or(PAGE_MAX);
+    let limit = limit.clamp(1, PAGE_MAX);
+    let rooms = app.homeserver().public_rooms(|room| passes(filter, room)).await?;
+    let total = rooms.len();
+    let chunk: Vec<_> = rooms.into_iter().skip(start).take(limit).map(chunk).collect();
+    let end = start + chunk.len();
+    Ok(DirectoryPage {
+        next: (end < total).then(|| format!("p{end}")),
+        prev: (start > 0).then(|| format!("p{}", start.saturating_sub(limit))),
+        chunk,
+        total: UInt::new_saturating(total as u64),
+    })
+}
+
+fn passes(filter: &Filter, room: &PublicRoom) -> bool {
+    let contains = |term: &str| {
+        let alias = room.canonical_alias.as_ref().map(ToString::to_string);
+        let texts = [room.name.as_ref(), room.topic.as_ref(), alias.as_ref()];
+        texts.into_iter().flatten().any(|text| text.to_lowercase().contains(term))
+    };
+    let type_passes = filter.room_types.is_empty()
+        || filter.room_types.iter().any(|wanted| match wanted {
+            RoomTypeFilter::Default => room.room_type.is_none(),
+            wanted => room.room_type.as_deref() == wanted.as_str(),
+        });
+    let term = filter.generic_search_term.as_deref().map(str::to_lowercase).filter(|term| !term.is_empty());
+    type_passes && term.is_none_or(|term| contains(&term))
+}
+
+fn chunk(room: PublicRoom) -> PublicRoomsChunk {
+    let mut chunk = PublicRoomsChunk::from(PublicRoomsChunkInit {
+        num_joined_members: UInt::new_saturating(room.joined),
+        room_id: room.room_id,
+        world_readable: room.world_readable,
+        guest_can_join: room.guest_can_join,
+    });
+    chunk.canonical_alias = room.canonical_alias;
+    chunk.name = room.name;
+    chunk.topic = room.topic;
+    chunk.avatar_url = room.avatar_url.map(Into::into);
+    chunk.join_rule = room.join_rule.into();
+    chunk.room_type = room.room_type.map(RoomType::from);
+    chunk
+}

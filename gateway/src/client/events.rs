@@ -1,0 +1,247 @@
+//! Sending events, and reading state.
+//!
+//! Spec: client-server API, "Sending events to a room" and "Getting events for a room".
+
+use actors::{
+    room::{RoomError, RoomHandle, Send, Viewer, content_string},
+    token::Token,
+};
+use axum::extract::State;
+use engine::pdu::{Draft, client::RoomIdField};
+use ruma::{
+    OwnedEventId, OwnedRoomId, RoomAliasId, RoomId,
+    api::client::{
+        membership::{get_member_events, joined_members},
+        message::send_message_event,
+        redact::redact_event,
+        room::get_room_event,
+        state::{get_state_event_for_key, get_state_events, send_state_event},
+    },
+    serde::Raw,
+};
+use serde_json::value::{RawValue, to_raw_value};
+use storage::schema::SentBy;
+
+use crate::{
+    app::App,
+    error::{ApiError, ApiResult},
+    extract::{Authenticated, Matrix, Requester},
+};
+
+/// `PUT /_matrix/client/v3/rooms/{roomId}/send/{eventType}/{txnId}`
+///
+/// Idempotent per device and transaction ID.
+pub async fn send_message(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<send_message_event::v3::Request>,
+) -> ApiResult<Matrix<send_message_event::v3::Response>> {
+    let draft = Draft {
+        kind: request.event_type.to_string().into(),
+        state_key: None,
+        content: object(request.body.into_json())?,
+        redacts: None,
+    };
+    let txn_id = Some(request.txn_id.to_string());
+    let event_id = send(&app, requester, &request.room_id, draft, txn_id).await?;
+    Ok(Matrix(send_message_event::v3::Response::new(event_id)))
+}
+
+/// `PUT /_matrix/client/v3/rooms/{roomId}/redact/{eventId}/{txnId}`
+pub async fn redact(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<redact_event::v3::Request>,
+) -> ApiResult<Matrix<redact_event::v3::Response>> {
+    let content = match &request.reason {
+        Some(reason) => serde_json::json!({ "reason": reason }),
+        None => serde_json::json!({}),
+    };
+    let draft = Draft {
+        kind: "m.room.redaction".into(),
+        state_key: None,
+        content: to_raw_value(&content).map_err(|error| ApiError::internal(&error))?,
+        redacts: Some(request.event_id),
+    };
+    let txn_id = Some(request.txn_id.to_string());
+    let event_id = send(&app, requester, &request.room_id, draft, txn_id).await?;
+    Ok(Matrix(redact_event::v3::Response::new(event_id)))
+}
+
+/// `PUT /_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}`
+pub async fn send_state(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<send_state_event::v3::Request>,
+) -> ApiResult<Matrix<send_state_event::v3::Response>> {
+    let content = object(request.body.into_json())?;
+    let kind = request.event_type.to_string();
+    if kind == "m.room.canonical_alias" {
+        check_aliases(&app, &request.room_id, &content).await?;
+    }
+    let draft = Draft { kind: kind.into(), state_key: Some(request.state_key), content, redacts: None };
+    let event_id = send(&app, requester, &request.room_id, draft, None).await?;
+    Ok(Matrix(send_state_event::v3::Response::new(event_id)))
+}
+
+async fn send(
+    app: &App,
+    requester: Requester,
+    room_id: &OwnedRoomId,
+    draft: Draft,
+    txn_id: Option<String>,
+) -> ApiResult<OwnedEventId> {
+    let room = room_of(app, room_id).await?;
+    let Requester { user_id, device_id, .. } = requester;
+    let sent_by = txn_id.map(|txn_id| SentBy { device_id, txn_id });
+    app.homeserver().note_activity(&user_id);
+    Ok(room.send(Send { sender: user_id, draft, sent_by }).await?)
+}
+
+/// Events' content is an object, whatever else ruma's types let through.
+fn object(content: Box<RawValue>) -> ApiResult<Box<RawValue>> {
+    if content.get().trim_start().starts_with('{') {
+        Ok(content)
+    } else {
+        Err(ApiError::bad_json("the content of an event must be an object"))
+    }
+}
+
+/// New aliases of a room must lead to it.
+///
+/// Spec: client-server API, `PUT …/state/m.room.canonical_alias`, `M_BAD_ALIAS`.
+async fn check_aliases(app: &App, room_id: &OwnedRoomId, content: &RawValue) -> ApiResult<()> {
+    #[derive(Default, serde::Deserialize)]
+    struct Content {
+        alias: Option<String>,
+        #[serde(default)]
+        alt_aliases: Vec<String>,
+    }
+    let parse = |json: &str| serde_json::from_str::<Content>(json);
+    let new = parse(content.get()).map_err(|error| ApiError::bad_json(error.to_string()))?;
+    let held = app.homeserver().room(room_id).await?.current("m.room.canonical_alias", "").await?;
+    let held = held.and_then(|event| parse(event.pdu.content().get()).ok()).unwrap_or_default();
+    let known: Vec<String> = held.alias.into_iter().chain(held.alt_aliases).collect();
+    for alias in new.alias.into_iter().chain(new.alt_aliases).filter(|alias| !alias.is_empty()) {
+        let Ok(parsed) = RoomAliasId::parse(&alias) else {
+            return Err(ApiError::invalid_param(format!("{alias} is not a room alias")));
+        };
+        let record = app.homeserver().resolve_alias(&parsed).await?;
+        if !known.contains(&alias) && record.is_none_or(|record| record.room_id != *room_id) {
+            return Err(ApiError::bad_request("M_BAD_ALIAS", format!("{alias} does not lead to this room")));
+        }
+    }
+    Ok(())
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/state`
+pub async fn get_state(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<get_state_events::v3::Request>,
+) -> ApiResult<Matrix<get_state_events::v3::Response>> {
+    let room = room_of(&app, &request.room_id).await?;
+    let root = room.readable_root(&requester.user_id).await?;
+    let events = room.state(root, None).await?;
+    let events = room.render(&events, &viewer(requester), RoomIdField::Present).await?;
+    Ok(Matrix(get_state_events::v3::Response::new(events.into_iter().map(Raw::from_json).collect())))
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}`
+pub async fn get_state_event(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<get_state_event_for_key::v3::Request>,
+) -> ApiResult<Matrix<get_state_event_for_key::v3::Response>> {
+    let room = room_of(&app, &request.room_id).await?;
+    let root = room.readable_root(&requester.user_id).await?;
+    let kind = request.event_type.to_string();
+    let event = room.state_event(root, &kind, &request.state_key).await?;
+    let event = event.ok_or_else(|| ApiError::not_found("the room has no such state"))?;
+    let answer = match request.format {
+        get_state_event_for_key::v3::StateEventFormat::Event => {
+            let rendered = room.render(&[event], &viewer(requester), RoomIdField::Present).await?;
+            rendered.into_iter().next().ok_or_else(|| ApiError::not_found("the room has no such state"))?
+        }
+        _ => event.pdu.content().to_owned(),
+    };
+    Ok(Matrix(get_state_event_for_key::v3::Response::new(answer)))
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/event/{eventId}`
+pub async fn get_event(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<get_room_event::v3::Request>,
+) -> ApiResult<Matrix<get_room_event::v3::Response>> {
+    let room = room_of(&app, &request.room_id).await?;
+    let event = room.event(&request.event_id).await?.ok_or_else(event_not_found)?;
+    if !room.may_see(&requester.user_id, &event).await? {
+        return Err(event_not_found());
+    }
+    let rendered = room.render(&[event], &viewer(requester), RoomIdField::Present).await?;
+    let event = rendered.into_iter().next().ok_or_else(event_not_found)?;
+    Ok(Matrix(get_room_event::v3::Response::new(Raw::from_json(event))))
+}
+
+/// A room for someone who may be in it: one that does not exist is answered like one that they are not in.
+pub async fn room_of(app: &App, room_id: &RoomId) -> ApiResult<RoomHandle> {
+    match app.homeserver().room(room_id).await {
+        Err(RoomError::NotFound) => Err(RoomError::NotJoined.into()),
+        result => Ok(result?),
+    }
+}
+
+/// The error for an event that is not there, or not for the asker.
+pub fn event_not_found() -> ApiError {
+    ApiError::not_found("event not found")
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/members`
+pub async fn get_members(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<get_member_events::v3::Request>,
+) -> ApiResult<Matrix<get_member_events::v3::Response>> {
+    let room = room_of(&app, &request.room_id).await?;
+    let mut root = room.readable_root(&requester.user_id).await?;
+    if let Some(at) = &request.at {
+        let token: Token = at.parse().map_err(|_| ApiError::invalid_param("at is not a token"))?;
+        root = room.root_at(token.boundary()).await?;
+    }
+    let mut events = room.state(root, Some("m.room.member")).await?;
+    let wanted = request.membership.map(|membership| membership.to_string());
+    let unwanted = request.not_membership.map(|membership| membership.to_string());
+    events.retain(|event| {
+        let membership = actors::room::membership_of(&event.pdu);
+        wanted.as_ref().is_none_or(|wanted| *wanted == membership)
+            && unwanted.as_ref().is_none_or(|unwanted| *unwanted != membership)
+    });
+    let events = room.render(&events, &viewer(requester), RoomIdField::Present).await?;
+    Ok(Matrix(get_member_events::v3::Response::new(events.into_iter().map(Raw::from_json).collect())))
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/joined_members`
+pub async fn joined_members(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<joined_members::v3::Request>,
+) -> ApiResult<Matrix<joined_members::v3::Response>> {
+    let room = room_of(&app, &request.room_id).await?;
+    require_joined(&room, &requester).await?;
+    let events = room.state(room.snapshot().head.root, Some("m.room.member")).await?;
+    let joined = events.iter().filter(|event| actors::room::membership_of(&event.pdu) == "join");
+    let members = joined.filter_map(|event| {
+        let user_id = event.pdu.state_key()?.try_into().ok()?;
+        let mut member = joined_members::v3::RoomMember::new();
+        member.display_name = content_string(&event.pdu, "displayname");
+        member.avatar_url = content_string(&event.pdu, "avatar_url").map(Into::into);
+        Some((user_id, member))
+    });
+    Ok(Matrix(joined_members::v3::Response::new(members.collect())))
+}
+
+/// Refuses those who are not joined.
+pub async fn require_joined(room: &RoomHandle, requester: &Requester) -> ApiResult<()> {
+    match room.access(&requester.user_id).await?.joined_from {
+        Some(_) => Ok(()),
+        None => Err(ApiError::forbidden("you are not in this room")),
+    }
+}
+
+/// The requester as a viewer of events.
+pub fn viewer(requester: Requester) -> Viewer {
+    Viewer { user_id: requester.user_id, device_id: Some(requester.device_id) }
+}

@@ -1,0 +1,36 @@
+//! Filters that clients upload once and name by ID.
+//!
+//! Spec: client-server API, "Filtering".
+
+use axum::extract::State;
+use ruma::api::client::filter::{create_filter, get_filter};
+
+use super::profile::own;
+use crate::{
+    app::App,
+    error::{ApiError, ApiResult},
+    extract::{Authenticated, Matrix},
+};
+
+/// `POST /_matrix/client/v3/user/{userId}/filter`
+pub async fn create_filter(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<create_filter::v3::Request>,
+) -> ApiResult<Matrix<create_filter::v3::Response>> {
+    own(request.user_id.as_str(), &requester)?;
+    let session = app.homeserver().session(&requester.user_id).await?;
+    let filter_id = session.add_filter(&request.filter).await?;
+    Ok(Matrix(create_filter::v3::Response::new(filter_id)))
+}
+
+/// `GET /_matrix/client/v3/user/{userId}/filter/{filterId}`
+pub async fn get_filter(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<get_filter::v3::Request>,
+) -> ApiResult<Matrix<get_filter::v3::Response>> {
+    own(request.user_id.as_str(), &requester)?;
+    let session = app.homeserver().session(&requester.user_id).await?;
+    let filter = session.filter(&request.filter_id).await?;
+    let filter = filter.ok_or_else(|| ApiError::not_found("there is no such filter"))?;
+    Ok(Matrix(get_filter::v3::Response::new(filter)))
+}

@@ -1,0 +1,175 @@
+//! Joining, inviting, leaving, banning.
+//!
+//! Spec: client-server API, "Room membership".
+
+use actors::room::{MembershipAction, MembershipChange};
+use axum::extract::State;
+use ruma::{
+    OwnedRoomId, OwnedRoomOrAliasId, OwnedUserId, RoomId,
+    api::client::{
+        knock::knock_room,
+        membership::{
+            ban_user, forget_room,
+            invite_user::{self, v3::InvitationRecipient},
+            join_room_by_id, join_room_by_id_or_alias, joined_rooms, kick_user, leave_room, unban_user,
+        },
+    },
+};
+use serde_json::{Map, Value};
+
+use crate::{
+    app::App,
+    error::{ApiError, ApiResult},
+    extract::{Authenticated, Matrix, Requester},
+};
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/join`
+pub async fn join_room_by_id(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<join_room_by_id::v3::Request>,
+) -> ApiResult<Matrix<join_room_by_id::v3::Response>> {
+    join(&app, requester, &request.room_id, request.reason).await?;
+    Ok(Matrix(join_room_by_id::v3::Response::new(request.room_id)))
+}
+
+/// `POST /_matrix/client/v3/join/{roomIdOrAlias}`
+pub async fn join_room_by_id_or_alias(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<join_room_by_id_or_alias::v3::Request>,
+) -> ApiResult<Matrix<join_room_by_id_or_alias::v3::Response>> {
+    let room_id = resolve(&app, request.room_id_or_alias).await?;
+    join(&app, requester, &room_id, request.reason).await?;
+    Ok(Matrix(join_room_by_id_or_alias::v3::Response::new(room_id)))
+}
+
+async fn join(app: &App, requester: Requester, room_id: &RoomId, reason: Option<String>) -> ApiResult<()> {
+    let homeserver = app.homeserver();
+    let meets_allow_rule = homeserver.meets_allow_rule(&requester.user_id, room_id).await?;
+    if requester.is_guest && !homeserver.room(room_id).await?.public_face().await?.guest_can_join {
+        return Err(ApiError::new(
+            http::StatusCode::FORBIDDEN,
+            "M_GUEST_ACCESS_FORBIDDEN",
+            "guests may not join this room",
+        ));
+    }
+    let action = MembershipAction::Join { meets_allow_rule };
+    change(app, &requester.user_id, requester.user_id.clone(), room_id, action, reason).await
+}
+
+/// `POST /_matrix/client/v3/knock/{roomIdOrAlias}`
+pub async fn knock_room(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<knock_room::v3::Request>,
+) -> ApiResult<Matrix<knock_room::v3::Response>> {
+    let room_id = resolve(&app, request.room_id_or_alias).await?;
+    let user = requester.user_id;
+    change(&app, &user, user.clone(), &room_id, MembershipAction::Knock, request.reason).await?;
+    Ok(Matrix(knock_room::v3::Response::new(room_id)))
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/invite`
+pub async fn invite_user(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<invite_user::v3::Request>,
+) -> ApiResult<Matrix<invite_user::v3::Response>> {
+    let InvitationRecipient::UserId(recipient) = request.recipient else {
+        return Err(ApiError::bad_request(
+            "M_UNKNOWN",
+            "this server has no identity server to invite third-party identifiers with",
+        ));
+    };
+    let action = MembershipAction::Invite;
+    change(&app, &requester.user_id, recipient.user_id, &request.room_id, action, recipient.reason).await?;
+    Ok(Matrix(invite_user::v3::Response::new()))
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/leave`
+pub async fn leave_room(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<leave_room::v3::Request>,
+) -> ApiResult<Matrix<leave_room::v3::Response>> {
+    let user = requester.user_id;
+    change(&app, &user, user.clone(), &request.room_id, MembershipAction::Leave, request.reason).await?;
+    Ok(Matrix(leave_room::v3::Response::new()))
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/kick`
+pub async fn kick_user(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<kick_user::v3::Request>,
+) -> ApiResult<Matrix<kick_user::v3::Response>> {
+    let action = MembershipAction::Kick;
+    change(&app, &requester.user_id, request.user_id, &request.room_id, action, request.reason).await?;
+    Ok(Matrix(kick_user::v3::Response::new()))
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/ban`
+pub async fn ban_user(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<ban_user::v3::Request>,
+) -> ApiResult<Matrix<ban_user::v3::Response>> {
+    let action = MembershipAction::Ban;
+    change(&app, &requester.user_id, request.user_id, &request.room_id, action, request.reason).await?;
+    Ok(Matrix(ban_user::v3::Response::new()))
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/unban`
+pub async fn unban_user(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<unban_user::v3::Request>,
+) -> ApiResult<Matrix<unban_user::v3::Response>> {
+    let action = MembershipAction::Unban;
+    change(&app, &requester.user_id, request.user_id, &request.room_id, action, request.reason).await?;
+    Ok(Matrix(unban_user::v3::Response::new()))
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/forget`
+pub async fn forget_room(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<forget_room::v3::Request>,
+) -> ApiResult<Matrix<forget_room::v3::Response>> {
+    app.homeserver().room(&request.room_id).await?.forget(requester.user_id).await?;
+    Ok(Matrix(forget_room::v3::Response::new()))
+}
+
+/// `GET /_matrix/client/v3/joined_rooms`
+pub async fn joined_rooms(
+    State(app): State<App>,
+    Authenticated { requester, .. }: Authenticated<joined_rooms::v3::Request>,
+) -> ApiResult<Matrix<joined_rooms::v3::Response>> {
+    let session = app.homeserver().session(&requester.user_id).await?;
+    let rooms = session.view().rooms().into_iter();
+    let joined = rooms.filter(|(_, entry)| entry.is_joined()).map(|(room_id, _)| room_id).collect();
+    Ok(Matrix(joined_rooms::v3::Response::new(joined)))
+}
+
+/// The room of an ID or a local alias.
+async fn resolve(app: &App, id: OwnedRoomOrAliasId) -> ApiResult<OwnedRoomId> {
+    let alias = match OwnedRoomId::try_from(id) {
+        Ok(room_id) => return Ok(room_id),
+        Err(alias) => alias,
+    };
+    let record = app.homeserver().resolve_alias(&alias).await?;
+    record.map(|record| record.room_id).ok_or_else(|| ApiError::not_found("room alias not found"))
+}
+
+async fn change(
+    app: &App,
+    sender: &OwnedUserId,
+    target: OwnedUserId,
+    room_id: &RoomId,
+    action: MembershipAction,
+    reason: Option<String>,
+) -> ApiResult<()> {
+    let homeserver = app.homeserver();
+    let room = homeserver.room(room_id).await?;
+    let mut content = match action {
+        MembershipAction::Join { .. } | MembershipAction::Knock | MembershipAction::Invite => {
+            homeserver.member_content(&target).await?
+        }
+        _ => Map::new(),
+    };
+    content.extend(reason.map(|reason| ("reason".to_owned(), Value::from(reason))));
+    room.change_membership(MembershipChange { sender: sender.clone(), target, action, content }).await?;
+    Ok(())
+}

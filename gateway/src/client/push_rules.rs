@@ -1,0 +1,128 @@
+//! Push rules.
+//!
+//! Spec: client-server API, "Push Rules".
+
+use std::sync::Arc;
+
+use actors::session::SessionHandle;
+use axum::{Json, extract::State};
+use ruma::{
+    api::client::push::{
+        PushRule, delete_pushrule, get_pushrule, get_pushrule_actions, get_pushrule_enabled,
+        get_pushrules_all, get_pushrules_global_scope, set_pushrule, set_pushrule_actions,
+        set_pushrule_enabled,
+    },
+    push::{RuleKind, Ruleset},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    app::App,
+    error::{ApiError, ApiResult},
+    extract::{Authenticated, Matrix, Requester},
+};
+
+/// `GET /_matrix/client/v3/pushrules/`
+pub async fn get_all(
+    State(app): State<App>,
+    Authenticated { requester, .. }: Authenticated<get_pushrules_all::v3::Request>,
+) -> ApiResult<Json<Value>> {
+    Ok(Json(json!({ "global": with_all_kinds(&*rules(&app, &requester).await?)? })))
+}
+
+/// `GET /_matrix/client/v3/pushrules/global/`
+pub async fn get_global(
+    State(app): State<App>,
+    Authenticated { requester, .. }: Authenticated<get_pushrules_global_scope::v3::Request>,
+) -> ApiResult<Json<Value>> {
+    Ok(Json(with_all_kinds(&*rules(&app, &requester).await?)?))
+}
+
+/// Clients expect a list for every kind, an empty one if need be.
+fn with_all_kinds(rules: &Ruleset) -> ApiResult<Value> {
+    let mut rules = serde_json::to_value(rules).map_err(|error| ApiError::internal(&error))?;
+    if let Value::Object(kinds) = &mut rules {
+        for kind in ["override", "content", "room", "sender", "underride"] {
+            kinds.entry(kind).or_insert_with(|| json!([]));
+        }
+    }
+    Ok(rules)
+}
+
+/// `GET /_matrix/client/v3/pushrules/global/{kind}/{ruleId}`
+pub async fn get_rule(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<get_pushrule::v3::Request>,
+) -> ApiResult<Matrix<get_pushrule::v3::Response>> {
+    let rule = find(&*rules(&app, &requester).await?, request.kind, &request.rule_id)?;
+    Ok(Matrix(get_pushrule::v3::Response::new(rule)))
+}
+
+/// `PUT /_matrix/client/v3/pushrules/global/{kind}/{ruleId}`
+pub async fn set_rule(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<set_pushrule::v3::Request>,
+) -> ApiResult<Matrix<set_pushrule::v3::Response>> {
+    session(&app, &requester).await?.set_push_rule(request.rule, request.after, request.before).await?;
+    Ok(Matrix(set_pushrule::v3::Response::new()))
+}
+
+/// `DELETE /_matrix/client/v3/pushrules/global/{kind}/{ruleId}`
+pub async fn delete_rule(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<delete_pushrule::v3::Request>,
+) -> ApiResult<Matrix<delete_pushrule::v3::Response>> {
+    session(&app, &requester).await?.remove_push_rule(request.kind, request.rule_id).await?;
+    Ok(Matrix(delete_pushrule::v3::Response::new()))
+}
+
+/// `GET /_matrix/client/v3/pushrules/global/{kind}/{ruleId}/enabled`
+pub async fn get_enabled(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<get_pushrule_enabled::v3::Request>,
+) -> ApiResult<Matrix<get_pushrule_enabled::v3::Response>> {
+    let rule = find(&*rules(&app, &requester).await?, request.kind, &request.rule_id)?;
+    Ok(Matrix(get_pushrule_enabled::v3::Response::new(rule.enabled)))
+}
+
+/// `PUT /_matrix/client/v3/pushrules/global/{kind}/{ruleId}/enabled`
+pub async fn set_enabled(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<set_pushrule_enabled::v3::Request>,
+) -> ApiResult<Matrix<set_pushrule_enabled::v3::Response>> {
+    let session = session(&app, &requester).await?;
+    session.enable_push_rule(request.kind, request.rule_id, request.enabled).await?;
+    Ok(Matrix(set_pushrule_enabled::v3::Response::new()))
+}
+
+/// `GET /_matrix/client/v3/pushrules/global/{kind}/{ruleId}/actions`
+pub async fn get_actions(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<get_pushrule_actions::v3::Request>,
+) -> ApiResult<Matrix<get_pushrule_actions::v3::Response>> {
+    let rule = find(&*rules(&app, &requester).await?, request.kind, &request.rule_id)?;
+    Ok(Matrix(get_pushrule_actions::v3::Response::new(rule.actions)))
+}
+
+/// `PUT /_matrix/client/v3/pushrules/global/{kind}/{ruleId}/actions`
+pub async fn set_actions(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<set_pushrule_actions::v3::Request>,
+) -> ApiResult<Matrix<set_pushrule_actions::v3::Response>> {
+    let session = session(&app, &requester).await?;
+    session.set_push_rule_actions(request.kind, request.rule_id, request.actions).await?;
+    Ok(Matrix(set_pushrule_actions::v3::Response::new()))
+}
+
+async fn session(app: &App, requester: &Requester) -> ApiResult<SessionHandle> {
+    Ok(app.homeserver().session(&requester.user_id).await?)
+}
+
+async fn rules(app: &App, requester: &Requester) -> ApiResult<Arc<Ruleset>> {
+    Ok(session(app, requester).await?.data().push_rules().clone())
+}
+
+fn find(rules: &Ruleset, kind: RuleKind, rule_id: &str) -> ApiResult<PushRule> {
+    let rule = rules.get(kind, rule_id).ok_or_else(|| ApiError::not_found("there is no such push rule"))?;
+    Ok(rule.to_owned().into())
+}

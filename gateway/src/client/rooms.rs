@@ -1,0 +1,139 @@
+//! Creating and upgrading rooms.
+//!
+//! Spec: client-server API, "Creation" and "Room upgrades".
+
+use actors::{
+    homeserver::Homeserver,
+    room::{MembershipChange, RoomError},
+};
+use axum::extract::State;
+use engine::room::create::{InitialState, NewRoom, Preset};
+use ruma::{
+    OwnedRoomAliasId, OwnedUserId, RoomAliasId, UserId,
+    api::client::room::{Visibility, create_room, upgrade_room},
+    serde::Raw,
+};
+use serde_json::{Map, Value};
+
+use crate::{
+    app::App,
+    error::{ApiError, ApiResult},
+    extract::{Authenticated, Matrix},
+};
+
+/// Users that one request may invite; more would hold up the room's creation.
+const INVITES_MAX: usize = 200;
+
+/// `POST /_matrix/client/v3/createRoom`
+pub async fn create_room(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<create_room::v3::Request>,
+) -> ApiResult<Matrix<create_room::v3::Response>> {
+    if !request.invite_3pid.is_empty() {
+        return Err(ApiError::bad_request(
+            "M_UNKNOWN",
+            "this server has no identity server to invite third-party identifiers with",
+        ));
+    }
+    if request.invite.len() > INVITES_MAX {
+        return Err(ApiError::invalid_param(format!("a new room may have at most {INVITES_MAX} invites")));
+    }
+    let homeserver = app.homeserver();
+    let is_direct = request.is_direct;
+    let is_public = request.visibility == Visibility::Public;
+    let new = new_room(homeserver, &requester.user_id, request).await?;
+    let invites = invites(homeserver, &new, is_direct).await?;
+    let room_id = homeserver.create_room(new, invites, is_public).await.map_err(|error| match error {
+        // The request asks for events that the rules do not allow in a new room.
+        RoomError::Forbidden(failure) => ApiError::bad_request("M_INVALID_ROOM_STATE", failure.to_string()),
+        error => error.into(),
+    })?;
+    Ok(Matrix(create_room::v3::Response::new(room_id)))
+}
+
+async fn new_room(
+    homeserver: &Homeserver,
+    creator: &UserId,
+    request: create_room::v3::Request,
+) -> ApiResult<NewRoom> {
+    let preset = match (request.preset, &request.visibility) {
+        (Some(create_room::v3::RoomPreset::PublicChat), _) | (None, Visibility::Public) => Preset::PublicChat,
+        (Some(create_room::v3::RoomPreset::TrustedPrivateChat), _) => Preset::TrustedPrivateChat,
+        _ => Preset::PrivateChat,
+    };
+    let alias = request.room_alias_name.map(|name| local_alias(homeserver, &name)).transpose()?;
+    let initial_state = request
+        .initial_state
+        .iter()
+        .map(|event| initial_state(event.json().get()))
+        .collect::<ApiResult<_>>()?;
+    Ok(NewRoom {
+        version: request.room_version.unwrap_or_else(|| homeserver.default_room_version().clone()),
+        creator: creator.to_owned(),
+        creator_profile: homeserver.member_content(creator).await?,
+        preset,
+        creation_content: object(request.creation_content.as_ref())?,
+        power_levels: object(request.power_level_content_override.as_ref())?,
+        alias,
+        initial_state,
+        name: request.name.filter(|name| !name.is_empty()),
+        topic: request.topic,
+        invite: request.invite,
+    })
+}
+
+fn local_alias(homeserver: &Homeserver, name: &str) -> ApiResult<OwnedRoomAliasId> {
+    let invalid = || ApiError::invalid_param("room_alias_name is not the local part of an alias");
+    if name.is_empty() || name.contains([':', '#', '\0']) {
+        return Err(invalid());
+    }
+    RoomAliasId::parse(format!("#{name}:{}", homeserver.server_name())).map_err(|_| invalid())
+}
+
+fn object<T>(raw: Option<&Raw<T>>) -> ApiResult<Map<String, Value>> {
+    let parse = |raw: &Raw<T>| serde_json::from_str(raw.json().get());
+    raw.map_or(Ok(Map::new()), parse).map_err(|error| ApiError::bad_json(error.to_string()))
+}
+
+fn initial_state(json: &str) -> ApiResult<InitialState> {
+    #[derive(serde::Deserialize)]
+    struct Wire {
+        #[serde(rename = "type")]
+        kind: String,
+        #[serde(default)]
+        state_key: String,
+        content: Box<serde_json::value::RawValue>,
+    }
+    let Wire { kind, state_key, content } =
+        serde_json::from_str(json).map_err(|error| ApiError::bad_json(error.to_string()))?;
+    Ok(InitialState { kind, state_key, content })
+}
+
+async fn invites(
+    homeserver: &Homeserver,
+    new: &NewRoom,
+    is_direct: bool,
+) -> ApiResult<Vec<MembershipChange>> {
+    let mut invites = Vec::with_capacity(new.invite.len());
+    for target in &new.invite {
+        let mut content = homeserver.member_content(target).await?;
+        if is_direct {
+            content.insert("is_direct".to_owned(), true.into());
+        }
+        invites.push(Homeserver::invite(new.creator.clone(), target.clone(), content));
+    }
+    Ok(invites)
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/upgrade`
+pub async fn upgrade_room(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<upgrade_room::v3::Request>,
+) -> ApiResult<Matrix<upgrade_room::v3::Response>> {
+    let creators: Vec<OwnedUserId> = request.additional_creators;
+    let room_id = app
+        .homeserver()
+        .upgrade_room(&requester.user_id, &request.room_id, request.new_version, creators)
+        .await?;
+    Ok(Matrix(upgrade_room::v3::Response::new(room_id)))
+}

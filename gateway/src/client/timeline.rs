@@ -1,0 +1,169 @@
+//! Reading a room's timeline.
+//!
+//! Spec: client-server API, "Getting events for a room" and "Event context".
+
+use std::collections::BTreeSet;
+
+use actors::{
+    room::{PageDirection, PageQuery, RoomHandle, StoredEvent},
+    token::Token,
+};
+use axum::extract::State;
+use engine::{id::TimelineIndex, pdu::client::RoomIdField};
+use ruma::{
+    UInt,
+    api::{
+        Direction,
+        client::{
+            context::get_context, filter::RoomEventFilter, message::get_message_events,
+            room::get_event_by_timestamp,
+        },
+    },
+    serde::Raw,
+};
+
+use super::events::{event_not_found, room_of, viewer};
+use crate::{
+    app::App,
+    error::{ApiError, ApiResult},
+    extract::{Authenticated, Matrix, Requester},
+};
+
+/// Events that one page holds at most.
+const PAGE_MAX: usize = 1000;
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/messages`
+pub async fn get_messages(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<get_message_events::v3::Request>,
+) -> ApiResult<Matrix<get_message_events::v3::Response>> {
+    let room = room_of(&app, &request.room_id).await?;
+    // Those who never were in the room may page only through what everyone may read.
+    room.readable_root(&requester.user_id).await?;
+    let direction = page_direction(request.dir);
+    let from = match request.from.as_deref().filter(|from| !from.is_empty()) {
+        Some(from) => parse_token(from, "from")?,
+        None if direction == PageDirection::Backward => room.snapshot().head.latest,
+        None => TimelineIndex(i64::MIN),
+    };
+    let to = request.to.as_deref().filter(|to| !to.is_empty()).map(|to| parse_token(to, "to")).transpose()?;
+    let limit = request.filter.limit.map_or(request.limit, |limit| limit.min(request.limit));
+    let query = PageQuery {
+        user_id: &requester.user_id,
+        from,
+        to,
+        direction,
+        limit: page_limit(limit),
+        filter: &request.filter,
+    };
+    let page = room.page(&query).await?;
+    let state = lazy_members(&room, &request.filter, &page.events).await?;
+    let viewer = viewer(requester);
+    let mut response = get_message_events::v3::Response::new();
+    response.start = Token::Timeline(from).to_string();
+    response.end = page.end.map(|end| Token::Timeline(end).to_string());
+    response.chunk = raw(room.render(&page.events, &viewer, RoomIdField::Present).await?);
+    response.state = raw(room.render(&state, &viewer, RoomIdField::Present).await?);
+    Ok(Matrix(response))
+}
+
+fn raw<T>(events: Vec<Box<serde_json::value::RawValue>>) -> Vec<Raw<T>> {
+    events.into_iter().map(Raw::from_json).collect()
+}
+
+fn parse_token(text: &str, name: &str) -> ApiResult<TimelineIndex> {
+    let token: Token = text.parse().map_err(|_| ApiError::invalid_param(format!("{name} is not a token")))?;
+    Ok(token.boundary())
+}
+
+fn page_direction(direction: Direction) -> PageDirection {
+    match direction {
+        Direction::Backward => PageDirection::Backward,
+        Direction::Forward => PageDirection::Forward,
+    }
+}
+
+fn page_limit(limit: UInt) -> usize {
+    usize::try_from(u64::from(limit)).unwrap_or(PAGE_MAX).min(PAGE_MAX)
+}
+
+/// With lazy loading, the members who sent the events of a page.
+async fn lazy_members(
+    room: &RoomHandle,
+    filter: &RoomEventFilter,
+    events: &[std::sync::Arc<StoredEvent>],
+) -> ApiResult<Vec<std::sync::Arc<StoredEvent>>> {
+    let Some(newest) = events.iter().max_by_key(|event| event.index) else { return Ok(Vec::new()) };
+    if filter.lazy_load_options.is_disabled() {
+        return Ok(Vec::new());
+    }
+    let senders: BTreeSet<_> = events.iter().map(|event| event.pdu.sender()).collect();
+    let mut members = Vec::with_capacity(senders.len());
+    for sender in senders {
+        members.extend(room.state_event(newest.after, "m.room.member", sender.as_str()).await?);
+    }
+    Ok(members)
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/context/{eventId}`
+pub async fn get_context(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<get_context::v3::Request>,
+) -> ApiResult<Matrix<get_context::v3::Response>> {
+    let room = room_of(&app, &request.room_id).await?;
+    let event = room.event(&request.event_id).await?.ok_or_else(event_not_found)?;
+    let index = event.index.ok_or_else(event_not_found)?;
+    if !room.may_see(&requester.user_id, &event).await? {
+        return Err(event_not_found());
+    }
+    let limit = page_limit(request.limit);
+    let filter = &request.filter;
+    let page = async |direction, from, limit| {
+        let user_id = &requester.user_id;
+        room.page(&PageQuery { user_id, from, to: None, direction, limit, filter }).await
+    };
+    let before = page(PageDirection::Backward, TimelineIndex(index.0 - 1), limit / 2).await?;
+    let after = page(PageDirection::Forward, index, limit - limit / 2).await?;
+    let newest = after.events.last().unwrap_or(&event);
+    let oldest = before.events.last().unwrap_or(&event);
+    let boundary = |event: &StoredEvent| event.index.unwrap_or_default();
+    let mut shown: Vec<_> = before.events.clone();
+    shown.push(event.clone());
+    shown.extend(after.events.iter().cloned());
+    let state = if filter.lazy_load_options.is_disabled() {
+        room.state(newest.after, None).await?
+    } else {
+        let mut state = room.state(newest.after, None).await?;
+        state.retain(|event| event.pdu.kind() != "m.room.member");
+        state.extend(lazy_members(&room, filter, &shown).await?);
+        state
+    };
+    let mut response = get_context::v3::Response::new();
+    response.start = Some(Token::Timeline(TimelineIndex(boundary(oldest).0 - 1)).to_string());
+    response.end = Some(Token::Timeline(boundary(newest)).to_string());
+    let viewer = viewer(requester.clone());
+    let rendered = room.render(std::slice::from_ref(&event), &viewer, RoomIdField::Present).await?;
+    response.event = raw(rendered).into_iter().next();
+    response.events_before = raw(room.render(&before.events, &viewer, RoomIdField::Present).await?);
+    response.events_after = raw(room.render(&after.events, &viewer, RoomIdField::Present).await?);
+    response.state = raw(room.render(&state, &viewer, RoomIdField::Present).await?);
+    Ok(Matrix(response))
+}
+
+/// `GET /_matrix/client/v1/rooms/{roomId}/timestamp_to_event`
+pub async fn timestamp_to_event(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<get_event_by_timestamp::v1::Request>,
+) -> ApiResult<Matrix<get_event_by_timestamp::v1::Response>> {
+    let room = room_of(&app, &request.room_id).await?;
+    readable_by(&room, &requester).await?;
+    let found = room.event_near(&requester.user_id, request.ts, page_direction(request.dir)).await?;
+    let event = found.ok_or_else(|| ApiError::not_found("no event in that direction"))?;
+    let pdu = &event.pdu;
+    Ok(Matrix(get_event_by_timestamp::v1::Response::new(pdu.event_id().clone(), pdu.origin_server_ts())))
+}
+
+async fn readable_by(room: &RoomHandle, requester: &Requester) -> ApiResult<()> {
+    room.readable_root(&requester.user_id).await?;
+    Ok(())
+}

@@ -1,0 +1,438 @@
+//! The configuration: one TOML file, environment variables over it, flags over both.
+//!
+//! Every key is documented in `docs/configuration.md`; a test keeps the two in step. Unknown keys are
+//! errors that name the nearest known one. Values carry their units.
+
+mod keys;
+mod units;
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use ruma::{OwnedServerName, RoomVersionId};
+use serde::Deserialize;
+use toml::{Table, Value};
+
+pub use self::{
+    keys::KEYS,
+    units::{Size, Span},
+};
+
+/// Why there is no usable configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{} is not TOML: {source}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// A key does not exist.
+    #[error("unknown key `{key}` in {origin}; did you mean `{nearest}`?")]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// Where it stands.
+        origin: String,
+        /// The known key that is spelled most like it.
+        nearest: &'static str,
+    },
+    /// A value has the wrong shape.
+    #[error("a value has the wrong shape: {0}")]
+    Value(String),
+}
+
+/// A secret: never shown.
+#[derive(Clone, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("\"…\"")
+    }
+}
+
+/// Declares a section: fields with their documentation, type and default.
+macro_rules! section {
+    ($(#[$docs:meta])+ $name:ident { $($(#[$field_docs:meta])+ $field:ident : $type:ty = $default:expr),+ $(,)? }) => {
+        $(#[$docs])+
+        #[derive(Clone, Debug, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $name {
+            $($(#[$field_docs])+ pub $field: $type,)+
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($field: $default,)+ }
+            }
+        }
+    };
+}
+
+section! {
+    /// The whole configuration.
+    Config {
+        /// The server's name, the part after the colon of its user IDs.
+        server_name: OwnedServerName = ruma::owned_server_name!("localhost"),
+        /// Where the server keeps its files.
+        data_dir: PathBuf = PathBuf::from("./ganglion-data"),
+        /// Where the server listens.
+        listen: Listen = Listen::default(),
+        /// TLS in process.
+        tls: Option<Tls> = None,
+        /// Who may register.
+        registration: Registration = Registration::default(),
+        /// New rooms.
+        rooms: Rooms = Rooms::default(),
+        /// Other servers.
+        federation: Federation = Federation::default(),
+        /// The store.
+        storage: Storage = Storage::default(),
+        /// Actors in memory.
+        actors: Actors = Actors::default(),
+        /// Limits for clients.
+        rate_limits: RateLimits = RateLimits::default(),
+        /// Password hashing.
+        password: Password = Password::default(),
+        /// How requests are let in.
+        access: Access = Access::default(),
+        /// What `.well-known` documents say.
+        well_known: WellKnown = WellKnown::default(),
+        /// Application services.
+        appservices: Appservices = Appservices::default(),
+        /// The log.
+        logging: Logging = Logging::default(),
+    }
+}
+section! {
+    /// `[listen]`
+    Listen {
+        /// Plain HTTP, client and federation APIs.
+        client: Vec<SocketAddr> = vec![SocketAddr::from(([127, 0, 0, 1], 8008))],
+        /// TLS, client and federation APIs.
+        tls: Vec<SocketAddr> = Vec::new(),
+    }
+}
+section! {
+    /// `[tls]`
+    Tls {
+        /// The certificate chain, PEM.
+        certificate: Option<PathBuf> = None,
+        /// The private key, PEM.
+        private_key: Option<PathBuf> = None,
+        /// Certificates from an ACME authority.
+        acme: Option<Table> = None,
+    }
+}
+section! {
+    /// `[registration]`
+    Registration {
+        /// Anybody may register.
+        enabled: bool = false,
+        /// Holders of one of these tokens may register.
+        tokens: Vec<Secret> = Vec::new(),
+        /// The secret of `/_synapse/admin/v1/register`.
+        shared_secret: Option<Secret> = None,
+        /// Guests may register.
+        guests: bool = false,
+    }
+}
+section! {
+    /// `[rooms]`
+    Rooms {
+        /// The version of new rooms that name none.
+        default_version: RoomVersionId = engine::room_version::DEFAULT,
+    }
+}
+section! {
+    /// `[federation]`
+    Federation {
+        /// Whether to talk to other servers.
+        enabled: bool = false,
+        /// Additional trusted roots, PEM files.
+        extra_ca: Vec<PathBuf> = Vec::new(),
+        /// Whether outbound requests may go to loopback and private addresses.
+        allow_private_addresses: bool = false,
+        /// Connections that may be set up at a time.
+        max_concurrent_connects: u32 = 64,
+        /// Servers that vouch for others' keys.
+        trusted_key_servers: Vec<OwnedServerName> = Vec::new(),
+    }
+}
+section! {
+    /// `[storage]`
+    Storage {
+        /// The back end.
+        backend: Backend = Backend::Sled,
+        /// Whether a reply waits for the disk.
+        durability: Durability = Durability::Always,
+        /// What the back end may cache.
+        cache: Size = Size(64 << 20),
+    }
+}
+section! {
+    /// `[actors]`
+    Actors {
+        /// Rooms in memory, with the caches of events and state.
+        room_memory: Size = Size(512 << 20),
+        /// Sessions in memory.
+        session_memory: Size = Size(128 << 20),
+        /// Destinations in memory.
+        destination_memory: Size = Size(64 << 20),
+        /// An actor that nobody used for this long leaves memory.
+        idle_after: Span = Span::from_secs(15 * 60),
+        /// Calls that one actor may have under way before it refuses more.
+        backlog_max: u32 = 4096,
+    }
+}
+section! {
+    /// `[rate_limits]`; each in requests per second of one user (or address, before the user is known).
+    RateLimits {
+        /// One switch for all limits.
+        enabled: bool = true,
+        /// Events sent.
+        message: u32 = 50,
+        /// Joins, invites and other membership changes.
+        membership: u32 = 10,
+        /// Attempts to log in.
+        login: u32 = 3,
+        /// Attempts to register.
+        registration: u32 = 3,
+        /// Everything else.
+        other: u32 = 200,
+    }
+}
+section! {
+    /// `[password]`, the cost of argon2id.
+    Password {
+        /// Memory of one hash.
+        argon2_memory: Size = Size(19 << 20),
+        /// Passes over the memory.
+        argon2_iterations: u32 = 2,
+        /// Lanes.
+        argon2_lanes: u32 = 1,
+    }
+}
+section! {
+    /// `[access]`
+    Access {
+        /// Whether access tokens may come in the query string, as very old clients send them.
+        query_tokens: bool = false,
+        /// Proxies whose `X-Forwarded-For` is believed.
+        trusted_proxies: Vec<std::net::IpAddr> = Vec::new(),
+    }
+}
+section! {
+    /// `[well_known]`
+    WellKnown {
+        /// The client-server API's base URL.
+        client_base_url: Option<String> = None,
+        /// Where other servers find this one, `host:port`.
+        server: Option<String> = None,
+        /// A contact for support: a user ID.
+        support_user: Option<String> = None,
+        /// A contact for support: an e-mail address.
+        support_email: Option<String> = None,
+        /// A page for support.
+        support_page: Option<String> = None,
+    }
+}
+section! {
+    /// `[appservices]`
+    Appservices {
+        /// Registration files.
+        registrations: Vec<PathBuf> = Vec::new(),
+    }
+}
+section! {
+    /// `[logging]`
+    Logging {
+        /// How lines look.
+        format: LogFormat = LogFormat::Pretty,
+        /// What is logged, as in `info,actors=debug`.
+        level: String = "info".to_owned(),
+    }
+}
+
+/// The back ends of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// sled.
+    Sled,
+    /// fjall.
+    Fjall,
+    /// Nothing survives the process.
+    Memory,
+}
+
+/// Whether a reply waits for the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// It does.
+    Always,
+    /// A crash of the machine may lose the last second.
+    Interval,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Pretty,
+    /// For programs.
+    Json,
+}
+
+/// What the command line sets.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    /// `--config`
+    pub config: Option<PathBuf>,
+    /// `--server-name`
+    pub server_name: Option<String>,
+    /// `--listen`
+    pub listen: Option<String>,
+    /// `--data-dir`
+    pub data_dir: Option<PathBuf>,
+}
+
+/// What an environment variable of ours begins with.
+const PREFIX: &str = "GANGLION__";
+
+impl Config {
+    /// Puts the configuration together.
+    pub fn load(
+        flags: &Flags,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let mut table = match &flags.config {
+            Some(path) => read(path)?,
+            None => Table::new(),
+        };
+        for (name, value) in environment {
+            if let Some(key) = name.strip_prefix(PREFIX) {
+                let key = key.to_lowercase().replace("__", ".");
+                check_key(&key, &format!("the environment, as {name}"))?;
+                set(&mut table, &key, literal(&value));
+            }
+        }
+        if let Some(server_name) = &flags.server_name {
+            set(&mut table, "server_name", server_name.as_str().into());
+        }
+        if let Some(listen) = &flags.listen {
+            set(&mut table, "listen.client", Value::Array(vec![listen.as_str().into()]));
+        }
+        if let Some(data_dir) = &flags.data_dir {
+            set(&mut table, "data_dir", data_dir.to_string_lossy().into_owned().into());
+        }
+        table.try_into().map_err(|error: toml::de::Error| ConfigError::Value(error.message().to_owned()))
+    }
+
+    /// Keys that are set and have no effect in this version.
+    pub fn without_effect(&self) -> Vec<&'static str> {
+        let mut keys = Vec::new();
+        let mut note = |is_set: bool, key| keys.extend(is_set.then_some(key));
+        note(!self.listen.tls.is_empty(), "listen.tls");
+        note(self.tls.is_some(), "tls");
+        note(self.federation.enabled, "federation.enabled");
+        note(!self.federation.extra_ca.is_empty(), "federation.extra_ca");
+        note(!self.federation.trusted_key_servers.is_empty(), "federation.trusted_key_servers");
+        note(!self.appservices.registrations.is_empty(), "appservices.registrations");
+        keys
+    }
+}
+
+/// Reads a file; relative paths in it are relative to it.
+fn read(path: &Path) -> Result<Table, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let mut table: Table = text
+        .parse()
+        .map_err(|source| ConfigError::Syntax { path: path.to_owned(), source: Box::new(source) })?;
+    check_table(&table, "", &path.display().to_string())?;
+    let folder = path.parent().unwrap_or_else(|| Path::new("."));
+    for key in
+        ["data_dir", "tls.certificate", "tls.private_key", "federation.extra_ca", "appservices.registrations"]
+    {
+        if let Some(value) = find(&mut table, key) {
+            rebase(value, folder);
+        }
+    }
+    Ok(table)
+}
+
+fn check_table(table: &Table, prefix: &str, origin: &str) -> Result<(), ConfigError> {
+    for (name, value) in table {
+        let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        match value {
+            Value::Table(inner) if !inner.is_empty() && key != "tls.acme" => {
+                check_table(inner, &key, origin)?;
+            }
+            Value::Table(_) if KEYS.iter().any(|known| known.starts_with(&format!("{key}."))) => {}
+            _ => check_key(&key, origin)?,
+        }
+    }
+    Ok(())
+}
+
+fn check_key(key: &str, origin: &str) -> Result<(), ConfigError> {
+    if KEYS.contains(&key) {
+        return Ok(());
+    }
+    let nearest = keys::nearest(key);
+    Err(ConfigError::UnknownKey { key: key.to_owned(), origin: origin.to_owned(), nearest })
+}
+
+fn find<'a>(table: &'a mut Table, key: &str) -> Option<&'a mut Value> {
+    match key.split_once('.') {
+        None => table.get_mut(key),
+        Some((section, rest)) => find(table.get_mut(section)?.as_table_mut()?, rest),
+    }
+}
+
+fn set(table: &mut Table, key: &str, value: Value) {
+    match key.split_once('.') {
+        None => drop(table.insert(key.to_owned(), value)),
+        Some((section, rest)) => {
+            let inner = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
+            if let Value::Table(inner) = inner {
+                set(inner, rest, value);
+            }
+        }
+    }
+}
+
+fn rebase(value: &mut Value, folder: &Path) {
+    match value {
+        Value::String(path) => *path = folder.join(&*path).to_string_lossy().into_owned(),
+        Value::Array(paths) => paths.iter_mut().for_each(|path| rebase(path, folder)),
+        _ => {}
+    }
+}
+
+/// The value of an environment variable: TOML if it is TOML, else text.
+fn literal(text: &str) -> Value {
+    let parsed = format!("value = {text}").parse::<Table>().ok();
+    parsed.and_then(|mut table| table.remove("value")).unwrap_or_else(|| text.into())
+}
+
+#[cfg(test)]
+mod tests;

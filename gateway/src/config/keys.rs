@@ -1,0 +1,72 @@
+//! The keys of the configuration.
+
+/// Every key, with its section.
+pub const KEYS: &[&str] = &[
+    "server_name",
+    "data_dir",
+    "listen.client",
+    "listen.tls",
+    "tls.certificate",
+    "tls.private_key",
+    "tls.acme",
+    "registration.enabled",
+    "registration.tokens",
+    "registration.shared_secret",
+    "registration.guests",
+    "rooms.default_version",
+    "federation.enabled",
+    "federation.extra_ca",
+    "federation.allow_private_addresses",
+    "federation.max_concurrent_connects",
+    "federation.trusted_key_servers",
+    "storage.backend",
+    "storage.durability",
+    "storage.cache",
+    "actors.room_memory",
+    "actors.session_memory",
+    "actors.destination_memory",
+    "actors.idle_after",
+    "actors.backlog_max",
+    "rate_limits.enabled",
+    "rate_limits.message",
+    "rate_limits.membership",
+    "rate_limits.login",
+    "rate_limits.registration",
+    "rate_limits.other",
+    "password.argon2_memory",
+    "password.argon2_iterations",
+    "password.argon2_lanes",
+    "access.query_tokens",
+    "access.trusted_proxies",
+    "well_known.client_base_url",
+    "well_known.server",
+    "well_known.support_user",
+    "well_known.support_email",
+    "well_known.support_page",
+    "appservices.registrations",
+    "logging.format",
+    "logging.level",
+];
+
+/// The key that is spelled most like this one.
+pub(super) fn nearest(key: &str) -> &'static str {
+    let last = |key: &'static str| key.rsplit('.').next().unwrap_or(key);
+    let cost = |known: &'static str| distance(key, known).min(distance(key, last(known)) + 1);
+    KEYS.iter().copied().min_by_key(|known| cost(known)).unwrap_or("server_name")
+}
+
+/// The number of edits between two texts (Levenshtein).
+fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (line, letter) in one.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = line + 1;
+        for (column, opposite) in other.iter().enumerate() {
+            let replaced = diagonal + usize::from(letter != *opposite);
+            diagonal = row[column + 1];
+            row[column + 1] = replaced.min(diagonal + 1).min(row[column] + 1);
+        }
+    }
+    row[other.len()]
+}

@@ -1,0 +1,71 @@
+use super::*;
+
+fn load(text: &str, environment: &[(&str, &str)], flags: Flags) -> Result<Config, ConfigError> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ganglion.toml");
+    std::fs::write(&path, text).unwrap();
+    let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    Config::load(&Flags { config: Some(path), ..flags }, environment)
+}
+
+#[test]
+fn without_anything_there_are_defaults() {
+    let config = Config::load(&Flags::default(), std::iter::empty()).unwrap();
+    assert_eq!(config.server_name, "localhost");
+    assert_eq!(config.listen.client, [SocketAddr::from(([127, 0, 0, 1], 8008))]);
+    assert!(!config.registration.enabled && !config.federation.enabled);
+    assert!(config.without_effect().is_empty());
+}
+
+#[test]
+fn flags_beat_the_environment_and_that_the_file() {
+    let text = "server_name = 'file.example'\n[storage]\nbackend = 'fjall'\n[actors]\nroom_memory = '1 MiB'";
+    let environment = [
+        ("GANGLION__SERVER_NAME", "environment.example"),
+        ("GANGLION__REGISTRATION__ENABLED", "true"),
+        ("GANGLION__REGISTRATION__TOKENS", "['sesame', 'two']"),
+        ("OTHER", "ignored"),
+    ];
+    let flags = Flags { server_name: Some("flag.example".to_owned()), ..Flags::default() };
+    let config = load(text, &environment, flags).unwrap();
+    assert_eq!(config.server_name, "flag.example");
+    assert_eq!(config.storage.backend, Backend::Fjall);
+    assert_eq!(config.actors.room_memory, Size(1 << 20));
+    assert!(config.registration.enabled);
+    assert_eq!(config.registration.tokens.len(), 2);
+    assert!(!format!("{config:?}").contains("sesame"), "a secret is shown");
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_the_nearest() {
+    for (text, expected) in [
+        ("[registration]\nenabeld = true", "registration.enabled"),
+        ("sever_name = 'x'", "server_name"),
+        ("[actor]\nroom_memory = '1 MiB'", "actors.room_memory"),
+        ("[storage]\nback_end = 'sled'", "storage.backend"),
+    ] {
+        match load(text, &[], Flags::default()) {
+            Err(ConfigError::UnknownKey { nearest, .. }) => assert_eq!(nearest, expected, "{text}"),
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+    let wrong = load("", &[("GANGLION__STORAGE__BACKENDS", "sled")], Flags::default());
+    assert!(matches!(wrong, Err(ConfigError::UnknownKey { .. })));
+}
+
+#[test]
+fn paths_are_relative_to_the_file() {
+    let config =
+        load("data_dir = 'data'\n[federation]\nextra_ca = ['ca.pem']", &[], Flags::default()).unwrap();
+    assert!(config.data_dir.is_absolute() && config.data_dir.ends_with("data"));
+    assert!(config.federation.extra_ca[0].is_absolute());
+    assert_eq!(config.without_effect(), ["federation.extra_ca"]);
+}
+
+#[test]
+fn every_key_is_documented() {
+    let book = include_str!("../../../docs/configuration.md");
+    for key in KEYS {
+        assert!(book.contains(&format!("`{key}`")), "docs/configuration.md lacks {key}");
+    }
+}

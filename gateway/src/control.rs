@@ -1,0 +1,109 @@
+//! A unix socket in the data directory, through which commands reach a running server.
+//!
+//! The store belongs to one process at a time, so a command cannot open it beside the server. Whoever can
+//! open the socket may do everything: its directory is open to the server's own user alone. One line of
+//! JSON goes in, one comes back.
+
+use std::{
+    io::ErrorKind,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{UnixListener, UnixStream},
+};
+
+use crate::{
+    app::App,
+    users::{self, UserRequest},
+};
+
+/// The longest line; a list of users is what needs the most.
+const LINE_MAX: u64 = 64 << 20;
+
+/// How long a command may take.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What a command leads to: lines to print, or what went wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// Lines to print.
+    Done(Vec<String>),
+    /// What went wrong.
+    Failed(String),
+}
+
+fn socket(data_dir: &Path) -> PathBuf {
+    data_dir.join("control").join("socket")
+}
+
+/// Binds the socket. The caller has the store open, so a socket that is there already is a dead server's.
+pub fn bind(data_dir: &Path) -> std::io::Result<UnixListener> {
+    let directory = data_dir.join("control");
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+    std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o700))?;
+    let path = socket(data_dir);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => UnixListener::bind(path),
+    }
+}
+
+/// Carries out commands, one after the other, until it is dropped.
+pub async fn serve(listener: &UnixListener, app: &App) {
+    loop {
+        let result = match listener.accept().await {
+            Ok((stream, _)) => tokio::time::timeout(TIMEOUT, answer(stream, app)).await,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept connections on the control socket");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+        };
+        match result {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "a command on the control socket failed"),
+            Err(_) => tracing::warn!("a command on the control socket took too long"),
+        }
+    }
+}
+
+async fn answer(mut stream: UnixStream, app: &App) -> std::io::Result<()> {
+    let line = read_line(&mut stream).await?;
+    let answer = match serde_json::from_slice(&line) {
+        Ok(request) => users::execute(app, request).await,
+        Err(error) => Answer::Failed(format!("not a command: {error}")),
+    };
+    write_line(&mut stream, &answer).await
+}
+
+/// Has the running server carry out a command; none if no server runs.
+pub async fn ask(data_dir: &Path, request: &UserRequest) -> std::io::Result<Option<Answer>> {
+    let mut stream = match UnixStream::connect(socket(data_dir)).await {
+        Ok(stream) => stream,
+        Err(error) if [ErrorKind::NotFound, ErrorKind::ConnectionRefused].contains(&error.kind()) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    write_line(&mut stream, request).await?;
+    let line = read_line(&mut stream).await?;
+    Ok(Some(serde_json::from_slice(&line)?))
+}
+
+async fn read_line(stream: &mut UnixStream) -> std::io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    BufReader::new(stream.take(LINE_MAX)).read_until(b'\n', &mut line).await?;
+    Ok(line)
+}
+
+async fn write_line(stream: &mut UnixStream, value: &impl Serialize) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    stream.write_all(&line).await?;
+    stream.flush().await
+}

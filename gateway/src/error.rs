@@ -1,0 +1,228 @@
+//! The map from every error to a status and an errcode.
+//!
+//! Spec: client-server API, "Standard error response".
+
+use std::time::Duration;
+
+use actors::{
+    directory::{ActivateError, CallError},
+    room::RoomError,
+    session::SessionError,
+    sync::SyncError,
+};
+use axum::{
+    Json,
+    response::{IntoResponse, Response},
+};
+use engine::{pdu::PduError, room::create::NewRoomError};
+use http::{HeaderValue, StatusCode, header};
+use ruma::push::InsertPushRuleError;
+use serde_json::{Map, Value};
+
+use crate::password::PasswordError;
+
+/// An error as the client gets it.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    errcode: &'static str,
+    message: String,
+    /// Further members of the body.
+    fields: Map<String, Value>,
+}
+
+/// What a handler returns.
+pub type ApiResult<T> = Result<T, ApiError>;
+
+impl ApiError {
+    /// An error of this status and errcode.
+    pub fn new(status: StatusCode, errcode: &'static str, message: impl Into<String>) -> Self {
+        Self { status, errcode, message: message.into(), fields: Map::new() }
+    }
+
+    /// 400 with an errcode.
+    pub fn bad_request(errcode: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, errcode, message)
+    }
+
+    /// 403 `M_FORBIDDEN`.
+    pub fn forbidden(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "M_FORBIDDEN", message)
+    }
+
+    /// 403 `M_GUEST_ACCESS_FORBIDDEN`.
+    pub fn guests_may_not() -> Self {
+        Self::new(StatusCode::FORBIDDEN, "M_GUEST_ACCESS_FORBIDDEN", "guests may not do this")
+    }
+
+    /// 404 `M_NOT_FOUND`.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "M_NOT_FOUND", message)
+    }
+
+    /// 400 `M_INVALID_PARAM`.
+    pub fn invalid_param(message: impl Into<String>) -> Self {
+        Self::bad_request("M_INVALID_PARAM", message)
+    }
+
+    /// 400 `M_MISSING_PARAM`.
+    pub fn missing_param(message: impl Into<String>) -> Self {
+        Self::bad_request("M_MISSING_PARAM", message)
+    }
+
+    /// 400 `M_BAD_JSON`.
+    pub fn bad_json(message: impl Into<String>) -> Self {
+        Self::bad_request("M_BAD_JSON", message)
+    }
+
+    /// 429 `M_LIMIT_EXCEEDED`, with the time to wait in body and header.
+    pub fn limit_exceeded(retry_after: Duration) -> Self {
+        let retry_ms = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "M_LIMIT_EXCEEDED", "too many requests")
+            .with("retry_after_ms", retry_ms)
+    }
+
+    /// 500 `M_UNKNOWN`: the cause is logged with a reference, and only the reference is returned.
+    pub fn internal(cause: &dyn std::fmt::Display) -> Self {
+        let reference = next_reference();
+        tracing::error!(reference, %cause, "request failed");
+        let message = format!("internal error; the server's log has it as reference {reference}");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "M_UNKNOWN", message)
+    }
+
+    /// The same error with a further member in its body.
+    #[must_use]
+    pub fn with(mut self, field: &str, value: impl Into<Value>) -> Self {
+        self.fields.insert(field.to_owned(), value.into());
+        self
+    }
+
+    /// The errcode.
+    pub fn errcode(&self) -> &'static str {
+        self.errcode
+    }
+}
+
+fn next_reference() -> u64 {
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let retry_after = self.fields.get("retry_after_ms").and_then(Value::as_u64);
+        let mut body = self.fields;
+        body.insert("errcode".to_owned(), self.errcode.into());
+        body.insert("error".to_owned(), self.message.into());
+        let mut response = (self.status, Json(Value::Object(body))).into_response();
+        if let Some(retry_ms) = retry_after {
+            let seconds = HeaderValue::from(retry_ms.div_ceil(1000));
+            response.headers_mut().insert(header::RETRY_AFTER, seconds);
+        }
+        response
+    }
+}
+
+impl From<RoomError> for ApiError {
+    fn from(error: RoomError) -> Self {
+        let message = error.to_string();
+        match error {
+            RoomError::Busy { retry_after } => Self::limit_exceeded(retry_after),
+            RoomError::NotFound | RoomError::EventNotFound => Self::not_found(message),
+            RoomError::NotJoined | RoomError::NotAllowed(_) | RoomError::Forbidden(_) => {
+                Self::forbidden(message)
+            }
+            RoomError::Invalid(_) => Self::invalid_param(message),
+            RoomError::Pdu(PduError::TooLarge(_)) => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "M_TOO_LARGE", message)
+            }
+            RoomError::Pdu(PduError::Json(_) | PduError::Malformed(_) | PduError::Signature(_))
+            | RoomError::NewRoom(NewRoomError::Invalid(_)) => Self::bad_json(message),
+            RoomError::NewRoom(NewRoomError::UnsupportedVersion(_)) => {
+                Self::bad_request("M_UNSUPPORTED_ROOM_VERSION", message)
+            }
+            RoomError::AliasInUse => Self::bad_request("M_ROOM_IN_USE", message),
+            RoomError::UnableToAuthoriseJoin => Self::bad_request("M_UNABLE_TO_AUTHORISE_JOIN", message),
+            RoomError::Activate(error) => error.into(),
+            RoomError::Read(_) | RoomError::Commit(_) | RoomError::Crashed | RoomError::TimedOut => {
+                Self::internal(&message)
+            }
+        }
+    }
+}
+
+impl From<ActivateError> for ApiError {
+    fn from(error: ActivateError) -> Self {
+        match error {
+            ActivateError::Failed(_) => Self::internal(&error),
+            ActivateError::BackingOff { .. } | ActivateError::Stopping => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", error.to_string())
+            }
+        }
+    }
+}
+
+impl From<CallError> for ApiError {
+    fn from(error: CallError) -> Self {
+        RoomError::from(error).into()
+    }
+}
+
+impl From<SyncError> for ApiError {
+    fn from(error: SyncError) -> Self {
+        match error {
+            SyncError::Session(error) => error.into(),
+            SyncError::Room(error) => error.into(),
+        }
+    }
+}
+
+impl From<SessionError> for ApiError {
+    fn from(error: SessionError) -> Self {
+        let message = error.to_string();
+        match error {
+            SessionError::Busy { retry_after } => Self::limit_exceeded(retry_after),
+            SessionError::NotFound | SessionError::DeviceNotFound | SessionError::PushRuleNotFound => {
+                Self::not_found(message)
+            }
+            SessionError::UserInUse => Self::bad_request("M_USER_IN_USE", message),
+            SessionError::InvalidUsername(_) => Self::bad_request("M_INVALID_USERNAME", message),
+            SessionError::Deactivated => Self::new(StatusCode::FORBIDDEN, "M_USER_DEACTIVATED", message),
+            SessionError::TooMany(_) => Self::forbidden(message),
+            SessionError::UnknownRefreshToken => {
+                Self::new(StatusCode::UNAUTHORIZED, "M_UNKNOWN_TOKEN", message)
+            }
+            // Spec: client-server API, `PUT …/account_data/{type}`.
+            SessionError::ServerManaged(_) => {
+                Self::new(StatusCode::METHOD_NOT_ALLOWED, "M_BAD_JSON", message)
+            }
+            SessionError::PushRule(InsertPushRuleError::UnknownRuleId) => {
+                Self::bad_request("M_UNKNOWN", message)
+            }
+            SessionError::ProfileKeyTooLarge => Self::bad_request("M_KEY_TOO_LARGE", message),
+            SessionError::ProfileTooLarge => Self::bad_request("M_PROFILE_TOO_LARGE", message),
+            SessionError::InvalidDeviceId
+            | SessionError::InvalidProfileKey
+            | SessionError::Invalid(_)
+            | SessionError::PushRule(_)
+            | SessionError::PredefinedPushRule => Self::invalid_param(message),
+            SessionError::Activate(error) => error.into(),
+            SessionError::Store(_)
+            | SessionError::Damaged(_)
+            | SessionError::Commit(_)
+            | SessionError::Crashed
+            | SessionError::TimedOut => Self::internal(&message),
+        }
+    }
+}
+
+impl From<PasswordError> for ApiError {
+    fn from(error: PasswordError) -> Self {
+        match error {
+            PasswordError::Hash(_) => Self::internal(&error),
+            PasswordError::Stopping => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", error.to_string())
+            }
+        }
+    }
+}

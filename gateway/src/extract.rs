@@ -1,0 +1,210 @@
+//! Requests as handlers take them: limits, JSON, ruma's request types, authentication.
+
+pub use actors::session::Requester;
+use axum::{
+    body::{Body, Bytes},
+    extract::{FromRequest, FromRequestParts, MatchedPath, RawPathParams, Request},
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, Method, StatusCode, header, request::Parts};
+use ruma::api::{
+    IncomingRequest, IncomingRequestExt, OutgoingResponse, OutgoingResponseExt,
+    error::{DeserializationError, FromHttpRequestError},
+};
+use serde::de::IgnoredAny;
+
+use crate::{
+    app::App,
+    error::{ApiError, ApiResult},
+    guests,
+};
+
+/// The largest body of a request that is not an upload.
+///
+/// Events have at most 64 KiB; key uploads and account data are the large ones.
+pub const BODY_MAX: usize = 1 << 20;
+
+/// How deep JSON may be nested.
+const DEPTH_MAX: usize = 100;
+
+/// The address that a request comes from; put into its extensions by the server.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientIp(pub std::net::IpAddr);
+
+/// A request that needs no authentication.
+pub struct Open<R>(pub R);
+
+/// A request with its authenticated sender.
+pub struct Authenticated<R> {
+    /// Who asks.
+    pub requester: Requester,
+    /// What is asked.
+    pub request: R,
+}
+
+/// A ruma response.
+pub struct Matrix<T>(pub T);
+
+impl<T: OutgoingResponse> IntoResponse for Matrix<T> {
+    fn into_response(self) -> Response {
+        match self.0.try_into_http_response::<Vec<u8>>() {
+            Ok(response) => response.map(Body::from).into_response(),
+            Err(error) => ApiError::internal(&error).into_response(),
+        }
+    }
+}
+
+impl<R: IncomingRequest + Send> FromRequest<App> for Open<R> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> ApiResult<Self> {
+        let (mut parts, body) = request.into_parts();
+        parse(&mut parts, body, app).await.map(Self)
+    }
+}
+
+impl<R: IncomingRequest + Send> FromRequest<App> for Authenticated<R> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> ApiResult<Self> {
+        let (mut parts, body) = request.into_parts();
+        // Before the body is read: strangers cost nothing.
+        let requester = authenticate(&parts, app).await?;
+        let request = parse(&mut parts, body, app).await?;
+        Ok(Self { requester, request })
+    }
+}
+
+impl FromRequestParts<App> for Requester {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> ApiResult<Self> {
+        authenticate(parts, app).await
+    }
+}
+
+/// The body of a request, within the limits, as JSON of any kind; an empty one counts as `{}`.
+pub struct JsonBody(pub serde_json::Map<String, serde_json::Value>);
+
+impl FromRequest<App> for JsonBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _app: &App) -> ApiResult<Self> {
+        let body = read_json(request.into_body(), BODY_MAX).await?;
+        let object = serde_json::from_slice(&body);
+        object.map(Self).map_err(|_| ApiError::bad_json("the body must be a JSON object"))
+    }
+}
+
+async fn authenticate(parts: &Parts, app: &App) -> ApiResult<Requester> {
+    let token = token(&parts.headers, parts.uri.query(), app.settings().query_tokens)?;
+    let ip = parts.extensions.get::<ClientIp>().map(|ip| ip.0.to_string());
+    let requester = app.authenticate(&token, ip.as_deref()).await?;
+    let route = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    if requester.is_guest && !guests::may(&parts.method, route) {
+        return Err(ApiError::guests_may_not());
+    }
+    Ok(requester)
+}
+
+/// The access token of a request.
+///
+/// Spec: client-server API, "Using access tokens".
+fn token(headers: &HeaderMap, query: Option<&str>, query_tokens: bool) -> ApiResult<String> {
+    let missing = || ApiError::new(StatusCode::UNAUTHORIZED, "M_MISSING_TOKEN", "missing access token");
+    if let Some(value) = headers.get(header::AUTHORIZATION) {
+        let value = value.to_str().map_err(|_| missing())?;
+        let (scheme, token) = value.split_once(' ').ok_or_else(missing)?;
+        return if scheme.eq_ignore_ascii_case("bearer") {
+            Ok(token.trim().to_owned())
+        } else {
+            Err(missing())
+        };
+    }
+    let query = query.filter(|_| query_tokens).unwrap_or_default();
+    form_value(query, "access_token").ok_or_else(missing)
+}
+
+/// The value of a key of a query string.
+pub fn form_value(query: &str, key: &str) -> Option<String> {
+    let pairs: Vec<(String, String)> = serde_urlencoded::from_str(query).ok()?;
+    pairs.into_iter().find(|(name, _)| name == key).map(|(_, value)| value)
+}
+
+async fn parse<R: IncomingRequest>(parts: &mut Parts, body: Body, app: &App) -> ApiResult<R> {
+    let params = RawPathParams::from_request_parts(parts, app)
+        .await
+        .map_err(|error| ApiError::invalid_param(error.to_string()))?;
+    let arguments: Vec<&str> = params.iter().map(|(_, value)| value).collect();
+    let has_body = parts.method != Method::GET && parts.method != Method::HEAD;
+    let body = if has_body { read_json(body, BODY_MAX).await? } else { Bytes::new() };
+    let mut request = http::Request::builder().method(parts.method.clone()).uri(parts.uri.clone());
+    if let Some(headers) = request.headers_mut() {
+        *headers = parts.headers.clone();
+    }
+    let request = request.body(&*body).map_err(|error| ApiError::invalid_param(error.to_string()))?;
+    R::try_from_http_request(request, &arguments).map_err(|error| refusal(&error))
+}
+
+/// Reads a body within its limits and makes sure that it is JSON; an empty one counts as `{}`.
+async fn read_json(body: Body, limit: usize) -> ApiResult<Bytes> {
+    let too_large = |_| ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "M_TOO_LARGE", "the body is too large");
+    let body = axum::body::to_bytes(body, limit).await.map_err(too_large)?;
+    if body.is_empty() {
+        return Ok(Bytes::from_static(b"{}"));
+    }
+    if depth(&body) > DEPTH_MAX {
+        return Err(ApiError::bad_json("the body is nested too deeply"));
+    }
+    serde_json::from_slice::<IgnoredAny>(&body)
+        .map_err(|error| ApiError::bad_request("M_NOT_JSON", format!("the body is not JSON: {error}")))?;
+    Ok(body)
+}
+
+/// How deep the brackets of JSON text are nested, in one pass without recursion.
+fn depth(json: &[u8]) -> usize {
+    let (mut depth, mut deepest, mut in_string, mut escaped) = (0_usize, 0, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'{' | b'[' if !in_string => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+fn refusal(error: &FromHttpRequestError) -> ApiError {
+    let message = error.to_string();
+    match error {
+        FromHttpRequestError::Deserialization(DeserializationError::Json(_)) => ApiError::bad_json(message),
+        FromHttpRequestError::Deserialization(DeserializationError::Query(_))
+            if message.contains("missing field") =>
+        {
+            ApiError::missing_param(message)
+        }
+        FromHttpRequestError::MethodMismatch { .. } => {
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "M_UNRECOGNIZED", message)
+        }
+        _ => ApiError::invalid_param(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::depth;
+
+    #[test]
+    fn depth_counts_brackets_outside_strings() {
+        for (json, expected) in [("1", 0), ("[[]]", 2), (r#"{"a":"[[\"{"}"#, 1), ("[[],[[]]]", 3), ("]]]", 0)]
+        {
+            assert_eq!(depth(json.as_bytes()), expected, "{json}");
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! What guests may do.
+//!
+//! Spec: client-server API, "Guest Access", client behaviour.
+
+use http::Method;
+
+/// The routes that guests may use: those of the specification, and what a client cannot do without.
+const ROUTES: [(Method, &str); 24] = [
+    (Method::GET, "/account/whoami"),
+    (Method::GET, "/capabilities"),
+    (Method::GET, "/devices"),
+    (Method::GET, "/devices/{device}"),
+    (Method::PUT, "/devices/{device}"),
+    (Method::GET, "/joined_rooms"),
+    (Method::POST, "/join/{room}"),
+    (Method::POST, "/logout"),
+    (Method::POST, "/logout/all"),
+    (Method::PUT, "/profile/{user}/{field}"),
+    (Method::DELETE, "/profile/{user}/{field}"),
+    (Method::GET, "/rooms/{room}/context/{event}"),
+    (Method::GET, "/rooms/{room}/event/{event}"),
+    (Method::GET, "/rooms/{room}/initialSync"),
+    (Method::POST, "/rooms/{room}/join"),
+    (Method::POST, "/rooms/{room}/leave"),
+    (Method::GET, "/rooms/{room}/members"),
+    (Method::GET, "/rooms/{room}/messages"),
+    (Method::PUT, "/rooms/{room}/send/{kind}/{txn}"),
+    (Method::GET, "/rooms/{room}/state"),
+    (Method::GET, "/events"),
+    (Method::PUT, "/sendToDevice/{kind}/{txn}"),
+    (Method::GET, "/sync"),
+    (Method::GET, "/rooms/{room}/joined_members"),
+];
+
+/// Whether guests may use a route of the router's table.
+pub fn may(method: &Method, route: &str) -> bool {
+    let Some(route) = route.strip_prefix("/_matrix/client/v3") else { return false };
+    let is_state = route.starts_with("/rooms/{room}/state/") && [Method::GET, Method::PUT].contains(method);
+    is_state || ROUTES.iter().any(|(known, path)| known == method && *path == route)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guests_may_read_and_send_but_not_manage() {
+        for (method, route, expected) in [
+            (Method::GET, "/sync", true),
+            (Method::PUT, "/rooms/{room}/state/{kind}/{key}", true),
+            (Method::DELETE, "/rooms/{room}/state/{kind}/{key}", false),
+            (Method::POST, "/createRoom", false),
+            (Method::DELETE, "/devices/{device}", false),
+            (Method::POST, "/account/password", false),
+        ] {
+            assert_eq!(may(&method, &format!("/_matrix/client/v3{route}")), expected, "{method} {route}");
+        }
+        assert!(!may(&Method::GET, "/sync"));
+    }
+}

@@ -1,0 +1,190 @@
+//! Every route, in one table.
+
+use axum::{
+    Json, Router,
+    extract::Request,
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post, put},
+};
+use http::{HeaderValue, Method, StatusCode, header};
+use serde_json::json;
+
+use crate::{
+    admin,
+    app::App,
+    client::{
+        account, account_data, devices, directory, ephemeral, events, filters, login, membership, openid,
+        presence, profile, push_rules, register, rooms, sync, timeline,
+    },
+    error::ApiError,
+};
+
+/// The server's routes. Paths under `r0` and `unstable` are spelled as they are under `v3` here; see [`alias`].
+pub fn router(app: App) -> Router {
+    Router::new()
+        .route("/_matrix/client/versions", get(versions))
+        .merge(client_routes())
+        .route("/_synapse/admin/v1/register", get(admin::register::nonce).post(admin::register::register))
+        .route("/_matrix/federation/v1/openid/userinfo", get(openid::user_info))
+        .fallback(unrecognized)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(middleware::from_fn(cors))
+        .with_state(app)
+}
+
+fn client_routes() -> Router<App> {
+    let v3 = Router::new()
+        .route("/login", get(login::login_types).post(login::login))
+        .route("/logout", post(login::logout))
+        .route("/logout/all", post(login::logout_all))
+        .route("/refresh", post(login::refresh))
+        .route("/register", post(register::register))
+        .route("/register/available", get(register::available))
+        .route("/account/whoami", get(login::whoami))
+        .route("/sync", get(sync::sync))
+        .route("/createRoom", post(rooms::create_room))
+        .route("/joined_rooms", get(membership::joined_rooms))
+        .route("/join/{room}", post(membership::join_room_by_id_or_alias))
+        .route("/knock/{room}", post(membership::knock_room))
+        .route("/publicRooms", get(directory::get_public_rooms).post(directory::search_public_rooms))
+        .route(
+            "/directory/room/{alias}",
+            get(directory::get_alias).put(directory::create_alias).delete(directory::delete_alias),
+        )
+        .route("/directory/list/room/{room}", get(directory::get_visibility).put(directory::set_visibility))
+        .nest("/rooms/{room}", room_routes())
+        .merge(account_routes());
+    let v1 = Router::new()
+        .route("/register/m.login.registration_token/validity", get(register::token_validity))
+        .route("/rooms/{room}/timestamp_to_event", get(timeline::timestamp_to_event));
+    Router::new().nest("/_matrix/client/v3", v3).nest("/_matrix/client/v1", v1)
+}
+
+fn account_routes() -> Router<App> {
+    let user = Router::new()
+        .route("/filter", post(filters::create_filter))
+        .route("/filter/{filter}", get(filters::get_filter))
+        .route("/openid/request_token", post(openid::request_token))
+        .route("/account_data/{kind}", get(account_data::get_global).put(account_data::set_global))
+        .route(
+            "/rooms/{room}/account_data/{kind}",
+            get(account_data::get_of_room).put(account_data::set_of_room),
+        )
+        .route("/rooms/{room}/tags", get(account_data::get_tags))
+        .route("/rooms/{room}/tags/{tag}", put(account_data::set_tag).delete(account_data::delete_tag));
+    let rule = Router::new()
+        .route("/", get(push_rules::get_rule).put(push_rules::set_rule).delete(push_rules::delete_rule))
+        .route("/enabled", get(push_rules::get_enabled).put(push_rules::set_enabled))
+        .route("/actions", get(push_rules::get_actions).put(push_rules::set_actions));
+    Router::new()
+        .route("/account/password", post(account::change_password))
+        .route("/account/deactivate", post(account::deactivate))
+        .route("/account/3pid", get(account::third_party_ids))
+        .route("/capabilities", get(account::capabilities))
+        .route("/devices", get(devices::get_devices))
+        .route(
+            "/devices/{device}",
+            get(devices::get_device).put(devices::update_device).delete(devices::delete_device),
+        )
+        .route("/delete_devices", post(devices::delete_devices))
+        .route("/profile/{user}", get(profile::get_profile))
+        .route(
+            "/profile/{user}/{field}",
+            get(profile::get_field).put(profile::set_field).delete(profile::delete_field),
+        )
+        .route("/presence/{user}/status", get(presence::get_presence).put(presence::set_presence))
+        .route("/pushrules/", get(push_rules::get_all))
+        .route("/pushrules", get(push_rules::get_all))
+        .route("/pushrules/global/", get(push_rules::get_global))
+        .route("/pushrules/global", get(push_rules::get_global))
+        .nest("/pushrules/global/{kind}/{rule}", rule)
+        .nest("/user/{user}", user)
+}
+
+fn room_routes() -> Router<App> {
+    Router::new()
+        .route("/join", post(membership::join_room_by_id))
+        .route("/invite", post(membership::invite_user))
+        .route("/leave", post(membership::leave_room))
+        .route("/forget", post(membership::forget_room))
+        .route("/kick", post(membership::kick_user))
+        .route("/ban", post(membership::ban_user))
+        .route("/unban", post(membership::unban_user))
+        .route("/upgrade", post(rooms::upgrade_room))
+        .route("/send/{kind}/{txn}", put(events::send_message))
+        .route("/redact/{event}/{txn}", put(events::redact))
+        .route("/state", get(events::get_state))
+        .route("/state/{kind}", get(events::get_state_event).put(events::send_state))
+        .route("/state/{kind}/", get(events::get_state_event).put(events::send_state))
+        .route("/state/{kind}/{key}", get(events::get_state_event).put(events::send_state))
+        .route("/event/{event}", get(events::get_event))
+        .route("/members", get(events::get_members))
+        .route("/joined_members", get(events::joined_members))
+        .route("/messages", get(timeline::get_messages))
+        .route("/context/{event}", get(timeline::get_context))
+        .route("/aliases", get(directory::room_aliases))
+        .route("/receipt/{kind}/{event}", post(ephemeral::create_receipt))
+        .route("/read_markers", post(ephemeral::set_read_marker))
+        .route("/typing/{user}", put(ephemeral::set_typing))
+}
+
+/// Stable paths under their former spellings, by the part that differs.
+///
+/// `r0` was the version of all stable paths before v1.1 of the specification.
+const ALIASES: [(&str, &str); 2] =
+    [("/_matrix/client/r0/", "/_matrix/client/v3/"), ("/_matrix/client/unstable/", "/_matrix/client/v3/")];
+
+/// Rewrites former spellings of a request's path, before it is routed.
+pub fn alias(mut request: Request) -> Request {
+    let path = request.uri().path();
+    let Some((old, new)) = ALIASES.iter().find(|(old, _)| path.starts_with(old)) else { return request };
+    let rewritten = format!("{new}{}", &path[old.len()..]);
+    let rewritten = match request.uri().query() {
+        Some(query) => format!("{rewritten}?{query}"),
+        None => rewritten,
+    };
+    if let Ok(uri) = rewritten.parse() {
+        *request.uri_mut() = uri;
+    }
+    request
+}
+
+/// `GET /_matrix/client/versions`
+async fn versions() -> Json<serde_json::Value> {
+    Json(json!({ "versions": VERSIONS, "unstable_features": {} }))
+}
+
+/// The versions of the specification whose client-server API this server speaks.
+const VERSIONS: [&str; 19] = [
+    "v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10", "v1.11", "v1.12",
+    "v1.13", "v1.14", "v1.15", "v1.16", "v1.17", "v1.18", "v1.19",
+];
+
+async fn unrecognized() -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, "M_UNRECOGNIZED", "there is no such endpoint")
+}
+
+async fn method_not_allowed() -> ApiError {
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "M_UNRECOGNIZED", "the endpoint has no such method")
+}
+
+/// Spec: client-server API, "Web Browser Clients".
+async fn cors(request: Request, next: Next) -> Response {
+    let mut response = if request.method() == Method::OPTIONS {
+        StatusCode::NO_CONTENT.into_response()
+    } else {
+        next.run(request).await
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_METHODS,
+        HeaderValue::from_static("GET, POST, PUT, DELETE, OPTIONS"),
+    );
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_HEADERS,
+        HeaderValue::from_static("X-Requested-With, Content-Type, Authorization"),
+    );
+    response
+}

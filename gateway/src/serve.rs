@@ -1,0 +1,332 @@
+//! The production wiring: from a configuration to a server that answers.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use actors::{
+    directory::ClassConfig,
+    env::{Clock, Entropy, Env},
+    homeserver::{Homeserver, HomeserverConfig},
+};
+use anyhow::{Context, bail};
+use axum::{Router, body::Body};
+use engine::pdu::SigningKey;
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::GracefulShutdown},
+    service::TowerToHyperService,
+};
+use ruma::{
+    OwnedServerName, RoomVersionId,
+    serde::{Base64, base64::Standard},
+};
+use storage::{
+    Durability, Storage, Store,
+    backend::{Backend, Files},
+};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::watch,
+};
+use tower::ServiceExt;
+
+use crate::{
+    app::{self, App, Settings},
+    config::{self, Config, Secret, Size},
+    control,
+    extract::ClientIp,
+    password::{PasswordCost, Passwords},
+    router,
+};
+
+/// How long requests under way may take to finish once the server stops.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(20);
+
+/// The system's clock.
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now_ms(&self) -> u64 {
+        #[expect(clippy::disallowed_methods, reason = "the production clock")]
+        let now = std::time::SystemTime::now();
+        let since = now.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// The operating system's randomness.
+pub struct OsEntropy;
+
+impl Entropy for OsEntropy {
+    fn fill(&self, bytes: &mut [u8]) {
+        getrandom::fill(bytes).expect("the operating system gives randomness");
+    }
+}
+
+/// What a server needs to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The server's name.
+    pub server_name: OwnedServerName,
+    /// Where its files are.
+    pub data_dir: PathBuf,
+    /// Where it listens, plain HTTP.
+    pub listen: Vec<SocketAddr>,
+    /// The kind of store.
+    pub store: StoreKind,
+    /// Whether a commit waits for the disk.
+    pub durability: Durability,
+    /// Bytes that the store may cache.
+    pub store_cache_bytes: u64,
+    /// The version of new rooms that name none.
+    pub default_room_version: RoomVersionId,
+    /// Bytes for rooms in memory.
+    pub room_memory: u64,
+    /// Limits of the room actors.
+    pub rooms: ClassConfig,
+    /// Limits of the session actors.
+    pub sessions: ClassConfig,
+    /// How hard password hashes are.
+    pub password_cost: PasswordCost,
+    /// What handlers need to know.
+    pub settings: Settings,
+}
+
+impl Options {
+    /// What a configuration asks for.
+    pub fn new(config: &Config) -> Self {
+        let actors = &config.actors;
+        let class = |budget: Size| ClassConfig {
+            budget_bytes: budget.0,
+            idle_after: actors.idle_after.0,
+            backlog_max: actors.backlog_max,
+            ..ClassConfig::default()
+        };
+        let secret = |secret: &Secret| secret.0.clone();
+        Self {
+            server_name: config.server_name.clone(),
+            data_dir: config.data_dir.clone(),
+            listen: config.listen.client.clone(),
+            store: match config.storage.backend {
+                config::Backend::Sled => StoreKind::Sled,
+                config::Backend::Fjall => StoreKind::Fjall,
+                config::Backend::Memory => StoreKind::Memory,
+            },
+            durability: match config.storage.durability {
+                config::Durability::Always => Durability::Always,
+                config::Durability::Interval => Durability::Interval(SYNC_EVERY),
+            },
+            store_cache_bytes: config.storage.cache.0,
+            default_room_version: config.rooms.default_version.clone(),
+            room_memory: actors.room_memory.0,
+            rooms: class(actors.room_memory),
+            sessions: class(actors.session_memory),
+            password_cost: PasswordCost {
+                memory_kib: u32::try_from(config.password.argon2_memory.0 >> 10).unwrap_or(u32::MAX),
+                iterations: config.password.argon2_iterations,
+                lanes: config.password.argon2_lanes,
+            },
+            settings: Settings {
+                query_tokens: config.access.query_tokens,
+                registration: app::Registration {
+                    enabled: config.registration.enabled,
+                    tokens: config.registration.tokens.iter().map(secret).collect(),
+                    shared_secret: config.registration.shared_secret.as_ref().map(secret),
+                    guests: config.registration.guests,
+                },
+            },
+        }
+    }
+}
+
+/// How often commits reach the disk with durability `interval`.
+const SYNC_EVERY: Duration = Duration::from_secs(1);
+
+/// The kinds of store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreKind {
+    /// sled, the default.
+    Sled,
+    /// fjall.
+    Fjall,
+    /// Nothing survives the process; for tests.
+    Memory,
+}
+
+/// A server that is up.
+pub struct Running {
+    /// What handlers share.
+    pub app: App,
+    /// The addresses that it listens on.
+    pub addresses: Vec<SocketAddr>,
+    listeners: Vec<TcpListener>,
+    control: Option<UnixListener>,
+}
+
+/// Opens the store, starts the actors and binds the listeners.
+pub async fn start(mut options: Options) -> anyhow::Result<Running> {
+    std::fs::create_dir_all(&options.data_dir)
+        .with_context(|| format!("cannot create the data directory {}", options.data_dir.display()))?;
+    let env = Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy) };
+    let storage = Storage::open(open_store(&options).await?, options.durability).await?;
+    let registration = &mut options.settings.registration;
+    if !registration.enabled && registration.tokens.is_empty() {
+        let token = secret_file(&options.data_dir.join("registration-token"), || env.entropy.token(32))?;
+        registration.tokens.push(token);
+    }
+    let config = HomeserverConfig {
+        server_name: options.server_name.clone(),
+        signing_key: signing_key(&options.data_dir, &*env.entropy)?,
+        default_room_version: options.default_room_version,
+        room_memory: options.room_memory,
+        rooms: options.rooms,
+        sessions: options.sessions,
+    };
+    let passwords = Passwords::new(options.password_cost, env.entropy.clone())?;
+    let homeserver = Homeserver::start(config, env, storage).await;
+    let app = App::new(homeserver, passwords, options.settings);
+    let mut listeners = Vec::new();
+    for address in &options.listen {
+        let listener =
+            TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+        listeners.push(listener);
+    }
+    let addresses = listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
+    // One that answers nobody else, as the commands start it, needs no commands either.
+    let control = if listeners.is_empty() { None } else { bind_control(&options.data_dir) };
+    Ok(Running { app, addresses, listeners, control })
+}
+
+/// The control socket; a server without it works, but not for commands beside it.
+fn bind_control(data_dir: &Path) -> Option<UnixListener> {
+    let bound = control::bind(data_dir);
+    bound
+        .inspect_err(|error| tracing::warn!(%error, "no control socket: commands need a stopped server"))
+        .ok()
+}
+
+async fn open_store(options: &Options) -> anyhow::Result<Arc<dyn Store>> {
+    let files = Files { path: options.data_dir.join("store"), cache_bytes: options.store_cache_bytes };
+    let backend = match options.store {
+        StoreKind::Sled => Backend::Sled(files),
+        StoreKind::Fjall => Backend::Fjall(files),
+        StoreKind::Memory => Backend::Memory,
+    };
+    backend.open().await.context("cannot open the store")
+}
+
+/// The server's signing key, made on the first start and kept in a file that only its user can read.
+fn signing_key(data_dir: &Path, entropy: &dyn Entropy) -> anyhow::Result<SigningKey> {
+    let path = data_dir.join("signing.key");
+    let text = secret_file(&path, || {
+        let mut secret = [0; 32];
+        entropy.fill(&mut secret);
+        format!("ed25519 {} {}", entropy.token(6), Base64::<Standard, _>::new(&secret[..]).encode())
+    })?;
+    let malformed = || format!("{} is not of the form `ed25519 VERSION BASE64`", path.display());
+    let [_, version, secret] = text.split_whitespace().collect::<Vec<_>>()[..] else {
+        bail!(malformed());
+    };
+    let secret = Base64::<Standard, Vec<u8>>::parse(secret).with_context(malformed)?;
+    let secret: [u8; 32] = secret.as_bytes().try_into().with_context(malformed)?;
+    SigningKey::new(&secret, version).with_context(malformed)
+}
+
+/// The content of a file that only its user can read, made on first use.
+fn secret_file(path: &Path, make: impl FnOnce() -> String) -> anyhow::Result<String> {
+    use std::{io::Write, os::unix::fs::OpenOptionsExt};
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(text.trim().to_owned()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let text = make();
+            let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+            writeln!(file, "{text}")?;
+            file.sync_all()?;
+            Ok(text)
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+impl Running {
+    /// Answers requests until `stop` resolves, then finishes those under way and closes the store.
+    pub async fn serve(self, stop: impl Future<Output = ()>) {
+        let graceful = GracefulShutdown::new();
+        let (closing, closed) = watch::channel(false);
+        let router = router::router(self.app.clone());
+        let accepting = futures_util::future::join_all(
+            self.listeners.iter().map(|listener| accept(listener, &router, &graceful, closed.clone())),
+        );
+        let commands = async {
+            match &self.control {
+                Some(listener) => control::serve(listener, &self.app).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = stop => {}
+            _ = accepting => {}
+            () = commands => {}
+        }
+        tracing::info!("stopping: finishing requests under way");
+        self.app.homeserver().stop_waiting();
+        closing.send_replace(true);
+        drop(self.listeners);
+        if tokio::time::timeout(SHUTDOWN_MAX, graceful.shutdown()).await.is_err() {
+            tracing::warn!("some requests did not finish in time");
+        }
+        self.app.homeserver().shutdown().await;
+        tracing::info!("stopped");
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    router: &Router,
+    graceful: &GracefulShutdown,
+    closed: watch::Receiver<bool>,
+) {
+    loop {
+        let (stream, address) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, most likely: spinning would make it worse.
+                tracing::warn!(%error, "cannot accept connections");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        if *closed.borrow() {
+            return;
+        }
+        let _ = stream.set_nodelay(true);
+        let router = router.clone();
+        let service = tower::service_fn(move |request: http::Request<Incoming>| {
+            let mut request = router::alias(request.map(Body::new));
+            request.extensions_mut().insert(ClientIp(address.ip()));
+            router.clone().oneshot(request)
+        });
+        let builder = connection_builder();
+        let connection =
+            builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned();
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "connection ended early");
+            }
+        });
+    }
+}
+
+fn connection_builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
+    builder.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(60));
+    builder
+}
