@@ -1,0 +1,91 @@
+//! Registration, logging in and out, passwords.
+
+use serde_json::json;
+use tests::Server;
+
+#[tokio::test]
+async fn registration_needs_authentication_and_a_free_name() {
+    let server = Server::start().await;
+    let nobody = server.anonymous();
+    let body = json!({ "username": "alice", "password": "secret" });
+    let challenge = nobody.post("/_matrix/client/v3/register", &body).await;
+    assert_eq!(challenge.status, 401);
+    assert_eq!(challenge.body["flows"], json!([{ "stages": ["m.login.dummy"] }]));
+    let auth = json!({ "type": "m.login.dummy", "session": challenge.body["session"] });
+    let body = json!({ "username": "alice", "password": "secret", "auth": auth });
+    let answer = nobody.post("/_matrix/client/v3/register", &body).await.ok();
+    assert_eq!(answer["user_id"], "@alice:localhost");
+    nobody.post("/_matrix/client/v3/register", &body).await.is(400, "M_USER_IN_USE");
+    let body = json!({ "username": "not valid", "auth": { "type": "m.login.dummy" } });
+    nobody.post("/_matrix/client/v3/register", &body).await.is(400, "M_INVALID_USERNAME");
+    nobody.get("/_matrix/client/v3/register/available?username=alice").await.is(400, "M_USER_IN_USE");
+    let free = nobody.get("/_matrix/client/v3/register/available?username=bob").await.ok();
+    assert_eq!(free["available"], true);
+}
+
+#[tokio::test]
+async fn tokens_work_until_they_are_logged_out() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let whoami = alice.get("/_matrix/client/v3/account/whoami").await.ok();
+    assert_eq!((&whoami["user_id"], &whoami["device_id"]), (&json!(alice.user_id), &json!(alice.device_id)));
+    let phone = alice.another_device("password of alice").await;
+    alice.post("/_matrix/client/v3/logout", &json!({})).await.ok();
+    alice.get("/_matrix/client/v3/account/whoami").await.is(401, "M_UNKNOWN_TOKEN");
+    phone.get("/_matrix/client/v3/account/whoami").await.ok();
+    phone.post("/_matrix/client/v3/logout/all", &json!({})).await.ok();
+    phone.get("/_matrix/client/v3/account/whoami").await.is(401, "M_UNKNOWN_TOKEN");
+    server.anonymous().get("/_matrix/client/v3/account/whoami").await.is(401, "M_MISSING_TOKEN");
+}
+
+#[tokio::test]
+async fn a_wrong_password_and_an_unknown_user_are_answered_alike() {
+    let server = Server::start().await;
+    server.client("alice").await;
+    for user in ["alice", "bob", "@alice:localhost", "not a name"] {
+        let identifier = json!({ "type": "m.id.user", "user": user });
+        let body = json!({ "type": "m.login.password", "identifier": identifier, "password": "wrong" });
+        server.anonymous().post("/_matrix/client/v3/login", &body).await.is(403, "M_FORBIDDEN");
+    }
+    let flows = server.anonymous().get("/_matrix/client/v3/login").await.ok();
+    assert_eq!(flows["flows"][0]["type"], "m.login.password");
+}
+
+#[tokio::test]
+async fn a_refresh_token_replaces_the_access_token() {
+    let server = Server::start().await;
+    let mut alice = server.client("alice").await;
+    let identifier = json!({ "type": "m.id.user", "user": "alice" });
+    let body = json!({ "type": "m.login.password", "identifier": identifier, "password": "password of alice", "refresh_token": true });
+    let login = alice.post("/_matrix/client/v3/login", &body).await.ok();
+    assert!(login["expires_in_ms"].as_u64().unwrap() > 0);
+    alice.log_in_as(&login);
+    let old = alice.clone();
+    let body = json!({ "refresh_token": login["refresh_token"] });
+    let refreshed = alice.post("/_matrix/client/v3/refresh", &body).await.ok();
+    alice.token = refreshed["access_token"].as_str().map(ToOwned::to_owned);
+    alice.get("/_matrix/client/v3/account/whoami").await.ok();
+    old.get("/_matrix/client/v3/account/whoami").await.is(401, "M_UNKNOWN_TOKEN");
+    alice.post("/_matrix/client/v3/refresh", &body).await.is(401, "M_UNKNOWN_TOKEN");
+}
+
+#[tokio::test]
+async fn a_password_change_needs_the_old_one() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let path = "/_matrix/client/v3/account/password";
+    let challenge = alice.post(path, &json!({ "new_password": "new" })).await;
+    assert_eq!(challenge.status, 401);
+    let auth = |password: &str| {
+        json!({
+            "type": "m.login.password",
+            "identifier": { "type": "m.id.user", "user": "alice" },
+            "password": password,
+            "session": challenge.body["session"],
+        })
+    };
+    let wrong = alice.post(path, &json!({ "new_password": "new", "auth": auth("wrong") })).await;
+    assert_eq!((wrong.status, wrong.body["errcode"].as_str()), (401, Some("M_FORBIDDEN")));
+    alice.post(path, &json!({ "new_password": "new", "auth": auth("password of alice") })).await.ok();
+    alice.another_device("new").await;
+}

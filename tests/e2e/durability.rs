@@ -1,0 +1,148 @@
+//! Nothing acknowledged is lost, however the server ends.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use reqwest::Method;
+use serde_json::json;
+use tests::{Client, Server};
+
+const ROUNDS: u64 = 10;
+
+/// What was acknowledged: the event of each body.
+type Acknowledged = Arc<Mutex<BTreeMap<String, String>>>;
+
+/// Sends numbered messages until told to stop; each is retried with its transaction ID until it is acknowledged.
+async fn send_without_pause(client: Client, room: String, stop: Arc<AtomicBool>, acknowledged: Acknowledged) {
+    let mut number = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let body = format!("{} {number}", client.user_id);
+        let path = Client::room(&room, &format!("send/m.room.message/n{number}"));
+        let content = json!({ "msgtype": "m.text", "body": body });
+        loop {
+            match client.attempt(Method::PUT, &path, Some(&content)).await {
+                Ok(answer) if answer.status == 200 => {
+                    let event_id = answer.body["event_id"].as_str().unwrap().to_owned();
+                    acknowledged.lock().unwrap().insert(body, event_id);
+                    break;
+                }
+                // The server is down, or on its way down.
+                _ => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+            if stop.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+        number += 1;
+    }
+}
+
+/// Syncs on without pause and notes every message that arrives.
+async fn read_without_pause(
+    client: Client,
+    room: String,
+    since: String,
+    stop: Arc<AtomicBool>,
+) -> Vec<String> {
+    let (mut since, mut seen) = (since, Vec::new());
+    loop {
+        let is_last = stop.load(Ordering::Relaxed);
+        let filter = "%7B%22room%22%3A%7B%22timeline%22%3A%7B%22limit%22%3A100%7D%7D%7D";
+        let path = format!("/_matrix/client/v3/sync?since={since}&timeout=200&filter={filter}");
+        let Ok(answer) = client.attempt(Method::GET, &path, None).await else {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            continue;
+        };
+        if answer.status != 200 {
+            continue;
+        }
+        let joined = &answer.body["rooms"]["join"][&room];
+        assert_ne!(joined["timeline"]["limited"], true, "the reader fell behind");
+        for event in joined["timeline"]["events"].as_array().into_iter().flatten() {
+            seen.extend(event["content"]["body"].as_str().map(ToOwned::to_owned));
+        }
+        let next = answer.body["next_batch"].as_str().unwrap().to_owned();
+        let is_quiet = next == since;
+        since = next;
+        if is_last && is_quiet {
+            return seen;
+        }
+    }
+}
+
+#[tokio::test]
+async fn killed_ten_times_it_loses_nothing_and_repeats_nothing() {
+    let mut random = ChaCha8Rng::seed_from_u64(7);
+    let mut server = Server::start().await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    let since = alice.sync("timeout=0").await["next_batch"].as_str().unwrap().to_owned();
+    let stop = Arc::new(AtomicBool::new(false));
+    let acknowledged = Acknowledged::default();
+    let mut senders = Vec::new();
+    for name in ["bob", "carol", "mallory", "trent"] {
+        let client = server.client(name).await;
+        client.join(&room).await.ok();
+        senders.push(tokio::spawn(send_without_pause(
+            client,
+            room.clone(),
+            stop.clone(),
+            acknowledged.clone(),
+        )));
+    }
+    let quiet = Arc::new(AtomicBool::new(false));
+    let reader = tokio::spawn(read_without_pause(alice.clone(), room.clone(), since, quiet.clone()));
+    for _ in 0..ROUNDS {
+        tokio::time::sleep(Duration::from_millis(random.random_range(50..400))).await;
+        server.kill();
+        server.restart().await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for sender in senders {
+        sender.await.unwrap();
+    }
+    quiet.store(true, Ordering::Relaxed);
+    let seen = reader.await.unwrap();
+    let mut stored = BTreeMap::<String, Vec<String>>::new();
+    for event in alice.all_messages(&room).await {
+        if let Some(body) = event["content"]["body"].as_str() {
+            let ids = stored.entry(body.to_owned()).or_default();
+            ids.push(event["event_id"].as_str().unwrap().to_owned());
+        }
+    }
+    let acknowledged = acknowledged.lock().unwrap();
+    assert!(acknowledged.len() > 50, "only {} messages were sent", acknowledged.len());
+    for (body, event_id) in acknowledged.iter() {
+        assert_eq!(stored.get(body), Some(&vec![event_id.clone()]), "seed 7: {body}");
+    }
+    let mut once = seen.clone();
+    once.sort();
+    once.dedup();
+    assert_eq!(once.len(), seen.len(), "seed 7: a client saw a message twice");
+    let missed: Vec<_> = stored.keys().filter(|body| once.binary_search(body).is_err()).collect();
+    assert!(missed.is_empty(), "seed 7: a client missed {missed:?}");
+}
+
+#[tokio::test]
+async fn accounts_rooms_and_tokens_survive_a_restart() {
+    let mut server = Server::start().await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({ "name": "tea" })).await;
+    let since = alice.sync("timeout=0").await["next_batch"].as_str().unwrap().to_owned();
+    alice.say(&room, "1", "before").await;
+    server.stop().await;
+    server.restart().await;
+    alice.say(&room, "2", "after").await;
+    let sync = alice.sync(&format!("since={since}&timeout=1000")).await;
+    let events = sync["rooms"]["join"][&room]["timeline"]["events"].as_array().unwrap();
+    let bodies: Vec<_> = events.iter().map(|event| event["content"]["body"].as_str().unwrap()).collect();
+    assert_eq!(bodies, ["before", "after"]);
+}

@@ -1,0 +1,132 @@
+//! Sending and reading messages.
+
+use serde_json::{Value, json};
+use tests::{Client, Server, segment};
+
+#[tokio::test]
+async fn a_transaction_makes_one_event_whoever_retries() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({})).await;
+    let first = alice.say(&room, "same", "once").await;
+    assert_eq!(alice.say(&room, "same", "once").await, first);
+    let other = alice.another_device("password of alice").await;
+    assert_ne!(other.say(&room, "same", "once").await, first);
+    let event = alice.get(&Client::room(&room, &format!("event/{}", segment(&first)))).await.ok();
+    assert_eq!(event["unsigned"]["transaction_id"], "same");
+    let event = other.get(&Client::room(&room, &format!("event/{}", segment(&first)))).await.ok();
+    assert_eq!(event["unsigned"]["transaction_id"], Value::Null);
+}
+
+#[tokio::test]
+async fn paging_meets_each_message_once_in_both_directions() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({})).await;
+    for number in 0..250 {
+        alice.say(&room, &format!("t{number}"), &number.to_string()).await;
+    }
+    let bodies = |events: &[Value]| -> Vec<u32> {
+        let bodies = events.iter().filter_map(|event| event["content"]["body"].as_str());
+        bodies.map(|body| body.parse().unwrap()).collect()
+    };
+    assert_eq!(bodies(&alice.all_messages(&room).await), (0..250).collect::<Vec<_>>());
+    let mut forward = Vec::new();
+    let mut from = String::new();
+    loop {
+        let path = Client::room(&room, &format!("messages?dir=f&limit=37{from}"));
+        let page = alice.get(&path).await.ok();
+        forward.extend(page["chunk"].as_array().unwrap().iter().cloned());
+        match page["end"].as_str() {
+            Some(end) => from = format!("&from={end}"),
+            None => break,
+        }
+    }
+    assert_eq!(bodies(&forward), (0..250).collect::<Vec<_>>());
+    let filter = segment(&json!({ "types": ["m.room.name"] }).to_string());
+    let none = alice.get(&Client::room(&room, &format!("messages?dir=b&limit=5&filter={filter}"))).await.ok();
+    assert_eq!(none["chunk"], json!([]));
+    alice.get(&Client::room(&room, "messages?dir=b&from=garbage")).await.is(400, "M_INVALID_PARAM");
+}
+
+#[tokio::test]
+async fn context_is_what_surrounds_an_event() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({})).await;
+    let mut ids = Vec::new();
+    for number in 0..5 {
+        ids.push(alice.say(&room, &number.to_string(), &number.to_string()).await);
+    }
+    let path = Client::room(&room, &format!("context/{}?limit=2", segment(&ids[2])));
+    let context = alice.get(&path).await.ok();
+    assert_eq!(context["event"]["event_id"], ids[2]);
+    assert_eq!(context["events_before"][0]["event_id"], ids[1]);
+    assert_eq!(context["events_after"][0]["event_id"], ids[3]);
+    assert!(!context["state"].as_array().unwrap().is_empty());
+    let end = context["end"].as_str().unwrap();
+    let rest = alice.get(&Client::room(&room, &format!("messages?dir=f&from={end}"))).await.ok();
+    assert_eq!(rest["chunk"][0]["event_id"], ids[4]);
+    let path = Client::room(&room, &format!("context/{}", segment("$unknown")));
+    alice.get(&path).await.is(404, "M_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn history_is_as_visible_as_the_room_says() {
+    let server = Server::start().await;
+    let (alice, bob) = (server.client("alice").await, server.client("bob").await);
+    for (visibility, expected) in [
+        ("joined", vec!["after"]),
+        ("invited", vec!["invited", "after"]),
+        ("shared", vec!["before", "invited", "after"]),
+    ] {
+        let state =
+            json!([{ "type": "m.room.history_visibility", "content": { "history_visibility": visibility } }]);
+        let room = alice.create_room(json!({ "initial_state": state })).await;
+        alice.say(&room, "1", "before").await;
+        alice.moderate("invite", &room, &bob.user_id).await.ok();
+        alice.say(&room, "2", "invited").await;
+        bob.join(&room).await.ok();
+        alice.say(&room, "3", "after").await;
+        let messages = bob.all_messages(&room).await;
+        let bodies: Vec<_> = messages.iter().filter_map(|event| event["content"]["body"].as_str()).collect();
+        assert_eq!(bodies, expected, "{visibility}");
+    }
+    let state = json!([{ "type": "m.room.history_visibility", "content": { "history_visibility": "world_readable" } }]);
+    let room = alice.create_room(json!({ "initial_state": state })).await;
+    alice.say(&room, "1", "for everyone").await;
+    let messages = bob.all_messages(&room).await;
+    assert_eq!(messages.last().unwrap()["content"]["body"], "for everyone");
+}
+
+#[tokio::test]
+async fn a_redaction_needs_power_or_ownership() {
+    let server = Server::start().await;
+    let (alice, bob) = (server.client("alice").await, server.client("bob").await);
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.join(&room).await.ok();
+    let hers = alice.say(&room, "1", "hers").await;
+    let his = bob.say(&room, "2", "his").await;
+    let path = |event: &str, txn: &str| Client::room(&room, &format!("redact/{}/{txn}", segment(event)));
+    bob.put(&path(&hers, "3"), &json!({})).await.ok();
+    let other = server.client("carol").await;
+    other.put(&path(&his, "4"), &json!({})).await.is(403, "M_FORBIDDEN");
+    alice.put(&path(&his, "5"), &json!({ "reason": "spam" })).await.ok();
+    alice.put(&path("$unknown", "6"), &json!({})).await.is(404, "M_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn a_moment_leads_to_the_nearest_event() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({})).await;
+    let said = alice.say(&room, "1", "now").await;
+    let event = alice.get(&Client::room(&room, &format!("event/{}", segment(&said)))).await.ok();
+    let ts = event["origin_server_ts"].as_u64().unwrap();
+    let path = |ts: u64, dir: &str| {
+        format!("/_matrix/client/v1/rooms/{}/timestamp_to_event?ts={ts}&dir={dir}", segment(&room))
+    };
+    assert_eq!(alice.get(&path(ts + 1000, "b")).await.ok()["event_id"], said);
+    assert!(alice.get(&path(0, "f")).await.ok()["event_id"].is_string());
+    alice.get(&path(ts + 1000, "f")).await.is(404, "M_NOT_FOUND");
+}

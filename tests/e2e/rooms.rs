@@ -1,0 +1,148 @@
+//! Creating, upgrading and finding rooms.
+
+use serde_json::{Value, json};
+use tests::{Client, Server, segment};
+
+#[tokio::test]
+async fn rooms_of_every_version_are_created_and_talked_in() {
+    let server = Server::start().await;
+    let (alice, bob) = (server.client("alice").await, server.client("bob").await);
+    for version in 1..=12 {
+        let request = json!({ "preset": "public_chat", "room_version": version.to_string(), "name": "tea" });
+        let room = alice.create_room(request).await;
+        let create = alice.state(&room, "m.room.create", "").await.ok();
+        assert_eq!(create["room_version"], version.to_string());
+        bob.join(&room).await.ok();
+        let said = bob.say(&room, "1", "hello").await;
+        let redaction =
+            alice.put(&Client::room(&room, &format!("redact/{}/2", segment(&said))), &json!({})).await;
+        redaction.ok();
+        let event = alice.get(&Client::room(&room, &format!("event/{}", segment(&said)))).await.ok();
+        assert_eq!(event["content"], json!({}), "version {version}");
+        assert_eq!(event["unsigned"]["redacted_because"]["sender"], alice.user_id, "version {version}");
+    }
+    let unknown = json!({ "room_version": "99" });
+    alice.post("/_matrix/client/v3/createRoom", &unknown).await.is(400, "M_UNSUPPORTED_ROOM_VERSION");
+}
+
+#[tokio::test]
+async fn what_a_request_names_becomes_state() {
+    let server = Server::start().await;
+    let (alice, bob) = (server.client("alice").await, server.client("bob").await);
+    let room = alice
+        .create_room(json!({
+            "preset": "trusted_private_chat",
+            "room_version": "11",
+            "name": "tea",
+            "topic": "biscuits",
+            "room_alias_name": "tea",
+            "invite": [bob.user_id],
+            "is_direct": true,
+            "creation_content": { "m.federate": false },
+            "power_level_content_override": { "events_default": 5 },
+            "initial_state": [{ "type": "m.room.guest_access", "content": { "guest_access": "forbidden" } }],
+        }))
+        .await;
+    let state = async |kind: &str| alice.state(&room, kind, "").await.ok();
+    assert_eq!(state("m.room.name").await["name"], "tea");
+    assert_eq!(state("m.room.topic").await["topic"], "biscuits");
+    assert_eq!(state("m.room.canonical_alias").await["alias"], "#tea:localhost");
+    assert_eq!(state("m.room.join_rules").await["join_rule"], "invite");
+    assert_eq!(state("m.room.guest_access").await["guest_access"], "forbidden");
+    assert_eq!(state("m.room.create").await["m.federate"], false);
+    let levels = state("m.room.power_levels").await;
+    assert_eq!((&levels["events_default"], &levels["users"][&bob.user_id]), (&json!(5), &json!(100)));
+    let member = alice.state(&room, "m.room.member", &bob.user_id).await.ok();
+    assert_eq!((&member["membership"], &member["is_direct"]), (&json!("invite"), &json!(true)));
+    let taken = json!({ "room_alias_name": "tea" });
+    alice.post("/_matrix/client/v3/createRoom", &taken).await.is(400, "M_ROOM_IN_USE");
+    let broken = json!({ "room_version": "11", "power_level_content_override": { "users": { alice.user_id.clone(): 0 } } });
+    alice.post("/_matrix/client/v3/createRoom", &broken).await.is(400, "M_INVALID_ROOM_STATE");
+}
+
+#[tokio::test]
+async fn aliases_are_made_found_and_removed_by_those_who_may() {
+    let server = Server::start().await;
+    let (alice, bob) = (server.client("alice").await, server.client("bob").await);
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    let path = format!("/_matrix/client/v3/directory/room/{}", segment("#tea:localhost"));
+    alice.get(&path).await.is(404, "M_NOT_FOUND");
+    bob.put(&path, &json!({ "room_id": room })).await.is(403, "M_FORBIDDEN");
+    alice.put(&path, &json!({ "room_id": room })).await.ok();
+    assert_eq!(alice.put(&path, &json!({ "room_id": room })).await.status, 409);
+    assert_eq!(bob.get(&path).await.ok()["room_id"], room);
+    let joined =
+        bob.post(&format!("/_matrix/client/v3/join/{}", segment("#tea:localhost")), &json!({})).await;
+    assert_eq!(joined.ok()["room_id"], room);
+    let aliases = alice.get(&Client::room(&room, "aliases")).await.ok();
+    assert_eq!(aliases["aliases"], json!(["#tea:localhost"]));
+    let lie = json!({ "alias": "#elsewhere:localhost" });
+    alice.set_state(&room, "m.room.canonical_alias", "", &lie).await.is(400, "M_BAD_ALIAS");
+    bob.delete(&path, &json!({})).await.is(403, "M_FORBIDDEN");
+    alice.delete(&path, &json!({})).await.ok();
+    alice.get(&path).await.is(404, "M_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn the_directory_lists_public_rooms() {
+    let server = Server::start().await;
+    let (alice, bob) = (server.client("alice").await, server.client("bob").await);
+    let request = json!({ "visibility": "public", "name": "Tea house", "topic": "biscuits" });
+    let tea = alice.create_room(request).await;
+    let request =
+        json!({ "visibility": "public", "name": "Space", "creation_content": { "type": "m.space" } });
+    let space = alice.create_room(request).await;
+    bob.join(&tea).await.ok();
+    let all = server.anonymous().get("/_matrix/client/v3/publicRooms").await.ok();
+    let ids = |list: &Value| -> Vec<String> {
+        let rooms = list["chunk"].as_array().unwrap().iter();
+        rooms.map(|room| room["room_id"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(ids(&all), [tea.clone(), space.clone()]);
+    assert_eq!(all["chunk"][0]["num_joined_members"], 2);
+    let search = async |filter: Value| {
+        bob.post("/_matrix/client/v3/publicRooms", &json!({ "filter": filter })).await.ok()
+    };
+    assert_eq!(ids(&search(json!({ "generic_search_term": "BISCUIT" })).await), std::slice::from_ref(&tea));
+    assert_eq!(ids(&search(json!({ "room_types": ["m.space"] })).await), std::slice::from_ref(&space));
+    assert_eq!(ids(&search(json!({ "room_types": [null] })).await), std::slice::from_ref(&tea));
+    let page = server.anonymous().get("/_matrix/client/v3/publicRooms?limit=1").await.ok();
+    let since = page["next_batch"].as_str().unwrap();
+    let rest = server.anonymous().get(&format!("/_matrix/client/v3/publicRooms?since={since}")).await.ok();
+    assert_eq!((ids(&page), ids(&rest)), (vec![tea.clone()], vec![space]));
+    let visibility = format!("/_matrix/client/v3/directory/list/room/{}", segment(&tea));
+    bob.put(&visibility, &json!({ "visibility": "private" })).await.is(403, "M_FORBIDDEN");
+    alice.put(&visibility, &json!({ "visibility": "private" })).await.ok();
+    assert_eq!(bob.get(&visibility).await.ok()["visibility"], "private");
+}
+
+#[tokio::test]
+async fn an_upgrade_moves_people_to_a_new_room() {
+    let server = Server::start().await;
+    let (alice, bob) = (server.client("alice").await, server.client("bob").await);
+    let request =
+        json!({ "preset": "public_chat", "room_version": "10", "name": "tea", "room_alias_name": "tea" });
+    let old = alice.create_room(request).await;
+    bob.join(&old).await.ok();
+    let path = Client::room(&old, "upgrade");
+    bob.post(&path, &json!({ "new_version": "12" })).await.is(403, "M_FORBIDDEN");
+    alice.post(&path, &json!({ "new_version": "99" })).await.is(400, "M_UNSUPPORTED_ROOM_VERSION");
+    for version in ["11", "12"] {
+        let tombstoned = alice.create_room(json!({ "room_version": "9", "preset": "public_chat" })).await;
+        let path = Client::room(&tombstoned, "upgrade");
+        let answer = alice.post(&path, &json!({ "new_version": version })).await.ok();
+        let new = answer["replacement_room"].as_str().unwrap();
+        let create = alice.state(new, "m.room.create", "").await.ok();
+        assert_eq!(create["predecessor"]["room_id"], tombstoned);
+    }
+    let answer = alice.post(&path, &json!({ "new_version": "12" })).await.ok();
+    let new = answer["replacement_room"].as_str().unwrap();
+    let tombstone = bob.state(&old, "m.room.tombstone", "").await.ok();
+    assert_eq!(tombstone["replacement_room"], new);
+    bob.join(new).await.ok();
+    assert_eq!(bob.state(new, "m.room.name", "").await.ok()["name"], "tea");
+    let found = bob.get(&format!("/_matrix/client/v3/directory/room/{}", segment("#tea:localhost"))).await;
+    assert_eq!(found.ok()["room_id"], new);
+    let muted = bob.send(&old, "m.room.message", "1", &json!({ "body": "still here?" })).await;
+    muted.is(403, "M_FORBIDDEN");
+}

@@ -1,0 +1,158 @@
+//! `/sync`.
+
+use serde_json::{Value, json};
+use tests::{Client, Server, segment};
+
+fn bodies(room: &Value) -> Vec<&str> {
+    let events = room["timeline"]["events"].as_array().map(Vec::as_slice).unwrap_or_default();
+    events.iter().filter_map(|event| event["content"]["body"].as_str()).collect()
+}
+
+#[tokio::test]
+async fn a_first_sync_has_everything_and_the_next_one_only_what_is_new() {
+    let server = Server::start().await;
+    let (alice, bob) = (server.client("alice").await, server.client("bob").await);
+    let room = alice.create_room(json!({ "preset": "public_chat", "name": "tea" })).await;
+    bob.join(&room).await.ok();
+    alice.say(&room, "1", "hello").await;
+    let first = bob.sync("timeout=0").await;
+    let joined = &first["rooms"]["join"][&room];
+    assert_eq!(bodies(joined), ["hello"]);
+    assert_eq!(joined["summary"]["m.joined_member_count"], 2);
+    let since = first["next_batch"].as_str().unwrap();
+    let nothing = bob.sync(&format!("since={since}&timeout=0")).await;
+    assert_eq!(nothing["rooms"]["join"][&room], Value::Null);
+    alice.say(&room, "2", "again").await;
+    let next = bob.sync(&format!("since={since}&timeout=5000")).await;
+    assert_eq!(bodies(&next["rooms"]["join"][&room]), ["again"]);
+    assert_eq!(next["rooms"]["join"][&room]["state"]["events"], json!([]));
+}
+
+#[tokio::test]
+async fn a_waiting_sync_is_woken_by_a_message() {
+    let server = Server::start().await;
+    let (alice, bob) = (server.client("alice").await, server.client("bob").await);
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.join(&room).await.ok();
+    let since = bob.sync("timeout=0").await["next_batch"].as_str().unwrap().to_owned();
+    let waiting = {
+        let bob = bob.clone();
+        let since = since.clone();
+        tokio::spawn(async move { bob.sync_until(&since, |sync| sync["rooms"]["join"].is_object()).await })
+    };
+    alice.say(&room, "1", "wake up").await;
+    assert_eq!(bodies(&waiting.await.unwrap()["rooms"]["join"][&room]), ["wake up"]);
+}
+
+#[tokio::test]
+async fn a_limited_timeline_can_be_paged_back_without_a_gap() {
+    let server = Server::start().await;
+    let (alice, bob) = (server.client("alice").await, server.client("bob").await);
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.join(&room).await.ok();
+    let since = bob.sync("timeout=0").await["next_batch"].as_str().unwrap().to_owned();
+    alice.set_state(&room, "m.room.topic", "", &json!({ "topic": "new" })).await.ok();
+    for number in 0..30 {
+        alice.say(&room, &number.to_string(), &number.to_string()).await;
+    }
+    let filter = segment(&json!({ "room": { "timeline": { "limit": 5 } } }).to_string());
+    let sync = bob.sync(&format!("since={since}&timeout=0&filter={filter}")).await;
+    let joined = &sync["rooms"]["join"][&room];
+    assert_eq!(bodies(joined), ["25", "26", "27", "28", "29"]);
+    assert_eq!(joined["timeline"]["limited"], true);
+    assert_eq!(joined["state"]["events"][0]["content"]["topic"], "new");
+    let prev = joined["timeline"]["prev_batch"].as_str().unwrap();
+    let page =
+        bob.get(&Client::room(&room, &format!("messages?dir=b&from={prev}&to={since}&limit=100"))).await.ok();
+    let older: Vec<_> =
+        page["chunk"].as_array().unwrap().iter().filter_map(|e| e["content"]["body"].as_str()).collect();
+    assert_eq!(older.len(), 25);
+    assert_eq!((older[0], older[24]), ("24", "0"));
+    let after = bob.sync(&format!("since={since}&timeout=0&filter={filter}&use_state_after=true")).await;
+    let state = &after["rooms"]["join"][&room]["state_after"]["events"];
+    assert_eq!(state[0]["content"]["topic"], "new");
+}
+
+#[tokio::test]
+async fn invites_leaves_and_rejoins_are_told() {
+    let server = Server::start().await;
+    let (alice, bob) = (server.client("alice").await, server.client("bob").await);
+    let since = bob.sync("timeout=0").await["next_batch"].as_str().unwrap().to_owned();
+    let room =
+        alice.create_room(json!({ "preset": "private_chat", "name": "tea", "invite": [bob.user_id] })).await;
+    let invited = bob.sync_until(&since, |sync| sync["rooms"]["invite"].is_object()).await;
+    let stripped = invited["rooms"]["invite"][&room]["invite_state"]["events"].as_array().unwrap().clone();
+    assert!(stripped.iter().any(|event| event["content"]["name"] == "tea"));
+    assert!(stripped.iter().any(|event| event["state_key"] == bob.user_id.as_str()));
+    bob.join(&room).await.ok();
+    let joined = bob.sync(&format!("since={}&timeout=1000", invited["next_batch"].as_str().unwrap())).await;
+    let state = joined["rooms"]["join"][&room]["state"]["events"].as_array().unwrap().clone();
+    let timeline = joined["rooms"]["join"][&room]["timeline"]["events"].as_array().unwrap().clone();
+    assert!(state.iter().chain(&timeline).any(|event| event["type"] == "m.room.create"));
+    alice.moderate("kick", &room, &bob.user_id).await.ok();
+    let left = bob.sync(&format!("since={}&timeout=1000", joined["next_batch"].as_str().unwrap())).await;
+    let last =
+        left["rooms"]["leave"][&room]["timeline"]["events"].as_array().unwrap().last().unwrap().clone();
+    assert_eq!(last["content"]["membership"], "leave");
+    let since = left["next_batch"].as_str().unwrap();
+    alice.say(&room, "1", "secret").await;
+    let nothing = bob.sync(&format!("since={since}&timeout=0")).await;
+    assert_eq!(nothing["rooms"], Value::Null);
+    alice.moderate("invite", &room, &bob.user_id).await.ok();
+    bob.join(&room).await.ok();
+    let back = bob.sync(&format!("since={since}&timeout=1000")).await;
+    assert!(back["rooms"]["join"][&room].is_object());
+}
+
+#[tokio::test]
+async fn typing_receipts_and_counts_come_along() {
+    let server = Server::start().await;
+    let (alice, bob) = (server.client("alice").await, server.client("bob").await);
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.join(&room).await.ok();
+    let since = bob.sync("timeout=0").await["next_batch"].as_str().unwrap().to_owned();
+    let said = alice.say(&room, "1", "hello bob").await;
+    let typing = Client::room(&room, &format!("typing/{}", segment(&alice.user_id)));
+    bob.put(&typing, &json!({ "typing": true, "timeout": 10000 })).await.is(403, "M_FORBIDDEN");
+    alice.put(&typing, &json!({ "typing": true, "timeout": 10000 })).await.ok();
+    let is_typing = |sync: &Value| {
+        let ephemeral =
+            sync["rooms"]["join"][&room]["ephemeral"]["events"].as_array().cloned().unwrap_or_default();
+        ephemeral.iter().any(|event| event["content"]["user_ids"] == json!([alice.user_id]))
+    };
+    let sync = bob.sync_until(&since, is_typing).await;
+    assert_eq!(sync["rooms"]["join"][&room]["unread_notifications"]["notification_count"], 1);
+    let receipt = Client::room(&room, &format!("receipt/m.read/{}", segment(&said)));
+    bob.post(&receipt, &json!({})).await.ok();
+    let has_receipt = |sync: &Value| {
+        let ephemeral =
+            sync["rooms"]["join"][&room]["ephemeral"]["events"].as_array().cloned().unwrap_or_default();
+        ephemeral.iter().any(|event| event["content"][&said]["m.read"][&bob.user_id]["ts"].is_number())
+    };
+    alice.sync_until(&since, has_receipt).await;
+    let sync = bob.sync_until(sync["next_batch"].as_str().unwrap(), has_receipt).await;
+    assert_eq!(sync["rooms"]["join"][&room]["unread_notifications"]["notification_count"], 0);
+}
+
+#[tokio::test]
+async fn lazy_loading_sends_the_members_who_matter() {
+    let server = Server::start().await;
+    let (alice, bob, carol) =
+        (server.client("alice").await, server.client("bob").await, server.client("carol").await);
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    for user in [&bob, &carol] {
+        user.join(&room).await.ok();
+    }
+    for number in 0..20 {
+        bob.say(&room, &number.to_string(), "hello").await;
+    }
+    let filter = json!({ "room": { "state": { "lazy_load_members": true }, "timeline": { "limit": 3 } } });
+    let sync = alice.sync(&format!("timeout=0&filter={}", segment(&filter.to_string()))).await;
+    let state = sync["rooms"]["join"][&room]["state"]["events"].as_array().unwrap();
+    let members: Vec<_> = state
+        .iter()
+        .filter(|event| event["type"] == "m.room.member")
+        .map(|event| event["state_key"].as_str().unwrap())
+        .collect();
+    assert_eq!(members, [alice.user_id.as_str(), bob.user_id.as_str()]);
+}
