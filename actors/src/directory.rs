@@ -3,7 +3,12 @@
 //! A [`Handle`] is a lease: as long as one exists, its actor is not passivated. Calls pass admission: an
 //! actor with too many calls under way refuses more. Every actor of a class runs under the class's
 //! supervisor; a crash frees the key, so that the next call starts the actor afresh from the store.
+//!
+//! A key's place is a [`Slot`]. It lives as long as one actor: [`Phase::Starting`], then active, and at
+//! last gone; the next actor gets a new slot. Who closes a slot's gate (a sweep, a crash, a failed start,
+//! the shutdown) is the only one to end it.
 
+mod activation;
 mod handle;
 mod supervisor;
 #[cfg(test)]
@@ -13,22 +18,24 @@ use std::{
     fmt::Display,
     hash::Hash,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use dashmap::DashMap;
-use ractor::{Actor, ActorId, ActorRef};
-use tokio::{
-    sync::{Notify, OnceCell, watch},
-    time::Instant,
-};
+use dashmap::{DashMap, Entry};
+use futures_util::future::join_all;
+use ractor::{Actor, ActorRef, ActorStatus};
+use tokio::{sync::watch, time::Instant};
 
-pub use self::handle::{CallError, Handle};
-use self::supervisor::{Supervisor, SupervisorMessage};
-use crate::passivation::Gate;
+pub use self::{
+    activation::ActivateError,
+    handle::{CallError, Handle},
+};
+use self::{activation::Crashes, handle::Lease, supervisor::SupervisorMessage};
+use crate::{admission::Backlog, budget::Budget, passivation::Gate};
+pub use crate::{admission::Place, budget::Meter};
 
 /// An actor that a directory can start.
 pub trait DirectoryActor: Actor {
@@ -53,9 +60,9 @@ pub struct ClassConfig {
     pub budget_bytes: u64,
     /// An actor that nobody used for this long is passivated.
     pub idle_after: Duration,
-    /// Calls that one actor may have under way.
+    /// Messages that one actor may have before it.
     pub backlog_max: u32,
-    /// How long a call may take.
+    /// How long a call may take, and how long a start.
     pub call_timeout: Duration,
 }
 
@@ -70,115 +77,84 @@ impl Default for ClassConfig {
     }
 }
 
-/// Why an actor could not be started.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum ActivateError {
-    /// Its start failed.
-    #[error("{0}")]
-    Failed(String),
-    /// It crashed repeatedly, and the next start waits.
-    #[error("it crashed repeatedly; retry in {} ms", retry_after.as_millis())]
-    BackingOff {
-        /// When to try again.
-        retry_after: Duration,
-    },
-    /// The server is shutting down.
-    #[error("the server is shutting down")]
-    Stopping,
-}
-
 /// What a class of actors does, for metrics and tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Actors in memory.
-    pub active: usize,
+    pub active: u64,
     /// Bytes that they report.
     pub bytes: u64,
-    /// Calls under way.
+    /// Messages admitted and not yet dealt with.
     pub backlog: u64,
     /// Starts since the beginning.
     pub activated: u64,
     /// Passivations since the beginning.
     pub passivated: u64,
-    /// Crashes since the beginning.
+    /// Crashes since the beginning, failed starts included.
     pub crashed: u64,
 }
 
-/// Through which an actor reports its memory.
-#[derive(Clone)]
-pub struct Meter {
-    bytes: Arc<AtomicU64>,
-    class: Arc<ClassMeter>,
-}
-
-impl Meter {
-    /// Sets how many bytes the actor holds.
-    pub fn set_bytes(&self, bytes: u64) {
-        let before = self.bytes.swap(bytes, Ordering::Relaxed);
-        let total = &self.class.bytes;
-        let now = total
-            .fetch_add(bytes.wrapping_sub(before), Ordering::Relaxed)
-            .wrapping_add(bytes.wrapping_sub(before));
-        if now > self.class.budget {
-            self.class.over_budget.notify_one();
-        }
-    }
-}
-
-struct ClassMeter {
-    budget: u64,
-    bytes: AtomicU64,
-    over_budget: Notify,
-    backlog: AtomicU64,
+#[derive(Default)]
+struct Counters {
+    active: AtomicU64,
+    backlog: Arc<AtomicU64>,
     activated: AtomicU64,
     passivated: AtomicU64,
     crashed: AtomicU64,
+}
+
+/// How far the actor of a slot has come.
+enum Phase<M> {
+    /// It is being started.
+    Starting,
+    /// It runs, or is about to end.
+    Active(ActorRef<M>),
+    /// It did not start.
+    Failed(ActivateError),
+    /// It has ended, and its key is free.
+    Gone,
+}
+
+impl<M> Phase<M> {
+    fn has_started(&self) -> bool {
+        !matches!(self, Self::Starting)
+    }
+
+    fn has_ended(&self) -> bool {
+        matches!(self, Self::Failed(_) | Self::Gone)
+    }
 }
 
 /// The place of one key's actor.
 struct Slot<A: DirectoryActor> {
     key: A::Key,
     gate: Gate,
-    actor: OnceCell<ActorRef<A::Msg>>,
-    gone: watch::Sender<bool>,
-    bytes: Arc<AtomicU64>,
-    backlog: AtomicU32,
+    phase: watch::Sender<Phase<A::Msg>>,
+    meter: Meter,
+    backlog: Arc<Backlog>,
     last_used_ms: AtomicU64,
+}
+
+impl<A: DirectoryActor> Slot<A> {
+    /// The slot's actor, if it takes messages.
+    fn running_actor(&self) -> Option<ActorRef<A::Msg>> {
+        match &*self.phase.borrow() {
+            Phase::Active(actor) if actor.get_status() < ActorStatus::Draining => Some(actor.clone()),
+            _ => None,
+        }
+    }
 }
 
 struct Inner<A: DirectoryActor> {
     context: A::Context,
     config: ClassConfig,
-    meter: Arc<ClassMeter>,
+    budget: Arc<Budget>,
+    counters: Counters,
     slots: DashMap<A::Key, Arc<Slot<A>>>,
-    running: DashMap<ActorId, Arc<Slot<A>>>,
     crashes: DashMap<A::Key, Crashes>,
-    supervisor: OnceCell<ActorRef<SupervisorMessage>>,
+    supervisor: OnceLock<ActorRef<SupervisorMessage<A>>>,
     started: Instant,
     stopping: AtomicBool,
-}
-
-/// Recent crashes of one actor.
-#[derive(Clone, Copy)]
-struct Crashes {
-    count: u32,
-    last_ms: u64,
-}
-
-/// Crashes that are forgiven before starts are delayed.
-const CRASHES_FREE: u32 = 3;
-
-/// The longest delay of a start after repeated crashes.
-const BACK_OFF_MAX_MS: u64 = 60_000;
-
-impl Crashes {
-    /// How long to wait for the next start, at `now_ms`.
-    fn retry_after(self, now_ms: u64) -> Option<Duration> {
-        let over = self.count.checked_sub(CRASHES_FREE)?;
-        let delay = (100_u64 << over.min(20)).min(BACK_OFF_MAX_MS);
-        let due = self.last_ms + delay;
-        (due > now_ms).then(|| Duration::from_millis(due - now_ms))
-    }
 }
 
 /// The actors of one class. Cloning shares it.
@@ -193,118 +169,107 @@ impl<A: DirectoryActor> Clone for Directory<A> {
 impl<A: DirectoryActor> Directory<A> {
     /// Starts the class's supervisor.
     pub async fn start(context: A::Context, config: ClassConfig) -> Self {
-        let meter = Arc::new(ClassMeter {
-            budget: config.budget_bytes,
-            bytes: AtomicU64::new(0),
-            over_budget: Notify::new(),
-            backlog: AtomicU64::new(0),
-            activated: AtomicU64::new(0),
-            passivated: AtomicU64::new(0),
-            crashed: AtomicU64::new(0),
-        });
         let inner = Arc::new(Inner {
             context,
             config,
-            meter,
+            budget: Arc::new(Budget::new(config.budget_bytes)),
+            counters: Counters::default(),
             slots: DashMap::new(),
-            running: DashMap::new(),
             crashes: DashMap::new(),
-            supervisor: OnceCell::new(),
+            supervisor: OnceLock::new(),
             started: Instant::now(),
             stopping: AtomicBool::new(false),
         });
-        Supervisor::<A>::start(&inner).await;
+        supervisor::start(&inner).await;
         Self(inner)
     }
 
     /// The actor of a key; starts it if it is not active.
+    ///
+    /// All who ask while it starts wait for that one start and learn how it went. It goes on even if they
+    /// give up.
     pub async fn get(&self, key: &A::Key) -> Result<Handle<A>, ActivateError> {
-        loop {
-            self.check_may_start(key)?;
-            let slot = self.slot(key);
-            if !slot.gate.enter() {
-                // Being passivated or crashed: wait until the old actor is gone.
-                let _ = slot.gone.subscribe().wait_for(|gone| *gone).await;
-                continue;
-            }
-            let handle = Handle::leased(slot, self.0.clone());
-            match handle.slot().actor.get_or_try_init(|| self.spawn(handle.slot())).await {
-                Ok(_) => return Ok(handle),
-                Err(error) => {
-                    self.0.slots.remove_if(key, |_, known| Arc::ptr_eq(known, handle.slot()));
-                    return Err(error);
-                }
-            }
+        if let Some(handle) = self.peek(key) {
+            return Ok(handle);
         }
+        let found = tokio::time::timeout(self.0.config.call_timeout, self.find_or_start(key)).await;
+        found.unwrap_or_else(|_| Err(ActivateError::late()))
     }
 
     /// The actor of a key if it is active.
     pub fn peek(&self, key: &A::Key) -> Option<Handle<A>> {
-        let slot = self.0.slots.get(key)?.clone();
-        (slot.actor.initialized() && slot.gate.enter()).then(|| Handle::leased(slot, self.0.clone()))
+        let lease = Lease::take(self.0.slots.get(key)?.clone(), &self.0)?;
+        let actor = lease.slot().running_actor()?;
+        Some(Handle::new(lease, actor))
     }
 
-    fn slot(&self, key: &A::Key) -> Arc<Slot<A>> {
+    async fn find_or_start(&self, key: &A::Key) -> Result<Handle<A>, ActivateError> {
+        loop {
+            let slot = self.slot(key)?;
+            let mut phase = slot.phase.subscribe();
+            // A closed gate: the actor is being passivated, or has crashed.
+            if let Some(lease) = Lease::take(slot.clone(), &self.0) {
+                // Cannot fail, nor below: the slot holds the sender.
+                let _ = phase.wait_for(Phase::has_started).await;
+                if let Phase::Failed(error) = &*phase.borrow() {
+                    return Err(error.clone());
+                }
+                if let Some(actor) = slot.running_actor() {
+                    return Ok(Handle::new(lease, actor));
+                }
+                // It has ended by itself; the supervisor is about to notice.
+            }
+            let _ = phase.wait_for(Phase::has_ended).await;
+        }
+    }
+
+    /// The place of a key; a new one's actor is being started.
+    fn slot(&self, key: &A::Key) -> Result<Arc<Slot<A>>, ActivateError> {
         if let Some(slot) = self.0.slots.get(key) {
-            return slot.clone();
+            return Ok(slot.clone());
         }
-        let new = || {
-            Arc::new(Slot {
-                key: key.clone(),
-                gate: Gate::new(),
-                actor: OnceCell::new(),
-                gone: watch::Sender::new(false),
-                bytes: Arc::new(AtomicU64::new(0)),
-                backlog: AtomicU32::new(0),
-                last_used_ms: AtomicU64::new(self.0.now_ms()),
-            })
+        self.0.check_may_start(key)?;
+        let slot = match self.0.slots.entry(key.clone()) {
+            Entry::Occupied(occupied) => return Ok(occupied.get().clone()),
+            Entry::Vacant(vacant) => {
+                let slot = Arc::new(Slot {
+                    key: key.clone(),
+                    gate: Gate::new(),
+                    phase: watch::Sender::new(Phase::Starting),
+                    meter: self.0.budget.open_account(),
+                    backlog: Arc::new(Backlog::new(self.0.counters.backlog.clone())),
+                    last_used_ms: AtomicU64::new(self.0.now_ms()),
+                });
+                vacant.insert(slot.clone());
+                slot
+            }
         };
-        self.0.slots.entry(key.clone()).or_insert_with(new).clone()
-    }
-
-    fn check_may_start(&self, key: &A::Key) -> Result<(), ActivateError> {
-        if self.0.stopping.load(Ordering::Acquire) {
-            return Err(ActivateError::Stopping);
-        }
-        let crashes = self.0.crashes.get(key).map(|crashes| *crashes);
-        match crashes.and_then(|crashes| crashes.retry_after(self.0.now_ms())) {
-            Some(retry_after) => Err(ActivateError::BackingOff { retry_after }),
-            None => Ok(()),
-        }
-    }
-
-    async fn spawn(&self, slot: &Arc<Slot<A>>) -> Result<ActorRef<A::Msg>, ActivateError> {
-        let supervisor = self.0.supervisor.get().ok_or(ActivateError::Stopping)?;
-        let meter = Meter { bytes: slot.bytes.clone(), class: self.0.meter.clone() };
-        let arguments = A::arguments(&slot.key, &self.0.context, meter);
-        let (actor, _) = Actor::spawn_linked(None, A::new(), arguments, supervisor.get_cell())
-            .await
-            .map_err(|error| ActivateError::Failed(error.to_string()))?;
-        self.0.meter.activated.fetch_add(1, Ordering::Relaxed);
-        self.0.running.insert(actor.get_id(), slot.clone());
-        Ok(actor)
+        activation::spawn(&self.0, slot.clone());
+        Ok(slot)
     }
 
     /// What the class does.
     pub fn stats(&self) -> Stats {
-        let meter = &self.0.meter;
+        let counters = &self.0.counters;
         Stats {
-            active: self.0.running.len(),
-            bytes: meter.bytes.load(Ordering::Relaxed),
-            backlog: meter.backlog.load(Ordering::Relaxed),
-            activated: meter.activated.load(Ordering::Relaxed),
-            passivated: meter.passivated.load(Ordering::Relaxed),
-            crashed: meter.crashed.load(Ordering::Relaxed),
+            active: counters.active.load(Ordering::Relaxed),
+            bytes: self.0.budget.bytes(),
+            backlog: counters.backlog.load(Ordering::Relaxed),
+            activated: counters.activated.load(Ordering::Relaxed),
+            passivated: counters.passivated.load(Ordering::Relaxed),
+            crashed: counters.crashed.load(Ordering::Relaxed),
         }
     }
 
-    /// Passivates all actors and lets none start any more.
+    /// Passivates all actors, whoever uses them, and lets none start any more; returns when all are gone.
     pub async fn drain_all(&self) {
-        self.0.stopping.store(true, Ordering::Release);
-        let slots: Vec<_> = self.0.slots.iter().map(|slot| slot.value().clone()).collect();
-        for slot in slots {
-            slot.gate.close();
-            self.0.drain(&slot).await;
+        self.0.stopping.store(true, Ordering::SeqCst);
+        // A slot that is added from now on finds that when its start begins, and fails.
+        let mut slots: Vec<_> = self.0.slots.iter().map(|slot| slot.value().clone()).collect();
+        slots.sort_by(|a, b| a.key.cmp(&b.key));
+        join_all(slots.iter().map(|slot| self.0.drain_now(slot))).await;
+        if let Some(supervisor) = self.0.supervisor.get() {
+            supervisor.stop(None);
         }
     }
 }
@@ -312,78 +277,69 @@ impl<A: DirectoryActor> Directory<A> {
 /// How long an actor may take to work off its mailbox before it is stopped.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
+/// How long a stopped actor may take to end its last message before it is killed.
+const STOP_MAX: Duration = Duration::from_secs(10);
+
 impl<A: DirectoryActor> Inner<A> {
     fn now_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Lets an actor whose gate is closed work off its mailbox and end, and frees the key.
+    /// Ends the actor of a slot, or waits for the one who does already.
+    async fn drain_now(&self, slot: &Arc<Slot<A>>) {
+        if slot.gate.close() {
+            self.drain(slot).await;
+        } else {
+            let _ = slot.phase.subscribe().wait_for(Phase::has_ended).await;
+        }
+    }
+
+    /// Lets an actor whose gate was just closed work off its mailbox and end, and frees the key.
     async fn drain(&self, slot: &Arc<Slot<A>>) {
-        if let Some(actor) = slot.actor.get()
-            && actor.drain_and_wait(Some(DRAIN_MAX)).await.is_err()
-        {
-            tracing::warn!(class = A::CLASS, key = %slot.key, "actor did not drain in time, stopping it");
-            actor.stop(Some("did not drain in time".to_owned()));
+        let mut phase = slot.phase.subscribe();
+        let _ = phase.wait_for(Phase::has_started).await;
+        let actor = if let Phase::Active(actor) = &*phase.borrow() { Some(actor.clone()) } else { None };
+        if let Some(actor) = actor {
+            end(&slot.key, &actor, A::CLASS).await;
+            self.counters.passivated.fetch_add(1, Ordering::Relaxed);
         }
-        self.meter.passivated.fetch_add(1, Ordering::Relaxed);
-        self.release(slot);
+        self.free(slot, Phase::Gone);
     }
 
-    /// Frees the key of an actor that has ended.
-    fn release(&self, slot: &Arc<Slot<A>>) {
-        if let Some(actor) = slot.actor.get() {
-            self.running.remove(&actor.get_id());
-        }
-        let bytes = slot.bytes.swap(0, Ordering::Relaxed);
-        self.meter.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    /// Frees the key of an actor that has ended; only whoever closed the gate may do it.
+    fn free(&self, slot: &Arc<Slot<A>>, phase: Phase<A::Msg>) {
+        debug_assert!(slot.gate.is_closed(), "an open slot is not freed");
         self.slots.remove_if(&slot.key, |_, known| Arc::ptr_eq(known, slot));
-        slot.gone.send_replace(true);
+        slot.meter.close();
+        if let Phase::Active(_) = slot.phase.send_replace(phase) {
+            self.counters.active.fetch_sub(1, Ordering::Relaxed);
+        }
     }
+}
 
-    /// Notes the crash of an actor and frees its key.
-    fn crashed(&self, id: ActorId, reason: &str) {
-        let Some((_, slot)) = self.running.remove(&id) else { return };
-        slot.gate.close();
-        self.meter.crashed.fetch_add(1, Ordering::Relaxed);
-        let now_ms = self.now_ms();
-        let mut crashes =
-            self.crashes.entry(slot.key.clone()).or_insert(Crashes { count: 0, last_ms: now_ms });
-        // An actor that worked for a while has earned its forgiveness.
-        crashes.count = if now_ms - crashes.last_ms > BACK_OFF_MAX_MS { 1 } else { crashes.count + 1 };
-        crashes.last_ms = now_ms;
-        let count = crashes.count;
-        drop(crashes);
-        tracing::error!(class = A::CLASS, key = %slot.key, reason, crashes = count, "actor crashed, restarting on next use");
-        self.release(&slot);
+/// Lets an actor work off its mailbox and waits until it has ended.
+///
+/// However long it takes: its key must not get a second actor while it runs.
+async fn end<M>(key: &impl Display, actor: &ActorRef<M>, class: &'static str) {
+    let _ = actor.drain(); // fails if it has crashed
+    if actor.wait(Some(DRAIN_MAX)).await.is_ok() {
+        return;
     }
+    tracing::warn!(class, %key, "actor did not work off its mailbox in time, stopping it");
+    actor.stop(Some("did not work off its mailbox in time".to_owned()));
+    if actor.wait(Some(STOP_MAX)).await.is_ok() {
+        return;
+    }
+    tracing::error!(class, %key, "actor did not stop in time, killing it");
+    actor.kill();
+    let _ = actor.wait(None).await;
+}
 
-    /// Passivates actors that are idle for long, and the least recently used while the class is over its budget.
-    fn sweep(self: &Arc<Self>) {
-        let now_ms = self.now_ms();
-        self.crashes.retain(|_, crashes| now_ms - crashes.last_ms <= BACK_OFF_MAX_MS);
-        let mut idle: Vec<_> = self
-            .slots
-            .iter()
-            .filter(|slot| slot.gate.is_idle() && slot.actor.initialized())
-            .map(|slot| (slot.last_used_ms.load(Ordering::Relaxed), slot.value().clone()))
-            .collect();
-        idle.sort_by(|a, b| (a.0, &a.1.key).cmp(&(b.0, &b.1.key)));
-        let idle_ms = u64::try_from(self.config.idle_after.as_millis()).unwrap_or(u64::MAX);
-        // A tenth below the budget, so that the next message does not start another sweep.
-        let target = self.config.budget_bytes - self.config.budget_bytes / 10;
-        let mut bytes = self.meter.bytes.load(Ordering::Relaxed);
-        let is_over = bytes > self.config.budget_bytes;
-        for (last_used_ms, slot) in idle {
-            let is_old = now_ms.saturating_sub(last_used_ms) >= idle_ms;
-            let makes_room = is_over && bytes > target;
-            if !is_old && !makes_room {
-                break;
-            }
-            if slot.gate.close_if_idle() {
-                bytes = bytes.saturating_sub(slot.bytes.load(Ordering::Relaxed));
-                let inner = self.clone();
-                tokio::spawn(async move { inner.drain(&slot).await });
-            }
+impl<A: DirectoryActor> Drop for Inner<A> {
+    fn drop(&mut self) {
+        // Nobody can reach the actors any more: they end with their supervisor.
+        if let Some(supervisor) = self.supervisor.get() {
+            supervisor.stop(None);
         }
     }
 }

@@ -3,17 +3,20 @@
 use std::sync::Arc;
 
 use engine::{
-    pdu::{self, BuildContext, SigningKey},
+    pdu::{self, BuildContext, Draft, Pdu, SigningKey},
     room::create::{self, NewRoom},
-    room_version,
+    room_version::{self, RoomVersion},
 };
-use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, ServerName, UserId};
+use ruma::{
+    MilliSecondsSinceUnixEpoch, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, ServerName,
+    UserId,
+};
 use serde_json::{Map, Value};
 use storage::{Storage, schema};
 use tokio::sync::watch;
 
 use crate::{
-    directory::{ClassConfig, Directory},
+    directory::{ClassConfig, Directory, Stats},
     env::Env,
     hub::Hub,
     room::{
@@ -139,20 +142,7 @@ impl Homeserver {
         let plan = create::plan(&new)?;
         let rules = room_version::rules(&new.version)
             .ok_or_else(|| create::NewRoomError::UnsupportedVersion(new.version.clone()))?;
-        let asked_id = (!rules.authorization.room_create_event_id_as_room_id).then(|| self.new_room_id());
-        let seed = self.0.env.entropy.token(18);
-        let context = BuildContext {
-            room_id: asked_id.as_deref(),
-            sender: &new.creator,
-            origin_server_ts: self.0.env.clock.now(),
-            prev_events: &[],
-            auth_events: &[],
-            event_id_localpart: &seed,
-            rules,
-            key: &self.0.room_shared.signing_key,
-            server_name: &self.0.server_name,
-        };
-        let event = pdu::build(plan.create, &context)?;
+        let event = self.create_event(&new.creator, plan.create, rules).await?;
         let room_id = event.room_id().to_owned();
         let create = Create {
             version: new.version,
@@ -166,6 +156,40 @@ impl Homeserver {
         let actor = self.0.rooms.get(&room_id).await.map_err(RoomError::Activate)?;
         actor.call(|reply| crate::room::RoomMessage::Create(Box::new(create), reply)).await??;
         Ok(room_id)
+    }
+
+    /// The create event of a new room.
+    ///
+    /// From version 12 on it names the room: a room that was created alike in the same millisecond would have the same
+    /// ID, so the later one is dated a little later.
+    async fn create_event(
+        &self,
+        creator: &UserId,
+        draft: Draft,
+        rules: &'static RoomVersion,
+    ) -> Result<Pdu, RoomError> {
+        let names_room = rules.authorization.room_create_event_id_as_room_id;
+        let room_id = (!names_room).then(|| self.new_room_id());
+        let seed = self.0.env.entropy.token(18);
+        let mut origin_server_ts = self.0.env.clock.now();
+        loop {
+            let context = BuildContext {
+                room_id: room_id.as_deref(),
+                sender: creator,
+                origin_server_ts,
+                prev_events: &[],
+                auth_events: &[],
+                event_id_localpart: &seed,
+                rules,
+                key: &self.0.room_shared.signing_key,
+                server_name: &self.0.server_name,
+            };
+            let event = pdu::build(draft.clone(), &context)?;
+            if self.0.storage.get(&schema::ROOM_IDS, event.room_id()).await?.is_none() {
+                return Ok(event);
+            }
+            origin_server_ts = MilliSecondsSinceUnixEpoch(origin_server_ts.get() + js_int::uint!(1));
+        }
     }
 
     /// The part of a user's membership events that their profile decides; empty for users of other servers.
@@ -203,6 +227,16 @@ impl Homeserver {
     /// An invite of `target` by `sender`, as `create_room` and the invite endpoint take it.
     pub fn invite(sender: OwnedUserId, target: OwnedUserId, content: Map<String, Value>) -> MembershipChange {
         MembershipChange { sender, target, action: MembershipAction::Invite, content }
+    }
+
+    /// What the room actors do.
+    pub fn room_stats(&self) -> Stats {
+        self.0.rooms.stats()
+    }
+
+    /// What the session actors do.
+    pub fn session_stats(&self) -> Stats {
+        self.0.sessions.stats()
     }
 
     /// Resolves once the server shuts down, so that long polls end.

@@ -1,6 +1,8 @@
 //! Actors: rooms, sessions and destinations; see DESIGN in ARCHITECTURE.md.
 
+mod admission;
 pub mod aliases;
+mod budget;
 pub mod directory;
 pub mod env;
 pub mod filter;

@@ -2,7 +2,8 @@
 //!
 //! Callers pass the gate with a lease and give it back; passivation closes the gate, which succeeds only
 //! while no lease is out. So no message can go to an actor that is being passivated, and whoever finds the
-//! gate closed waits until the old actor is gone and starts a new one: never two for one key.
+//! gate closed waits until the old actor is gone and starts a new one: never two for one key. Whoever
+//! closes the gate is the one to end what is behind it: exactly one does.
 
 #[cfg(feature = "loom")]
 use loom::sync::atomic::{AtomicU32, Ordering};
@@ -46,9 +47,16 @@ impl Gate {
         self.0.compare_exchange(0, CLOSED, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// Closes the gate whatever leases are out, because the actor behind it has ended.
-    pub(crate) fn close(&self) {
-        self.0.fetch_or(CLOSED, Ordering::AcqRel);
+    /// Closes the gate whatever leases are out, because the actor behind it has ended or must end.
+    ///
+    /// True for the one who closed it.
+    pub(crate) fn close(&self) -> bool {
+        self.0.fetch_or(CLOSED, Ordering::AcqRel) & CLOSED == 0
+    }
+
+    /// Whether the gate is closed.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.load(Ordering::Acquire) & CLOSED != 0
     }
 
     /// Whether no lease is out and the gate is open.

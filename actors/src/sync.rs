@@ -12,7 +12,7 @@ mod state;
 
 use std::{sync::Arc, time::Duration};
 
-use engine::id::Position;
+use engine::id::{Position, TimelineIndex};
 use ruma::{OwnedDeviceId, OwnedUserId, api::client::filter::FilterDefinition};
 use tokio::time::Instant;
 
@@ -22,7 +22,7 @@ pub use self::response::{
 use crate::{
     filter,
     homeserver::Homeserver,
-    room::RoomError,
+    room::{RoomError, RoomHandle},
     session::{RoomEntry, SessionError, SessionHandle},
     token::Token,
 };
@@ -57,6 +57,9 @@ pub enum SyncError {
     Room(#[from] RoomError),
 }
 
+/// How long a waiting request trusts one view: that of a crashed session hears of nothing any more.
+const VIEW_MAX: Duration = Duration::from_secs(10);
+
 /// One pass over what changed: who asks, and for which stretch of time.
 struct Pass<'a> {
     homeserver: &'a Homeserver,
@@ -71,11 +74,10 @@ struct Pass<'a> {
 impl Homeserver {
     /// Answers with what changed, waiting for it up to the request's time-out.
     pub async fn sync(&self, request: &SyncRequest) -> Result<SyncResponse, SyncError> {
-        let session = self.session(&request.user_id).await?;
         let deadline = Instant::now() + request.timeout;
-        let mut changes = session.view().subscribe();
         loop {
-            changes.borrow_and_update();
+            let session = self.session(&request.user_id).await?;
+            let mut changes = session.view().subscribe();
             let upto = self.caught_up(session.view().latest()).await;
             let since = request.since.unwrap_or_default();
             let must_answer = request.since.is_none() || request.full_state;
@@ -90,7 +92,25 @@ impl Homeserver {
                 biased;
                 _ = changes.changed() => {}
                 () = self.stopping() => return Ok(nothing_since(upto)),
-                () = tokio::time::sleep_until(deadline) => return Ok(nothing_since(upto)),
+                () = tokio::time::sleep_until(deadline.min(Instant::now() + VIEW_MAX)) => {
+                    if Instant::now() >= deadline {
+                        return Ok(nothing_since(upto));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits until a room has an event after a place, for those who follow it without being in it.
+    pub async fn wait_for_event(&self, room: &RoomHandle, after: TimelineIndex, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        let mut commits = self.storage().watermark_changed();
+        while room.snapshot().head.latest <= after {
+            tokio::select! {
+                biased;
+                result = commits.changed() => if result.is_err() { return },
+                () = self.stopping() => return,
+                () = tokio::time::sleep_until(deadline) => return,
             }
         }
     }

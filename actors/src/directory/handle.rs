@@ -1,16 +1,15 @@
 //! A lease on an actor, and calls through it.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use ractor::{RpcReplyPort, rpc::CallResult};
+use ractor::{ActorRef, RpcReplyPort};
+use tokio::sync::oneshot;
 
 use super::{ActivateError, DirectoryActor, Inner, Slot};
+use crate::admission::{Place, RETRY_AFTER, UnderWay};
 
 /// Why a call did not come back with an answer.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -32,73 +31,85 @@ pub enum CallError {
     Activate(#[from] ActivateError),
 }
 
-/// What a refused caller is told to wait: long enough for a few group commits.
-const RETRY_AFTER: Duration = Duration::from_millis(500);
-
-/// A lease on an active actor: it is not passivated while the handle exists.
-pub struct Handle<A: DirectoryActor> {
+/// Keeps an actor from being passivated.
+pub(super) struct Lease<A: DirectoryActor> {
     slot: Arc<Slot<A>>,
     directory: Arc<Inner<A>>,
 }
 
-impl<A: DirectoryActor> Handle<A> {
-    /// A handle for a lease that was just taken.
-    pub(super) fn leased(slot: Arc<Slot<A>>, directory: Arc<Inner<A>>) -> Self {
-        Self { slot, directory }
+impl<A: DirectoryActor> Lease<A> {
+    /// A lease, unless the actor is ending.
+    pub(super) fn take(slot: Arc<Slot<A>>, directory: &Arc<Inner<A>>) -> Option<Self> {
+        slot.gate.enter().then(|| Self { slot, directory: directory.clone() })
     }
 
     pub(super) fn slot(&self) -> &Arc<Slot<A>> {
         &self.slot
     }
-
-    /// Asks the actor and waits for its answer.
-    pub async fn call<T: Send + 'static>(
-        &self,
-        message: impl FnOnce(RpcReplyPort<T>) -> A::Msg,
-    ) -> Result<T, CallError> {
-        let _admission = self.admit()?;
-        let actor = self.slot.actor.get().ok_or(CallError::Crashed)?;
-        match actor.call(message, Some(self.directory.config.call_timeout)).await {
-            Ok(CallResult::Success(answer)) => Ok(answer),
-            Ok(CallResult::Timeout) => Err(CallError::TimedOut),
-            Ok(CallResult::SenderError) | Err(_) => Err(CallError::Crashed),
-        }
-    }
-
-    fn admit(&self) -> Result<Admission<'_>, CallError> {
-        let under_way = self.slot.backlog.fetch_add(1, Ordering::Relaxed);
-        self.directory.meter.backlog.fetch_add(1, Ordering::Relaxed);
-        let admission = Admission { backlog: &self.slot.backlog, total: &self.directory.meter.backlog };
-        if under_way >= self.directory.config.backlog_max {
-            return Err(CallError::Busy { retry_after: RETRY_AFTER });
-        }
-        Ok(admission)
-    }
 }
 
-impl<A: DirectoryActor> Clone for Handle<A> {
+impl<A: DirectoryActor> Clone for Lease<A> {
     fn clone(&self) -> Self {
         self.slot.gate.enter_again();
         Self { slot: self.slot.clone(), directory: self.directory.clone() }
     }
 }
 
-impl<A: DirectoryActor> Drop for Handle<A> {
+impl<A: DirectoryActor> Drop for Lease<A> {
     fn drop(&mut self) {
         self.slot.last_used_ms.store(self.directory.now_ms(), Ordering::Relaxed);
         self.slot.gate.leave();
     }
 }
 
-/// A call's place in the backlog.
-struct Admission<'a> {
-    backlog: &'a AtomicU32,
-    total: &'a std::sync::atomic::AtomicU64,
+/// A lease on an active actor: it is not passivated while the handle exists.
+pub struct Handle<A: DirectoryActor> {
+    lease: Lease<A>,
+    actor: ActorRef<A::Msg>,
 }
 
-impl Drop for Admission<'_> {
-    fn drop(&mut self) {
-        self.backlog.fetch_sub(1, Ordering::Relaxed);
-        self.total.fetch_sub(1, Ordering::Relaxed);
+impl<A: DirectoryActor> Clone for Handle<A> {
+    fn clone(&self) -> Self {
+        Self { lease: self.lease.clone(), actor: self.actor.clone() }
+    }
+}
+
+impl<A: DirectoryActor> Handle<A> {
+    /// A handle of the actor that runs in a leased slot.
+    pub(super) fn new(lease: Lease<A>, actor: ActorRef<A::Msg>) -> Self {
+        Self { lease, actor }
+    }
+
+    /// Asks the actor and waits for its answer.
+    ///
+    /// A call that is given up is carried out all the same.
+    pub async fn call<T: Send + 'static>(
+        &self,
+        message: impl FnOnce(RpcReplyPort<T>) -> A::Msg,
+    ) -> Result<T, CallError> {
+        let timeout = self.lease.directory.config.call_timeout;
+        let place = self.admit()?;
+        let (port, answer) = oneshot::channel();
+        self.actor.cast(message((port, timeout).into())).map_err(|_| CallError::Crashed)?;
+        let mut call = UnderWay::new(answer, place);
+        match tokio::time::timeout(timeout, call.answer()).await {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err(CallError::Crashed),
+            Err(_) => Err(CallError::TimedOut),
+        }
+    }
+
+    /// Tells the actor something.
+    ///
+    /// The message carries its place in the backlog, and the actor drops it when it is through.
+    pub fn cast(&self, message: impl FnOnce(Place) -> A::Msg) -> Result<(), CallError> {
+        let place = self.admit()?;
+        self.actor.cast(message(place)).map_err(|_| CallError::Crashed)
+    }
+
+    fn admit(&self) -> Result<Place, CallError> {
+        let places_max = self.lease.directory.config.backlog_max;
+        let place = self.lease.slot.backlog.admit(places_max);
+        place.ok_or(CallError::Busy { retry_after: RETRY_AFTER })
     }
 }

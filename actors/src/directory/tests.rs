@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 
-use super::*;
+use super::{activation::CRASHES_FREE, *};
 
 /// What survives the actors: the log of each key, and how many actors of a key are alive.
 #[derive(Default)]
@@ -21,11 +21,13 @@ enum ScribeMessage {
     Panic,
 }
 
+/// How long a stalled actor takes for a message.
+const STALL: Duration = Duration::from_secs(20);
+
 struct ScribeState {
     key: String,
     disk: Arc<Disk>,
     log: Vec<u32>,
-    stalled: Vec<RpcReplyPort<()>>,
 }
 
 impl Drop for ScribeState {
@@ -55,7 +57,7 @@ impl Actor for Scribe {
         drop(alive);
         meter.set_bytes(1000);
         let log = disk.logs.lock().get(&key).cloned().unwrap_or_default();
-        Ok(ScribeState { key, disk, log, stalled: Vec::new() })
+        Ok(ScribeState { key, disk, log })
     }
 
     async fn handle(
@@ -71,7 +73,10 @@ impl Actor for Scribe {
                 state.disk.logs.lock().insert(state.key.clone(), state.log.clone());
                 let _ = reply.send(state.log.len());
             }
-            ScribeMessage::Stall(reply) => state.stalled.push(reply),
+            ScribeMessage::Stall(reply) => {
+                tokio::time::sleep(STALL).await;
+                let _ = reply.send(());
+            }
             ScribeMessage::Panic => panic!("asked to"),
         }
         Ok(())
@@ -211,7 +216,7 @@ async fn repeated_crashes_delay_the_next_start() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_backlog_refuses_and_recovers() {
+async fn a_full_backlog_refuses_until_the_actor_is_through_with_it() {
     let config =
         ClassConfig { backlog_max: 2, call_timeout: Duration::from_secs(5), ..ClassConfig::default() };
     let (directory, _) = directory(config).await;
@@ -224,9 +229,14 @@ async fn a_full_backlog_refuses_and_recovers() {
         .collect();
     tokio::time::sleep(Duration::from_millis(1)).await;
     assert!(matches!(append(&directory, "a", 1).await, Err(CallError::Busy { .. })));
+    append(&directory, "b", 1).await.unwrap();
     for call in stalled {
         assert!(matches!(call.await.unwrap(), Err(CallError::TimedOut)));
     }
+    // The callers have given up, but their messages are still before the actor.
+    assert!(matches!(append(&directory, "a", 1).await, Err(CallError::Busy { .. })));
+    assert_eq!(directory.stats().backlog, 2);
+    tokio::time::sleep(2 * STALL).await;
     append(&directory, "a", 1).await.unwrap();
     assert_eq!(directory.stats().backlog, 0);
 }
