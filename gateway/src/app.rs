@@ -7,9 +7,11 @@ use http::StatusCode;
 
 use crate::{
     admin::register::Nonces,
+    client::well_known::WellKnown,
     error::{ApiError, ApiResult},
     extract::Requester,
     password::Passwords,
+    rate_limit::{RateLimits, Rates},
     uia::Sessions,
 };
 
@@ -22,6 +24,7 @@ pub struct Inner {
     homeserver: Homeserver,
     settings: Settings,
     passwords: Passwords,
+    rate_limits: RateLimits,
     uia: Sessions,
     nonces: Nonces,
 }
@@ -33,6 +36,12 @@ pub struct Settings {
     pub query_tokens: bool,
     /// Who may register.
     pub registration: Registration,
+    /// What the well-known documents say.
+    pub well_known: WellKnown,
+    /// Requests per second of one user; none if they are not limited.
+    pub rates: Option<Rates>,
+    /// Proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<std::net::IpAddr>,
 }
 
 /// Who may register.
@@ -57,8 +66,10 @@ impl std::fmt::Debug for Registration {
 impl App {
     /// The shared parts of a server.
     pub fn new(homeserver: Homeserver, passwords: Passwords, settings: Settings) -> Self {
+        let rate_limits = settings.rates.map_or_else(RateLimits::default, RateLimits::new);
         Self(Arc::new(Inner {
             homeserver,
+            rate_limits,
             settings,
             passwords,
             uia: Sessions::default(),
@@ -89,6 +100,11 @@ impl Inner {
     /// Hashes and checks passwords.
     pub fn passwords(&self) -> &Passwords {
         &self.passwords
+    }
+
+    /// How often one may ask.
+    pub fn rate_limits(&self) -> &RateLimits {
+        &self.rate_limits
     }
 
     /// User-interactive authentication under way.

@@ -59,6 +59,9 @@ impl<R: IncomingRequest + Send> FromRequest<App> for Open<R> {
 
     async fn from_request(request: Request, app: &App) -> ApiResult<Self> {
         let (mut parts, body) = request.into_parts();
+        if let Some(ClientIp(address)) = parts.extensions.get() {
+            app.rate_limits().check_address(*address, route(&parts))?;
+        }
         parse(&mut parts, body, app).await.map(Self)
     }
 }
@@ -100,11 +103,17 @@ async fn authenticate(parts: &Parts, app: &App) -> ApiResult<Requester> {
     let token = token(&parts.headers, parts.uri.query(), app.settings().query_tokens)?;
     let ip = parts.extensions.get::<ClientIp>().map(|ip| ip.0.to_string());
     let requester = app.authenticate(&token, ip.as_deref()).await?;
-    let route = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    let route = route(parts);
     if requester.is_guest && !guests::may(&parts.method, route) {
         return Err(ApiError::guests_may_not());
     }
+    app.rate_limits().check_user(&requester.user_id, &parts.method, route)?;
     Ok(requester)
+}
+
+/// The request's route, as the router's table spells it.
+fn route(parts: &Parts) -> &str {
+    parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str)
 }
 
 /// The access token of a request.

@@ -13,6 +13,7 @@ pub mod error;
 pub mod extract;
 pub mod guests;
 pub mod password;
+pub mod rate_limit;
 pub mod router;
 pub mod serve;
 pub mod telemetry;

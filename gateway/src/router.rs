@@ -14,8 +14,8 @@ use crate::{
     admin,
     app::App,
     client::{
-        account, account_data, devices, directory, ephemeral, events, filters, login, membership, openid,
-        presence, profile, push_rules, register, rooms, sync, timeline,
+        account, account_data, devices, directory, ephemeral, events, filters, login, membership, old,
+        openid, presence, profile, push_rules, register, rooms, sync, timeline, well_known,
     },
     error::ApiError,
 };
@@ -24,6 +24,9 @@ use crate::{
 pub fn router(app: App) -> Router {
     Router::new()
         .route("/_matrix/client/versions", get(versions))
+        .route("/.well-known/matrix/client", get(well_known::client))
+        .route("/.well-known/matrix/server", get(well_known::server))
+        .route("/.well-known/matrix/support", get(well_known::support))
         .merge(client_routes())
         .route("/_synapse/admin/v1/register", get(admin::register::nonce).post(admin::register::register))
         .route("/_matrix/federation/v1/openid/userinfo", get(openid::user_info))
@@ -43,6 +46,8 @@ fn client_routes() -> Router<App> {
         .route("/register/available", get(register::available))
         .route("/account/whoami", get(login::whoami))
         .route("/sync", get(sync::sync))
+        .route("/events", get(old::events))
+        .route("/initialSync", get(old::initial_sync))
         .route("/createRoom", post(rooms::create_room))
         .route("/joined_rooms", get(membership::joined_rooms))
         .route("/join/{room}", post(membership::join_room_by_id_or_alias))
@@ -119,6 +124,7 @@ fn room_routes() -> Router<App> {
         .route("/state/{kind}/", get(events::get_state_event).put(events::send_state))
         .route("/state/{kind}/{key}", get(events::get_state_event).put(events::send_state))
         .route("/event/{event}", get(events::get_event))
+        .route("/initialSync", get(old::room_initial_sync))
         .route("/members", get(events::get_members))
         .route("/joined_members", get(events::joined_members))
         .route("/messages", get(timeline::get_messages))

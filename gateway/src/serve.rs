@@ -1,7 +1,7 @@
 //! The production wiring: from a configuration to a server that answers.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -37,10 +37,12 @@ use tower::ServiceExt;
 
 use crate::{
     app::{self, App, Settings},
+    client::well_known::WellKnown,
     config::{self, Config, Secret, Size},
     control,
     extract::ClientIp,
     password::{PasswordCost, Passwords},
+    rate_limit::Rates,
     router,
 };
 
@@ -133,6 +135,9 @@ impl Options {
             },
             settings: Settings {
                 query_tokens: config.access.query_tokens,
+                trusted_proxies: config.access.trusted_proxies.clone(),
+                rates: config.rate_limits.enabled.then(|| rates(&config.rate_limits)),
+                well_known: well_known(&config.well_known),
                 registration: app::Registration {
                     enabled: config.registration.enabled,
                     tokens: config.registration.tokens.iter().map(secret).collect(),
@@ -141,6 +146,26 @@ impl Options {
                 },
             },
         }
+    }
+}
+
+fn rates(limits: &config::RateLimits) -> Rates {
+    Rates {
+        message: limits.message,
+        membership: limits.membership,
+        login: limits.login,
+        registration: limits.registration,
+        other: limits.other,
+    }
+}
+
+fn well_known(settings: &config::WellKnown) -> WellKnown {
+    WellKnown {
+        client_base_url: settings.client_base_url.clone(),
+        server: settings.server.clone(),
+        support_user: settings.support_user.clone(),
+        support_email: settings.support_email.clone(),
+        support_page: settings.support_page.clone(),
     }
 }
 
@@ -259,8 +284,11 @@ impl Running {
         let graceful = GracefulShutdown::new();
         let (closing, closed) = watch::channel(false);
         let router = router::router(self.app.clone());
+        let trusted: Arc<[IpAddr]> = self.app.settings().trusted_proxies.clone().into();
         let accepting = futures_util::future::join_all(
-            self.listeners.iter().map(|listener| accept(listener, &router, &graceful, closed.clone())),
+            self.listeners
+                .iter()
+                .map(|listener| accept(listener, &router, &graceful, closed.clone(), trusted.clone())),
         );
         let commands = async {
             match &self.control {
@@ -291,6 +319,7 @@ async fn accept(
     router: &Router,
     graceful: &GracefulShutdown,
     closed: watch::Receiver<bool>,
+    trusted_proxies: Arc<[IpAddr]>,
 ) {
     loop {
         let (stream, address) = match listener.accept().await {
@@ -306,10 +335,11 @@ async fn accept(
             return;
         }
         let _ = stream.set_nodelay(true);
-        let router = router.clone();
+        let (router, trusted) = (router.clone(), trusted_proxies.clone());
         let service = tower::service_fn(move |request: http::Request<Incoming>| {
             let mut request = router::alias(request.map(Body::new));
-            request.extensions_mut().insert(ClientIp(address.ip()));
+            let client = client_ip(address.ip(), request.headers(), &trusted);
+            request.extensions_mut().insert(ClientIp(client));
             router.clone().oneshot(request)
         });
         let builder = connection_builder();
@@ -322,6 +352,16 @@ async fn accept(
             }
         });
     }
+}
+
+/// The client behind a trusted proxy: the last address of `X-Forwarded-For` that is not a proxy's own.
+fn client_ip(peer: IpAddr, headers: &http::HeaderMap, trusted: &[IpAddr]) -> IpAddr {
+    if !trusted.contains(&peer) {
+        return peer;
+    }
+    let forwarded = headers.get("x-forwarded-for").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let hops = forwarded.rsplit(',').map_while(|hop| hop.trim().parse().ok());
+    hops.into_iter().find(|hop| !trusted.contains(hop)).unwrap_or(peer)
 }
 
 fn connection_builder() -> auto::Builder<TokioExecutor> {

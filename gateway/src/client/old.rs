@@ -1,0 +1,255 @@
+//! Endpoints that were superseded by `/sync`, which bots and peeking clients still call.
+//!
+//! They are views of `/sync` and of `/messages`; nothing is computed for them alone.
+//! Spec: client-server API, `GET /events`, `GET /initialSync`, `GET /rooms/{roomId}/initialSync`.
+
+use std::{sync::Arc, time::Duration};
+
+use actors::{
+    room::{PageDirection, PageQuery},
+    sync::SyncRequest,
+    token::Token,
+};
+use axum::{
+    Json,
+    extract::{Path, Query, State},
+};
+use engine::{
+    id::{Position, TimelineIndex},
+    pdu::client::RoomIdField,
+};
+use js_int::UInt;
+use ruma::{
+    OwnedRoomId,
+    api::client::filter::{FilterDefinition, RoomEventFilter},
+};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::events::{room_of, viewer};
+use crate::{
+    app::App,
+    error::{ApiError, ApiResult},
+    extract::Requester,
+};
+
+/// The longest wait for an event.
+const TIMEOUT_MAX: Duration = Duration::from_secs(60);
+
+/// Events of each room that an initial sync holds if the client names no limit, and at most.
+const LIMIT_DEFAULT: u32 = 10;
+const LIMIT_MAX: u32 = 100;
+
+/// The query of `/initialSync` and `/rooms/{roomId}/initialSync`.
+#[derive(Deserialize)]
+pub struct InitialQuery {
+    limit: Option<u32>,
+    #[serde(default)]
+    archived: bool,
+}
+
+impl InitialQuery {
+    fn limit(&self) -> u32 {
+        self.limit.unwrap_or(LIMIT_DEFAULT).min(LIMIT_MAX)
+    }
+}
+
+/// `GET /_matrix/client/v3/initialSync`
+pub async fn initial_sync(
+    State(app): State<App>,
+    requester: Requester,
+    Query(query): Query<InitialQuery>,
+) -> ApiResult<Json<Value>> {
+    let mut filter = FilterDefinition::default();
+    filter.room.include_leave = query.archived;
+    filter.room.timeline.limit = Some(UInt::from(query.limit()));
+    let sync = sync(&app, &requester, None, filter, Duration::ZERO).await?;
+    let mut rooms = Vec::new();
+    for (section, membership) in [("join", "join"), ("invite", "invite"), ("leave", "leave")] {
+        for (room_id, room) in sync["rooms"][section].as_object().into_iter().flatten() {
+            rooms.push(room_info(&app, room_id, membership, room, &sync["next_batch"]).await?);
+        }
+    }
+    Ok(Json(json!({
+        "end": sync["next_batch"],
+        "presence": list(&sync["presence"]["events"]),
+        "account_data": list(&sync["account_data"]["events"]),
+        "rooms": rooms,
+    })))
+}
+
+async fn room_info(
+    app: &App,
+    room_id: &str,
+    membership: &str,
+    room: &Value,
+    end: &Value,
+) -> ApiResult<Value> {
+    let id = OwnedRoomId::try_from(room_id).map_err(|error| ApiError::internal(&error))?;
+    let visibility = if app.homeserver().is_public(&id).await? { "public" } else { "private" };
+    let mut info = json!({ "room_id": room_id, "membership": membership, "visibility": visibility });
+    if membership == "invite" {
+        let events = list(&room["invite_state"]["events"]);
+        let is_own = |event: &&Value| event["content"]["membership"] == "invite";
+        info["invite"] = events.iter().rfind(is_own).cloned().unwrap_or_default();
+        return Ok(info);
+    }
+    info["messages"] = json!({
+        "start": room["timeline"]["prev_batch"],
+        "end": end,
+        "chunk": in_room(&room["timeline"]["events"], room_id),
+    });
+    info["state"] = in_room(&room["state_after"]["events"], room_id);
+    info["account_data"] = list(&room["account_data"]["events"]).into();
+    Ok(info)
+}
+
+/// The query of `/events`.
+#[derive(Deserialize)]
+pub struct EventsQuery {
+    from: Option<String>,
+    timeout: Option<u64>,
+    room_id: Option<OwnedRoomId>,
+}
+
+/// `GET /_matrix/client/v3/events`
+pub async fn events(
+    State(app): State<App>,
+    requester: Requester,
+    Query(query): Query<EventsQuery>,
+) -> ApiResult<Json<Value>> {
+    let invalid = |_| ApiError::invalid_param("from is not a token of this server");
+    let from: Option<Token> = query.from.as_deref().map(str::parse).transpose().map_err(invalid)?;
+    let timeout = Duration::from_millis(query.timeout.unwrap_or(30_000)).min(TIMEOUT_MAX);
+    if let Some(room_id) = &query.room_id {
+        return peek(&app, requester, room_id, from, timeout).await;
+    }
+    let since = match from {
+        Some(Token::Sync(position)) => Some(position),
+        Some(Token::Timeline(_)) => return Err(ApiError::invalid_param("from is not a token of /events")),
+        None => None,
+    };
+    let sync = sync(&app, &requester, since, FilterDefinition::default(), timeout).await?;
+    let mut chunk = list(&sync["presence"]["events"]);
+    for section in ["join", "leave"] {
+        for (room_id, room) in sync["rooms"][section].as_object().into_iter().flatten() {
+            for part in ["timeline", "ephemeral"] {
+                chunk.extend(list(&in_room(&room[part]["events"], room_id)));
+            }
+        }
+    }
+    let start = query.from.map_or_else(|| sync["next_batch"].clone(), Value::from);
+    Ok(Json(json!({ "start": start, "end": sync["next_batch"], "chunk": chunk })))
+}
+
+/// New events of one room, which the user need not be in if everyone may read it.
+async fn peek(
+    app: &App,
+    requester: Requester,
+    room_id: &OwnedRoomId,
+    from: Option<Token>,
+    timeout: Duration,
+) -> ApiResult<Json<Value>> {
+    let room = room_of(app, room_id).await?;
+    room.readable_root(&requester.user_id).await?;
+    let start = from.map_or_else(|| room.snapshot().head.latest, Token::boundary);
+    app.homeserver().wait_for_event(&room, start, timeout).await;
+    let query = PageQuery {
+        user_id: &requester.user_id,
+        from: start,
+        to: None,
+        direction: PageDirection::Forward,
+        limit: LIMIT_MAX as usize,
+        filter: &RoomEventFilter::default(),
+    };
+    let events = room.page(&query).await?.events;
+    let end = events.last().and_then(|event| event.index).unwrap_or(start);
+    let chunk = room.render(&events, &viewer(requester), RoomIdField::Present).await?;
+    let (start, end) = (Token::Timeline(start).to_string(), Token::Timeline(end).to_string());
+    Ok(Json(json!({ "start": start, "end": end, "chunk": chunk })))
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/initialSync`
+pub async fn room_initial_sync(
+    State(app): State<App>,
+    requester: Requester,
+    Path(room_id): Path<OwnedRoomId>,
+    Query(query): Query<InitialQuery>,
+) -> ApiResult<Json<Value>> {
+    let room = room_of(&app, &room_id).await?;
+    let root = room.readable_root(&requester.user_id).await?;
+    let end = room.snapshot().head.latest;
+    let page = PageQuery {
+        user_id: &requester.user_id,
+        from: end,
+        to: None,
+        direction: PageDirection::Backward,
+        limit: query.limit() as usize,
+        filter: &RoomEventFilter::default(),
+    };
+    let mut page = room.page(&page).await?;
+    page.events.reverse();
+    let start = page.events.first().and_then(|event| event.index).unwrap_or(end);
+    let state = room.state(root, None).await?;
+    let record = room.membership_record(&requester.user_id).await?;
+    let session = app.homeserver().session(&requester.user_id).await?;
+    let data = session.data();
+    let account_data: Vec<_> = data
+        .account_data_since(Some(&room_id), Position(0))
+        .map(|(kind, content)| json!({ "type": kind, "content": content }))
+        .collect();
+    let is_public = app.homeserver().is_public(&room_id).await?;
+    let viewer = viewer(requester);
+    let messages = json!({
+        "start": Token::Timeline(TimelineIndex(start.0 - 1)).to_string(),
+        "end": Token::Timeline(end).to_string(),
+        "chunk": room.render(&page.events, &viewer, RoomIdField::Present).await?,
+    });
+    let mut info = json!({
+        "room_id": room_id,
+        "messages": messages,
+        "state": room.render(&state, &viewer, RoomIdField::Present).await?,
+        "visibility": if is_public { "public" } else { "private" },
+        "account_data": account_data,
+    });
+    if let Some(record) = record {
+        info["membership"] = record.membership.into();
+    }
+    Ok(Json(info))
+}
+
+async fn sync(
+    app: &App,
+    requester: &Requester,
+    since: Option<Position>,
+    filter: FilterDefinition,
+    timeout: Duration,
+) -> ApiResult<Value> {
+    let request = SyncRequest {
+        user_id: requester.user_id.clone(),
+        device_id: requester.device_id.clone(),
+        since,
+        filter: Arc::new(filter),
+        full_state: false,
+        use_state_after: true,
+        timeout,
+    };
+    let response = app.homeserver().sync(&request).await?;
+    serde_json::to_value(&response).map_err(|error| ApiError::internal(&error))
+}
+
+fn list(events: &Value) -> Vec<Value> {
+    events.as_array().cloned().unwrap_or_default()
+}
+
+/// Events of a `/sync` response, with the room's ID that they lack there.
+fn in_room(events: &Value, room_id: &str) -> Value {
+    let add = |mut event: Value| {
+        if let Some(event) = event.as_object_mut() {
+            let fields: &mut Map<String, Value> = event;
+            fields.insert("room_id".to_owned(), room_id.into());
+        }
+        event
+    };
+    list(events).into_iter().map(add).collect::<Vec<_>>().into()
+}

@@ -1,0 +1,152 @@
+//! Limits on how often one user, or one address, may ask for something.
+
+use std::{net::IpAddr, num::NonZeroU32, time::Duration};
+
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter, clock::Clock};
+use http::Method;
+use ruma::{OwnedUserId, UserId};
+
+use crate::error::{ApiError, ApiResult};
+
+/// Seconds' worth of requests that may come at once: clients send in bursts when they start.
+const BURST: u32 = 10;
+
+/// Requests after which limiters forget who has been quiet.
+const TIDY_EVERY: u64 = 10_000;
+
+/// Requests per second of one user, by kind.
+#[derive(Clone, Copy, Debug)]
+pub struct Rates {
+    /// Events sent.
+    pub message: u32,
+    /// Membership changes.
+    pub membership: u32,
+    /// Log-ins, of one address.
+    pub login: u32,
+    /// Registrations, of one address.
+    pub registration: u32,
+    /// Everything else.
+    pub other: u32,
+}
+
+/// The limiters of a server; none if limits are off.
+#[derive(Default)]
+pub struct RateLimits(Option<Limiters>);
+
+struct Limiters {
+    message: DefaultKeyedRateLimiter<OwnedUserId>,
+    membership: DefaultKeyedRateLimiter<OwnedUserId>,
+    other: DefaultKeyedRateLimiter<OwnedUserId>,
+    login: DefaultKeyedRateLimiter<IpAddr>,
+    registration: DefaultKeyedRateLimiter<IpAddr>,
+    requests: std::sync::atomic::AtomicU64,
+}
+
+impl RateLimits {
+    /// Limiters with these rates.
+    pub fn new(rates: Rates) -> Self {
+        Self(Some(Limiters {
+            message: limiter(rates.message),
+            membership: limiter(rates.membership),
+            other: limiter(rates.other),
+            login: limiter(rates.login),
+            registration: limiter(rates.registration),
+            requests: std::sync::atomic::AtomicU64::new(0),
+        }))
+    }
+
+    /// Counts a request of a user; refuses it if there were too many.
+    pub fn check_user(&self, user_id: &UserId, method: &Method, route: &str) -> ApiResult<()> {
+        let Some(limiters) = &self.0 else { return Ok(()) };
+        limiters.tidy();
+        // Waiting for news is not asking for something.
+        if route.ends_with("/sync") || route.ends_with("/events") {
+            return Ok(());
+        }
+        check(limiters.of(method, route), &user_id.to_owned())
+    }
+
+    /// Counts a log-in or registration from an address; refuses it if there were too many.
+    pub fn check_address(&self, address: IpAddr, route: &str) -> ApiResult<()> {
+        match &self.0 {
+            Some(limiters) if route.ends_with("/register") => check(&limiters.registration, &address),
+            Some(limiters) if route.ends_with("/login") || route.ends_with("/refresh") => {
+                check(&limiters.login, &address)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Limiters {
+    fn of(&self, method: &Method, route: &str) -> &DefaultKeyedRateLimiter<OwnedUserId> {
+        const SENDS: [&str; 3] = ["/rooms/{room}/send/", "/rooms/{room}/redact/", "/rooms/{room}/state/"];
+        const MEMBERSHIP: [&str; 8] =
+            ["/join", "/join/{room}", "/knock/{room}", "/invite", "/kick", "/ban", "/unban", "/createRoom"];
+        if *method == Method::PUT && SENDS.iter().any(|part| route.contains(part)) {
+            &self.message
+        } else if *method == Method::POST && MEMBERSHIP.iter().any(|end| route.ends_with(end)) {
+            &self.membership
+        } else {
+            &self.other
+        }
+    }
+
+    fn tidy(&self) {
+        let requests = self.requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        if requests.is_multiple_of(TIDY_EVERY) {
+            for limiter in [&self.message, &self.membership, &self.other] {
+                limiter.retain_recent();
+            }
+            self.login.retain_recent();
+            self.registration.retain_recent();
+        }
+    }
+}
+
+fn limiter<K: std::hash::Hash + Eq + Clone>(per_second: u32) -> DefaultKeyedRateLimiter<K> {
+    let rate = NonZeroU32::new(per_second).unwrap_or(NonZeroU32::MIN);
+    RateLimiter::keyed(Quota::per_second(rate).allow_burst(rate.saturating_mul(burst())))
+}
+
+fn burst() -> NonZeroU32 {
+    NonZeroU32::new(BURST).unwrap_or(NonZeroU32::MIN)
+}
+
+fn check<K: std::hash::Hash + Eq + Clone>(limiter: &DefaultKeyedRateLimiter<K>, key: &K) -> ApiResult<()> {
+    limiter.check_key(key).map_err(|refused| {
+        let wait = refused.wait_time_from(limiter.clock().now());
+        ApiError::limit_exceeded(wait.max(Duration::from_millis(1)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use ruma::user_id;
+
+    use super::*;
+
+    const SEND: &str = "/_matrix/client/v3/rooms/{room}/send/{kind}/{txn}";
+
+    #[test]
+    fn a_burst_passes_and_then_no_more() {
+        let rates = Rates { message: 1, membership: 1, login: 1, registration: 1, other: 1000 };
+        let limits = RateLimits::new(rates);
+        let alice = user_id!("@alice:example.org");
+        for _ in 0..BURST {
+            limits.check_user(alice, &Method::PUT, SEND).unwrap();
+        }
+        let refused = limits.check_user(alice, &Method::PUT, SEND).unwrap_err();
+        assert_eq!(refused.errcode(), "M_LIMIT_EXCEEDED");
+        limits.check_user(user_id!("@bob:example.org"), &Method::PUT, SEND).unwrap();
+        limits.check_user(alice, &Method::GET, SEND).unwrap();
+        let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        for _ in 0..BURST {
+            limits.check_address(address, "/_matrix/client/v3/login").unwrap();
+        }
+        assert!(limits.check_address(address, "/_matrix/client/v3/login").is_err());
+        RateLimits::default().check_address(address, "/_matrix/client/v3/login").unwrap();
+    }
+}
