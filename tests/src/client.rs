@@ -87,6 +87,21 @@ impl Client {
         client
     }
 
+    /// The user ID without its sigil and server name.
+    pub fn localpart(&self) -> &str {
+        self.user_id.trim_start_matches('@').split(':').next().unwrap_or_default()
+    }
+
+    /// The name of the user's server.
+    pub fn server_name(&self) -> &str {
+        self.user_id.split_once(':').map_or("", |(_, name)| name)
+    }
+
+    /// The password that the harness registered the user with.
+    pub fn password(&self) -> String {
+        format!("password of {}", self.localpart())
+    }
+
     /// One request; the connection may fail.
     pub async fn attempt(
         &self,
@@ -138,6 +153,21 @@ impl Client {
     /// `DELETE`
     pub async fn delete(&self, path: &str, body: &Value) -> Answer {
         self.request(Method::DELETE, path, Some(body)).await
+    }
+
+    /// A request, with user-interactive authentication by password where it is asked for.
+    pub async fn with_password(&self, method: Method, path: &str, mut body: Value) -> Answer {
+        let first = self.request(method.clone(), path, Some(&body)).await;
+        if first.status != 401 || !first.body["flows"].is_array() {
+            return first;
+        }
+        body["auth"] = json!({
+            "type": "m.login.password",
+            "identifier": { "type": "m.id.user", "user": self.user_id },
+            "password": self.password(),
+            "session": first.body["session"],
+        });
+        self.request(method, path, Some(&body)).await
     }
 
     /// Creates a room and returns its ID.
@@ -205,6 +235,22 @@ impl Client {
             response["next_batch"].as_str().expect("a token").clone_into(&mut since);
         }
         panic!("what the test waits for does not come");
+    }
+
+    /// The token of an initial sync.
+    pub async fn token_of_sync(&self) -> String {
+        let response = self.sync("timeout=0").await;
+        response["next_batch"].as_str().expect("a token").to_owned()
+    }
+
+    /// Syncs on from a token until the room's timeline has such an event.
+    pub async fn event_of_sync(&self, since: &str, room: &str, is_it: impl Fn(&Value) -> bool) -> Value {
+        let find = |response: &Value| {
+            let events = response["rooms"]["join"][room]["timeline"]["events"].as_array();
+            events.into_iter().flatten().find(|event| is_it(event)).cloned()
+        };
+        let response = self.sync_until(since, |response| find(response).is_some()).await;
+        find(&response).expect("it was just found")
     }
 
     /// All messages of a room that the user can page back to, oldest first.

@@ -3,6 +3,7 @@
 //! Nothing here knows Ganglion's insides: it speaks HTTP and looks at the process from outside.
 
 mod client;
+mod environment;
 mod peer;
 mod server;
 

@@ -1,10 +1,14 @@
 //! A server process of its own for each test, on a free port and an empty directory.
 
 use std::{
+    fs::{File, OpenOptions},
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::OnceLock,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -18,6 +22,12 @@ const START_MAX: Duration = Duration::from_secs(60);
 
 /// How long a server may take to stop when asked to.
 const STOP_MAX: Duration = Duration::from_secs(40);
+
+/// Lines of a server's log that a failed test shows.
+const LOG_LINES_MAX: usize = 100;
+
+/// The variable that points the tests at a homeserver that runs already.
+const OUTSIDE: &str = "GANGLION_TEST_SERVER_URL";
 
 /// What every test's server is configured with: open, cheap passwords, no limits.
 const CONFIG: &str = r#"
@@ -39,18 +49,29 @@ pub struct Server {
     data: TempDir,
     port: u16,
     extra: String,
+    outside: Option<String>,
 }
 
 impl Server {
     /// Starts a server with open registration.
+    ///
+    /// With `GANGLION_TEST_SERVER_URL` set, this is the homeserver there (open registration, no rate limits)
+    /// instead, to see how another server answers; kills and restarts are not for it.
     pub async fn start() -> Self {
-        Self::start_with("").await
+        match std::env::var(OUTSIDE) {
+            Ok(url) => {
+                let data = tempfile::tempdir().expect("a temporary directory");
+                Self { process: None, data, port: 0, extra: String::new(), outside: Some(url) }
+            }
+            Err(_) => Self::start_with("").await,
+        }
     }
 
     /// Starts a server whose configuration has further lines.
     pub async fn start_with(extra: &str) -> Self {
         let data = tempfile::tempdir().expect("a temporary directory");
-        let mut server = Self { process: None, data, port: free_port(), extra: extra.to_owned() };
+        let mut server =
+            Self { process: None, data, port: free_port(), extra: extra.to_owned(), outside: None };
         server.launch().await;
         server
     }
@@ -58,14 +79,23 @@ impl Server {
     async fn launch(&mut self) {
         let config = self.data.path().join("ganglion.toml");
         std::fs::write(&config, format!("{CONFIG}\n{}", self.extra)).expect("the configuration is written");
-        let process = Command::new(binary())
+        let log = OpenOptions::new().create(true).append(true).open(self.log_path());
+        let log: File = log.expect("the log can be written");
+        let mut command = Command::new(binary());
+        for (name, _) in
+            std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("GANGLION_"))
+        {
+            command.env_remove(name);
+        }
+        let process = command
             .args(["--server-name", "localhost", "--listen", &format!("127.0.0.1:{}", self.port)])
             .arg("--data-dir")
             .arg(self.data.path().join("data"))
             .arg("--config")
             .arg(&config)
-            .stdout(Stdio::null())
-            .stderr(Stdio::inherit())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a file can be shared"))
+            .stderr(log)
             .spawn()
             .expect("the binary starts");
         self.process = Some(process);
@@ -79,7 +109,7 @@ impl Server {
         while reqwest::get(&url).await.is_err() {
             let process = self.process.as_mut().expect("it was just started");
             if let Some(status) = process.try_wait().expect("its status can be read") {
-                panic!("the server ended at once: {status}");
+                panic!("the server ended at once: {status}\n{}", self.log());
             }
             assert!(start.elapsed() < START_MAX, "the server does not answer");
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -88,7 +118,27 @@ impl Server {
 
     /// The client-server API's base URL.
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        let outside = self.outside.as_ref().map(|url| url.trim_end_matches('/').to_owned());
+        outside.unwrap_or_else(|| format!("http://127.0.0.1:{}", self.port))
+    }
+
+    /// What the server wrote to its log, from its first start on.
+    pub fn log(&self) -> String {
+        let text = std::fs::read(self.log_path()).unwrap_or_default();
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.data.path().join("log")
+    }
+
+    /// A name that no other test has used on this server.
+    pub fn unique(&self, name: &str) -> String {
+        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        if self.outside.is_none() {
+            return name.to_owned();
+        }
+        format!("{name}-{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed))
     }
 
     /// The data directory.
@@ -137,19 +187,35 @@ impl Server {
         Client::new(&self.url())
     }
 
-    /// Registers a user of this name.
+    /// Registers a user of this name; [`Self::unique`] makes the name so.
     pub async fn client(&self, name: &str) -> Client {
+        let name = self.unique(name);
         let mut client = self.anonymous();
         let body = json!({ "username": name, "password": format!("password of {name}"), "auth": { "type": "m.login.dummy" } });
         let answer = client.post("/_matrix/client/v3/register", &body).await.ok();
         client.log_in_as(&answer);
         client
     }
+
+    /// Registers several users.
+    pub async fn clients<const N: usize>(&self, names: [&str; N]) -> [Client; N] {
+        let mut clients = Vec::with_capacity(N);
+        for name in names {
+            clients.push(self.client(name).await);
+        }
+        clients.try_into().unwrap_or_else(|_| unreachable!("a client for each name"))
+    }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            let last = lines[lines.len().saturating_sub(LOG_LINES_MAX)..].join("\n");
+            eprintln!("---- the end of the server's log ----\n{last}\n----");
+        }
     }
 }
 
@@ -159,12 +225,17 @@ fn free_port() -> u16 {
     listener.local_addr().expect("it is bound").port()
 }
 
+/// The folder of this run's build profile, as in `target/debug`.
+pub(crate) fn profile_folder() -> PathBuf {
+    let test = std::env::current_exe().expect("the test's own path");
+    test.ancestors().nth(2).expect("the test is in target/PROFILE/deps").to_owned()
+}
+
 /// The server's binary, built once: `cargo test` builds other packages' libraries only.
 fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
-        let test = std::env::current_exe().expect("the test's own path");
-        let profile = test.ancestors().nth(2).expect("the test is in target/PROFILE/deps").to_owned();
+        let profile = profile_folder();
         let mut build = Command::new(env!("CARGO"));
         build.args(["build", "--package", "gateway", "--locked"]);
         if profile.ends_with("release") {

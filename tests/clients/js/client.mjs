@@ -1,0 +1,145 @@
+// matrix-js-sdk, driven over standard input and output; see ../README.md.
+
+import { createInterface } from "node:readline";
+
+// The library writes to the console; standard output belongs to the answers.
+for (const level of ["debug", "error", "info", "log", "trace", "warn"]) console[level] = () => {};
+
+const sdk = await import("matrix-js-sdk");
+const baseUrl = process.argv[2];
+let client;
+
+const facts = [];
+let waiting = [];
+
+function saw(what, members) {
+    facts.push({ what, ...members });
+    for (const look of waiting) look();
+}
+
+function take(fact) {
+    const index = facts.findIndex((seen) => Object.entries(fact).every(([key, value]) => seen[key] === value));
+    return index < 0 ? undefined : facts.splice(index, 1)[0];
+}
+
+function onEvent(event, room, isOld) {
+    const relation = event.getWireContent()["m.relates_to"] ?? {};
+    const about = { room_id: room.roomId, event_id: event.getId(), sender: event.getSender() };
+    // One's own event is first shown without waiting for the server; it counts once it has come back.
+    if (isOld || event.isRedacted() || event.status !== null) return;
+    switch (event.getType()) {
+        case "m.room.message":
+            if (relation.rel_type === "m.replace") {
+                const body = event.getWireContent()["m.new_content"].body;
+                saw("edit", { ...about, event_id: relation.event_id, body });
+            } else {
+                saw("message", { ...about, body: event.getContent().body });
+            }
+            break;
+        case "m.reaction":
+            saw("reaction", { ...about, event_id: relation.event_id, key: relation.key });
+            break;
+        case "m.room.redaction":
+            saw("redaction", { room_id: room.roomId, event_id: event.getAssociatedId() });
+            break;
+        case "m.room.member": {
+            const membership = event.getContent().membership;
+            saw("member", { room_id: room.roomId, user_id: event.getStateKey(), membership });
+        }
+    }
+}
+
+async function started(account) {
+    client = sdk.createClient({
+        baseUrl,
+        accessToken: account.access_token,
+        userId: account.user_id,
+        deviceId: account.device_id,
+    });
+    client.on(sdk.RoomEvent.Timeline, onEvent);
+    client.on(sdk.RoomEvent.LocalEchoUpdated, (event, room) => onEvent(event, room));
+    client.on(sdk.RoomEvent.MyMembership, (room, membership) => {
+        if (membership === "invite") saw("invite", { room_id: room.roomId });
+    });
+    client.on(sdk.RoomMemberEvent.Typing, (_, member) => {
+        saw("typing", { room_id: member.roomId, user_id: member.userId, typing: member.typing });
+    });
+    client.on(sdk.RoomEvent.Receipt, (event, room) => {
+        for (const [event_id, receipts] of Object.entries(event.getContent())) {
+            for (const users of Object.values(receipts)) {
+                for (const user_id of Object.keys(users)) saw("receipt", { room_id: room.roomId, event_id, user_id });
+            }
+        }
+    });
+    const synced = new Promise((resolve) => {
+        client.on(sdk.ClientEvent.Sync, (state) => state === "PREPARED" && resolve());
+    });
+    await client.startClient({ initialSyncLimit: 20 });
+    await synced;
+    return { user_id: account.user_id };
+}
+
+const commands = {
+    async register({ user, password }) {
+        const auth = { type: "m.login.dummy" };
+        return started(await sdk.createClient({ baseUrl }).registerRequest({ username: user, password, auth }));
+    },
+    async login({ user, password }) {
+        const identifier = { type: "m.id.user", user };
+        const request = { type: "m.login.password", identifier, password };
+        return started(await sdk.createClient({ baseUrl }).loginRequest(request));
+    },
+    create_room: ({ public: isPublic }) => client.createRoom({ preset: isPublic ? "public_chat" : "private_chat" }),
+    invite: ({ room_id, user_id }) => client.invite(room_id, user_id),
+    join: ({ room_id }) => client.joinRoom(room_id),
+    leave: ({ room_id }) => client.leave(room_id),
+    send: ({ room_id, body }) => client.sendTextMessage(room_id, body),
+    edit: ({ room_id, event_id, body }) =>
+        client.sendMessage(room_id, {
+            "msgtype": "m.text",
+            "body": `* ${body}`,
+            "m.new_content": { msgtype: "m.text", body },
+            "m.relates_to": { rel_type: "m.replace", event_id },
+        }),
+    react: ({ room_id, event_id, key }) =>
+        client.sendEvent(room_id, "m.reaction", { "m.relates_to": { rel_type: "m.annotation", event_id, key } }),
+    redact: ({ room_id, event_id }) => client.redactEvent(room_id, event_id),
+    typing: ({ room_id, typing }) => client.sendTyping(room_id, typing, 30_000),
+    receipt: ({ room_id, event_id }) => client.sendReadReceipt(client.getRoom(room_id).findEventById(event_id)),
+    wait: ({ fact }) =>
+        new Promise((resolve) => {
+            const look = () => {
+                const found = take(fact);
+                if (!found) return;
+                waiting = waiting.filter((other) => other !== look);
+                resolve(found);
+            };
+            waiting.push(look);
+            look();
+        }),
+    async paginate({ room_id, limit }) {
+        const room = client.getRoom(room_id);
+        const timeline = room.getLiveTimeline();
+        const texts = () =>
+            timeline.getEvents().filter((event) => event.getType() === "m.room.message" && event.getContent().body);
+        while (texts().length < limit) {
+            if (!(await client.paginateEventTimeline(timeline, { backwards: true, limit: 100 }))) break;
+        }
+        return { bodies: texts().map((event) => event.getContent().body).reverse().slice(0, limit) };
+    },
+};
+
+for await (const line of createInterface({ input: process.stdin })) {
+    const { command, ...parameters } = JSON.parse(line);
+    let answer;
+    try {
+        const result = await commands[command](parameters);
+        // Results may be objects of the library: only plain members go out.
+        const keys = ["user_id", "room_id", "event_id", "bodies"];
+        answer = { ok: command === "wait" ? result : Object.fromEntries(keys.map((key) => [key, result?.[key]])) };
+    } catch (error) {
+        answer = { error: error.stack ?? String(error) };
+    }
+    process.stdout.write(`${JSON.stringify(answer)}\n`);
+}
+process.exit(0);
