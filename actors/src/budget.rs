@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 /// The bytes of a class of actors.
 pub(crate) struct Budget {
@@ -20,7 +20,7 @@ pub(crate) struct Budget {
     accounts: AtomicU64,
     /// Told whenever a report exceeds the limit.
     pub(crate) exceeded: Notify,
-    released: watch::Sender<()>,
+    released: Notify,
 }
 
 impl Budget {
@@ -32,7 +32,7 @@ impl Budget {
             leaving: AtomicU64::new(0),
             accounts: AtomicU64::new(0),
             exceeded: Notify::new(),
-            released: watch::Sender::new(()),
+            released: Notify::new(),
         }
     }
 
@@ -66,9 +66,16 @@ impl Budget {
 
     /// Waits until what is leaving has left, or enough of it; not longer than `wait_max`.
     pub(crate) async fn settled(&self, wait_max: Duration) {
-        let mut released = self.released.subscribe();
-        let is_settled = |(): &()| !self.is_exceeded() || self.leaving.load(Ordering::Relaxed) == 0;
-        let _ = tokio::time::timeout(wait_max, released.wait_for(is_settled)).await;
+        let settled = async {
+            loop {
+                let released = self.released.notified();
+                if !self.is_exceeded() || self.leaving.load(Ordering::Relaxed) == 0 {
+                    return;
+                }
+                released.await;
+            }
+        };
+        let _ = tokio::time::timeout(wait_max, settled).await;
     }
 
     fn replace(&self, before: u64, after: u64) -> u64 {
@@ -127,7 +134,7 @@ impl Meter {
         self.budget.accounts.fetch_sub(1, Ordering::Relaxed);
         let leaving = self.account.leaving.swap(0, Ordering::Relaxed);
         self.budget.leaving.fetch_sub(leaving, Ordering::Relaxed);
-        self.budget.released.send_replace(());
+        self.budget.released.notify_waiters();
     }
 }
 

@@ -26,8 +26,9 @@ use std::{
 
 use dashmap::{DashMap, Entry};
 use futures_util::future::join_all;
+use parking_lot::Mutex;
 use ractor::{Actor, ActorRef, ActorStatus};
-use tokio::{sync::watch, time::Instant};
+use tokio::{sync::Notify, time::Instant};
 
 pub use self::{
     activation::ActivateError,
@@ -62,7 +63,7 @@ pub struct ClassConfig {
     pub idle_after: Duration,
     /// Messages that one actor may have before it.
     pub backlog_max: u32,
-    /// How long a call may take, and how long a start.
+    /// How long a call may take, and how long one who needs an actor waits for it.
     pub call_timeout: Duration,
 }
 
@@ -129,7 +130,9 @@ impl<M> Phase<M> {
 struct Slot<A: DirectoryActor> {
     key: A::Key,
     gate: Gate,
-    phase: watch::Sender<Phase<A::Msg>>,
+    phase: Mutex<Phase<A::Msg>>,
+    /// Told of a new phase. Not a `watch`: that wakes those who wait in random order.
+    phase_changed: Notify,
     meter: Meter,
     backlog: Arc<Backlog>,
     last_used_ms: AtomicU64,
@@ -138,10 +141,32 @@ struct Slot<A: DirectoryActor> {
 impl<A: DirectoryActor> Slot<A> {
     /// The slot's actor, if it takes messages.
     fn running_actor(&self) -> Option<ActorRef<A::Msg>> {
-        match &*self.phase.borrow() {
+        match &*self.phase.lock() {
             Phase::Active(actor) if actor.get_status() < ActorStatus::Draining => Some(actor.clone()),
             _ => None,
         }
+    }
+
+    /// Why the actor did not start.
+    fn failure(&self) -> Option<ActivateError> {
+        if let Phase::Failed(error) = &*self.phase.lock() { Some(error.clone()) } else { None }
+    }
+
+    async fn wait_for(&self, is_reached: impl Fn(&Phase<A::Msg>) -> bool) {
+        loop {
+            let changed = self.phase_changed.notified();
+            if is_reached(&self.phase.lock()) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Begins a phase; answers the one before.
+    fn enter_phase(&self, phase: Phase<A::Msg>) -> Phase<A::Msg> {
+        let before = std::mem::replace(&mut *self.phase.lock(), phase);
+        self.phase_changed.notify_waiters();
+        before
     }
 }
 
@@ -206,20 +231,18 @@ impl<A: DirectoryActor> Directory<A> {
     async fn find_or_start(&self, key: &A::Key) -> Result<Handle<A>, ActivateError> {
         loop {
             let slot = self.slot(key)?;
-            let mut phase = slot.phase.subscribe();
             // A closed gate: the actor is being passivated, or has crashed.
             if let Some(lease) = Lease::take(slot.clone(), &self.0) {
-                // Cannot fail, nor below: the slot holds the sender.
-                let _ = phase.wait_for(Phase::has_started).await;
-                if let Phase::Failed(error) = &*phase.borrow() {
-                    return Err(error.clone());
+                slot.wait_for(Phase::has_started).await;
+                if let Some(error) = slot.failure() {
+                    return Err(error);
                 }
                 if let Some(actor) = slot.running_actor() {
                     return Ok(Handle::new(lease, actor));
                 }
                 // It has ended by itself; the supervisor is about to notice.
             }
-            let _ = phase.wait_for(Phase::has_ended).await;
+            slot.wait_for(Phase::has_ended).await;
         }
     }
 
@@ -235,7 +258,8 @@ impl<A: DirectoryActor> Directory<A> {
                 let slot = Arc::new(Slot {
                     key: key.clone(),
                     gate: Gate::new(),
-                    phase: watch::Sender::new(Phase::Starting),
+                    phase: Mutex::new(Phase::Starting),
+                    phase_changed: Notify::new(),
                     meter: self.0.budget.open_account(),
                     backlog: Arc::new(Backlog::new(self.0.counters.backlog.clone())),
                     last_used_ms: AtomicU64::new(self.0.now_ms()),
@@ -269,7 +293,7 @@ impl<A: DirectoryActor> Directory<A> {
         slots.sort_by(|a, b| a.key.cmp(&b.key));
         join_all(slots.iter().map(|slot| self.0.drain_now(slot))).await;
         if let Some(supervisor) = self.0.supervisor.get() {
-            supervisor.stop(None);
+            let _ = supervisor.stop_and_wait(None, Some(STOP_MAX)).await; // fails if it has ended
         }
     }
 }
@@ -290,15 +314,14 @@ impl<A: DirectoryActor> Inner<A> {
         if slot.gate.close() {
             self.drain(slot).await;
         } else {
-            let _ = slot.phase.subscribe().wait_for(Phase::has_ended).await;
+            slot.wait_for(Phase::has_ended).await;
         }
     }
 
     /// Lets an actor whose gate was just closed work off its mailbox and end, and frees the key.
     async fn drain(&self, slot: &Arc<Slot<A>>) {
-        let mut phase = slot.phase.subscribe();
-        let _ = phase.wait_for(Phase::has_started).await;
-        let actor = if let Phase::Active(actor) = &*phase.borrow() { Some(actor.clone()) } else { None };
+        slot.wait_for(Phase::has_started).await;
+        let actor = if let Phase::Active(actor) = &*slot.phase.lock() { Some(actor.clone()) } else { None };
         if let Some(actor) = actor {
             end(&slot.key, &actor, A::CLASS).await;
             self.counters.passivated.fetch_add(1, Ordering::Relaxed);
@@ -311,7 +334,7 @@ impl<A: DirectoryActor> Inner<A> {
         debug_assert!(slot.gate.is_closed(), "an open slot is not freed");
         self.slots.remove_if(&slot.key, |_, known| Arc::ptr_eq(known, slot));
         slot.meter.close();
-        if let Phase::Active(_) = slot.phase.send_replace(phase) {
+        if let Phase::Active(_) = slot.enter_phase(phase) {
             self.counters.active.fetch_sub(1, Ordering::Relaxed);
         }
     }

@@ -122,3 +122,34 @@ impl Clock for ManualClock {
         self.0.load(Ordering::Relaxed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_seed_decides_everything_that_is_drawn() {
+        let draw = |seed| {
+            let entropy = SeededEntropy::new(seed);
+            (entropy.next_u64(), entropy.token(24), entropy.hex(16), entropy.next_u64())
+        };
+        assert_eq!(draw(7), draw(7));
+        assert_ne!(draw(7), draw(8));
+        let (first, token, hex, second) = draw(7);
+        assert_ne!(first, second);
+        assert!(token.len() == 24 && token.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{token}");
+        assert!(hex.len() == 32 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()), "{hex}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clocks_show_the_time_that_they_are_given() {
+        let clock = TokioClock::new(1_000);
+        tokio::time::advance(Duration::from_millis(250)).await;
+        assert_eq!(clock.now_ms(), 1_250);
+        let clock = ManualClock::new(5);
+        clock.advance(10);
+        assert_eq!(clock.now().get(), js_int::uint!(15));
+    }
+}

@@ -5,9 +5,9 @@
 //! gate closed waits until the old actor is gone and starts a new one: never two for one key. Whoever
 //! closes the gate is the one to end what is behind it: exactly one does.
 
-#[cfg(feature = "loom")]
+#[cfg(loom)]
 use loom::sync::atomic::{AtomicU32, Ordering};
-#[cfg(not(feature = "loom"))]
+#[cfg(not(loom))]
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Set once the gate is closed for good.
@@ -65,60 +65,5 @@ impl Gate {
     }
 }
 
-#[cfg(all(test, feature = "loom"))]
-mod tests {
-    use loom::{
-        sync::{
-            Arc,
-            atomic::{AtomicBool, AtomicU32, Ordering},
-        },
-        thread,
-    };
-
-    use super::Gate;
-
-    /// Two callers and a passivator: a caller inside never finds the actor gone.
-    #[test]
-    fn nobody_is_inside_when_the_actor_goes() {
-        loom::model(|| {
-            let gate = Arc::new(Gate::new());
-            let gone = Arc::new(AtomicBool::new(false));
-            let handled = Arc::new(AtomicU32::new(0));
-            let callers: Vec<_> = (0..2)
-                .map(|_| {
-                    let (gate, gone, handled) = (gate.clone(), gone.clone(), handled.clone());
-                    thread::spawn(move || {
-                        if gate.enter() {
-                            assert!(!gone.load(Ordering::Acquire), "sent to an actor that is gone");
-                            handled.fetch_add(1, Ordering::AcqRel);
-                            gate.leave();
-                            true
-                        } else {
-                            false
-                        }
-                    })
-                })
-                .collect();
-            if gate.close_if_idle() {
-                gone.store(true, Ordering::Release);
-            }
-            let inside =
-                callers.into_iter().filter_map(|caller| caller.join().ok()).filter(|sent| *sent).count();
-            assert_eq!(handled.load(Ordering::Acquire) as usize, inside);
-        });
-    }
-
-    /// Of two passivators one closes the gate, and a crash closes it under a lease.
-    #[test]
-    fn a_gate_closes_once() {
-        loom::model(|| {
-            let gate = Arc::new(Gate::new());
-            let other = gate.clone();
-            let rival = thread::spawn(move || other.close_if_idle());
-            let mine = gate.close_if_idle();
-            assert!(mine ^ rival.join().unwrap());
-            gate.close();
-            assert!(!gate.enter());
-        });
-    }
-}
+#[cfg(all(test, loom))]
+mod tests;

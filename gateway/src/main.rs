@@ -12,6 +12,10 @@ use gateway::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
+/// The system's allocator keeps several times the memory in use once many threads hand buffers to each other.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// A Matrix homeserver.
 #[derive(Parser)]
 #[command(version)]

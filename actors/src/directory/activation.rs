@@ -52,6 +52,9 @@ const BACK_OFF_MIN_MS: u64 = 100;
 /// The longest delay of a start after repeated crashes, and how long an actor must work to be forgiven.
 const BACK_OFF_MAX_MS: u64 = 60_000;
 
+/// Starts that fit in the time that callers wait for one: they learn how it went.
+const STARTS_PER_WAIT: u32 = 2;
+
 /// How long a start waits for memory: passivating takes less, and a start must not hang on others.
 const ROOM_WAIT_MAX: Duration = Duration::from_millis(250);
 
@@ -114,7 +117,7 @@ impl<A: DirectoryActor> Inner<A> {
             Ok(actor) => {
                 self.counters.activated.fetch_add(1, Ordering::Relaxed);
                 self.counters.active.fetch_add(1, Ordering::Relaxed);
-                slot.phase.send_replace(Phase::Active(actor.clone()));
+                slot.enter_phase(Phase::Active(actor.clone()));
                 if let Some(supervisor) = self.supervisor.get() {
                     let _ = supervisor.cast(SupervisorMessage::Started(actor.get_cell(), slot.clone()));
                 }
@@ -126,7 +129,7 @@ impl<A: DirectoryActor> Inner<A> {
                 if slot.gate.close() {
                     self.free(slot, Phase::Failed(error));
                 } else {
-                    slot.phase.send_replace(Phase::Failed(error));
+                    slot.enter_phase(Phase::Failed(error));
                 }
             }
         }
@@ -144,7 +147,8 @@ impl<A: DirectoryActor> Inner<A> {
         }
         let arguments = A::arguments(&slot.key, &self.context, slot.meter.clone());
         let start = Actor::spawn_linked(None, A::new(), arguments, supervisor.get_cell());
-        let started = tokio::time::timeout(self.config.call_timeout, start).await;
+        let start_max = self.config.call_timeout / STARTS_PER_WAIT;
+        let started = tokio::time::timeout(start_max, start).await;
         match started {
             Ok(Ok((actor, _))) => Ok(actor),
             Ok(Err(error)) => Err(ActivateError::Failed(error.to_string())),

@@ -44,6 +44,8 @@ struct Watch<A: DirectoryActor> {
     directory: Weak<Inner<A>>,
     running: BTreeMap<ActorId, Arc<Slot<A>>>,
     recency: Recency<Weak<Slot<A>>>,
+    /// Where to stop, when a search for memory goes through all actors in several sweeps.
+    round_end: Option<LastUse>,
 }
 
 /// Starts the supervisor of a directory.
@@ -89,7 +91,7 @@ impl<A: DirectoryActor> Actor for Supervisor<A> {
         _myself: ActorRef<Self::Msg>,
         directory: Weak<Inner<A>>,
     ) -> Result<Watch<A>, ActorProcessingErr> {
-        Ok(Watch { directory, running: BTreeMap::new(), recency: Recency::new() })
+        Ok(Watch { directory, running: BTreeMap::new(), recency: Recency::new(), round_end: None })
     }
 
     async fn handle(
@@ -154,25 +156,22 @@ impl<A: DirectoryActor> Watch<A> {
         let now_ms = directory.now_ms();
         directory.crashes.retain(|_, crashes| !crashes.is_forgiven(now_ms));
         let mut looks = LOOKS_MAX;
-        let mut is_progress = false;
         let idle_ms = u64::try_from(directory.config.idle_after.as_millis()).unwrap_or(u64::MAX);
         if let Some(idle_since_ms) = now_ms.checked_sub(idle_ms) {
             let end = self.recency.end(idle_since_ms);
-            while self.passivate_one(directory, end, &mut looks).is_some() {
-                is_progress = true;
-            }
+            while self.passivate_one(directory, end, &mut looks).is_some() {}
         }
         let mut excess = directory.budget.excess();
-        let end = self.recency.end(now_ms);
+        let end = *self.round_end.get_or_insert_with(|| self.recency.end(now_ms));
         while excess > 0
             && let Some(bytes) = self.passivate_one(directory, end, &mut looks)
         {
             excess = excess.saturating_sub(bytes);
-            is_progress = true;
         }
-        // There may be more; without progress all seem to be in use, and the next report is soon enough.
-        if looks == 0 && is_progress {
+        if looks == 0 {
             directory.budget.exceeded.notify_one();
+        } else {
+            self.round_end = None;
         }
     }
 

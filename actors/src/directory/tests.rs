@@ -1,38 +1,76 @@
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+mod crash;
+mod memory;
+
+use std::{collections::BTreeMap, sync::atomic::AtomicU32};
 
 use parking_lot::Mutex;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 
-use super::{activation::CRASHES_FREE, *};
+use tokio::task::JoinHandle;
 
-/// What survives the actors: the log of each key, and how many actors of a key are alive.
+use super::*;
+
+/// What survives the actors.
 #[derive(Default)]
 struct Disk {
+    /// The log of each key.
     logs: Mutex<BTreeMap<String, Vec<u32>>>,
-    alive: Mutex<BTreeMap<String, u32>>,
+    /// How often the actor of each key was started.
+    starts: Mutex<BTreeMap<String, u32>>,
+    /// Actors in memory.
+    alive: AtomicU32,
+    /// The actors that have ended, in order.
+    ended: Mutex<Vec<String>>,
+    /// What the next starts do.
+    start: Mutex<Start>,
 }
+
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Start {
+    #[default]
+    Works,
+    Fails,
+    Panics,
+    Hangs,
+    TakesLong,
+    EndsAtOnce,
+}
+
+/// How long a start takes that takes long, and a message that stalls.
+const STALL: Duration = Duration::from_secs(15);
 
 /// Appends numbers to its key's log.
 struct Scribe;
 
 enum ScribeMessage {
     Append(u32, RpcReplyPort<usize>),
+    Note(u32, Place),
     Stall(RpcReplyPort<()>),
-    Panic,
+    Hang(RpcReplyPort<()>),
+    End(RpcReplyPort<()>),
+    Panic(RpcReplyPort<()>),
 }
-
-/// How long a stalled actor takes for a message.
-const STALL: Duration = Duration::from_secs(20);
 
 struct ScribeState {
     key: String,
     disk: Arc<Disk>,
+    start: u32,
     log: Vec<u32>,
+}
+
+impl ScribeState {
+    fn append(&mut self, number: u32) {
+        let latest = self.disk.starts.lock()[&self.key];
+        assert_eq!(self.start, latest, "two actors of {} are live", self.key);
+        self.log.push(number);
+        self.disk.logs.lock().insert(self.key.clone(), self.log.clone());
+    }
 }
 
 impl Drop for ScribeState {
     fn drop(&mut self) {
-        *self.disk.alive.lock().entry(self.key.clone()).or_default() -= 1;
+        self.disk.alive.fetch_sub(1, Ordering::Relaxed);
+        self.disk.ended.lock().push(self.key.clone());
     }
 }
 
@@ -43,41 +81,54 @@ impl Actor for Scribe {
 
     async fn pre_start(
         &self,
-        _myself: ActorRef<ScribeMessage>,
+        myself: ActorRef<ScribeMessage>,
         (key, disk, meter): Self::Arguments,
     ) -> Result<ScribeState, ActorProcessingErr> {
-        if key == "unstartable" {
-            return Err("the disk is full".into());
-        }
-        tokio::task::yield_now().await;
-        let mut alive = disk.alive.lock();
-        let count = alive.entry(key.clone()).or_default();
-        *count += 1;
-        assert_eq!(*count, 1, "two actors of {key} are alive");
-        drop(alive);
+        let start = {
+            let mut starts = disk.starts.lock();
+            let count = starts.entry(key.clone()).or_default();
+            *count += 1;
+            *count
+        };
         meter.set_bytes(1000);
+        let how = *disk.start.lock();
+        match how {
+            Start::Works => tokio::task::yield_now().await,
+            Start::Fails => return Err("the disk is full".into()),
+            Start::Panics => panic!("asked to"),
+            Start::Hangs => std::future::pending().await,
+            Start::TakesLong => tokio::time::sleep(STALL).await,
+            Start::EndsAtOnce => myself.stop(None),
+        }
         let log = disk.logs.lock().get(&key).cloned().unwrap_or_default();
-        Ok(ScribeState { key, disk, log })
+        disk.alive.fetch_add(1, Ordering::Relaxed);
+        Ok(ScribeState { key, disk, start, log })
     }
 
     async fn handle(
         &self,
-        _myself: ActorRef<ScribeMessage>,
+        myself: ActorRef<ScribeMessage>,
         message: ScribeMessage,
         state: &mut ScribeState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
             ScribeMessage::Append(number, reply) => {
                 tokio::task::yield_now().await;
-                state.log.push(number);
-                state.disk.logs.lock().insert(state.key.clone(), state.log.clone());
+                state.append(number);
                 let _ = reply.send(state.log.len());
+            }
+            ScribeMessage::Note(number, _place) => {
+                tokio::task::yield_now().await;
+                state.append(number);
             }
             ScribeMessage::Stall(reply) => {
                 tokio::time::sleep(STALL).await;
+                state.append(0);
                 let _ = reply.send(());
             }
-            ScribeMessage::Panic => panic!("asked to"),
+            ScribeMessage::Hang(_reply) => std::future::pending().await,
+            ScribeMessage::End(_reply) => myself.stop(None),
+            ScribeMessage::Panic(_reply) => panic!("asked to"),
         }
         Ok(())
     }
@@ -102,6 +153,41 @@ async fn directory(config: ClassConfig) -> (Directory<Scribe>, Arc<Disk>) {
     (Directory::start(disk.clone(), config).await, disk)
 }
 
+impl Disk {
+    fn next_starts(&self, start: Start) {
+        *self.start.lock() = start;
+    }
+
+    fn log(&self, key: &str) -> Vec<u32> {
+        self.logs.lock().get(key).cloned().unwrap_or_default()
+    }
+
+    fn lines(&self) -> usize {
+        self.logs.lock().values().map(Vec::len).sum()
+    }
+
+    fn starts(&self, key: &str) -> u32 {
+        self.starts.lock().get(key).copied().unwrap_or_default()
+    }
+
+    fn alive(&self) -> u32 {
+        self.alive.load(Ordering::Relaxed)
+    }
+}
+
+async fn get(directory: &Directory<Scribe>, key: &str) -> Result<Handle<Scribe>, ActivateError> {
+    directory.get(&key.to_owned()).await
+}
+
+/// Starts `future` and lets it run as far as it gets now.
+async fn begin<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    let task = tokio::spawn(future);
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+    task
+}
+
 async fn append(directory: &Directory<Scribe>, key: &str, number: u32) -> Result<usize, CallError> {
     let scribe = directory.get(&key.to_owned()).await?;
     scribe.call(|reply| ScribeMessage::Append(number, reply)).await
@@ -110,6 +196,7 @@ async fn append(directory: &Directory<Scribe>, key: &str, number: u32) -> Result
 #[tokio::test(start_paused = true)]
 async fn concurrent_callers_share_one_actor() {
     let (directory, disk) = directory(ClassConfig::default()).await;
+    assert!(directory.peek(&"a".to_owned()).is_none());
     let calls = (0..50).map(|number| {
         let directory = directory.clone();
         tokio::spawn(async move { append(&directory, "a", number).await })
@@ -117,18 +204,23 @@ async fn concurrent_callers_share_one_actor() {
     for call in calls.collect::<Vec<_>>() {
         call.await.unwrap().unwrap();
     }
-    assert_eq!(disk.logs.lock()["a"].len(), 50);
+    assert_eq!(disk.log("a"), (0..50).collect::<Vec<_>>());
     assert_eq!(directory.stats().activated, 1);
+    assert!(directory.peek(&"a".to_owned()).is_some());
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_idle_actor_goes_and_comes_back_with_what_it_had() {
     let idle_after = Duration::from_secs(60);
-    let (directory, _) = directory(ClassConfig { idle_after, ..ClassConfig::default() }).await;
+    let (directory, disk) = directory(ClassConfig { idle_after, ..ClassConfig::default() }).await;
     append(&directory, "a", 1).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(120)).await;
-    assert_eq!((directory.stats().active, directory.stats().bytes), (0, 0));
-    assert_eq!(append(&directory, "a", 2).await.unwrap(), 2);
+    tokio::time::sleep(Duration::from_secs(40)).await;
+    append(&directory, "a", 2).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(40)).await;
+    assert_eq!(directory.stats().active, 1);
+    tokio::time::sleep(Duration::from_secs(40)).await;
+    assert_eq!((directory.stats().active, directory.stats().bytes, disk.alive()), (0, 0, 0));
+    assert_eq!(append(&directory, "a", 3).await.unwrap(), 3);
     assert_eq!(directory.stats().passivated, 1);
 }
 
@@ -136,83 +228,45 @@ async fn an_idle_actor_goes_and_comes_back_with_what_it_had() {
 async fn a_leased_actor_stays() {
     let idle_after = Duration::from_secs(1);
     let (directory, _) = directory(ClassConfig { idle_after, ..ClassConfig::default() }).await;
-    let lease = directory.get(&"a".to_owned()).await.unwrap();
+    let lease = get(&directory, "a").await.unwrap();
+    let other = lease.clone();
+    drop(lease);
     tokio::time::sleep(Duration::from_secs(120)).await;
     assert_eq!(directory.stats().active, 1);
-    drop(lease);
+    drop(other);
     tokio::time::sleep(Duration::from_secs(120)).await;
     assert_eq!(directory.stats().active, 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_lost_while_actors_come_and_go_under_a_small_budget() {
-    let config = ClassConfig { budget_bytes: 5_000, ..ClassConfig::default() };
-    let (directory, disk) = directory(config).await;
-    let tasks: Vec<_> = (0..8_u32)
-        .map(|task| {
-            let directory = directory.clone();
-            tokio::spawn(async move {
-                for number in 0..100 {
-                    let key = ((task * 31 + number * 7) % 40).to_string();
-                    append(&directory, &key, number).await.unwrap();
-                    tokio::time::sleep(Duration::from_millis(u64::from(number % 13))).await;
-                }
-            })
-        })
-        .collect();
-    for task in tasks {
-        task.await.unwrap();
-    }
-    assert_eq!(disk.logs.lock().values().map(Vec::len).sum::<usize>(), 800);
-    tokio::time::sleep(Duration::from_secs(30)).await;
-    let stats = directory.stats();
-    assert!(stats.bytes <= 6_000, "{stats:?}");
-    assert!(stats.passivated > 10, "{stats:?}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_crash_frees_the_key_and_spares_the_others() {
+async fn a_start_goes_on_when_its_caller_gives_up() {
     let (directory, disk) = directory(ClassConfig::default()).await;
-    append(&directory, "b", 1).await.unwrap();
-    let calls: Vec<_> = (0..40)
-        .map(|number| {
-            let directory = directory.clone();
-            tokio::spawn(async move {
-                if number == 20 {
-                    let scribe = directory.get(&"a".to_owned()).await.unwrap();
-                    let _ = scribe.call(|_: RpcReplyPort<()>| ScribeMessage::Panic).await;
-                    return Ok(0);
-                }
-                append(&directory, "a", number).await
-            })
-        })
-        .collect();
-    let mut acknowledged = 0;
-    for call in calls {
-        match call.await.unwrap() {
-            Ok(0) | Err(CallError::Crashed) => {}
-            Ok(_) => acknowledged += 1,
-            Err(error) => panic!("{error}"),
-        }
-    }
-    append(&directory, "a", 100).await.unwrap();
-    assert!(disk.logs.lock()["a"].len() > acknowledged);
-    assert_eq!(append(&directory, "b", 2).await.unwrap(), 2);
-    assert_eq!(directory.stats().crashed, 1);
+    disk.next_starts(Start::TakesLong);
+    let caller = {
+        let directory = directory.clone();
+        begin(async move { get(&directory, "a").await.map(drop) }).await
+    };
+    caller.abort();
+    tokio::time::sleep(STALL / 2).await;
+    append(&directory, "a", 1).await.unwrap();
+    assert_eq!((disk.starts("a"), disk.log("a")), (1, vec![1]));
 }
 
 #[tokio::test(start_paused = true)]
-async fn repeated_crashes_delay_the_next_start() {
-    let (directory, _) = directory(ClassConfig::default()).await;
-    for _ in 0..CRASHES_FREE {
-        let scribe = directory.get(&"a".to_owned()).await.unwrap();
-        let _ = scribe.call(|_: RpcReplyPort<()>| ScribeMessage::Panic).await;
-        tokio::time::sleep(Duration::from_millis(1)).await;
+async fn no_second_actor_starts_before_a_slow_one_has_ended() {
+    let config = ClassConfig { idle_after: Duration::from_secs(1), ..ClassConfig::default() };
+    let (directory, disk) = directory(config).await;
+    for (number, message) in [(1, ScribeMessage::Stall as fn(_) -> _), (2, ScribeMessage::Hang)] {
+        let scribe = get(&directory, "a").await.unwrap();
+        let call = begin(async move { scribe.call(message).await }).await;
+        call.abort();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert!(directory.peek(&"a".to_owned()).is_none(), "it is being passivated");
+        // Drained at last, or killed.
+        append(&directory, "a", number).await.unwrap();
     }
-    let refused = directory.get(&"a".to_owned()).await;
-    assert!(matches!(refused, Err(ActivateError::BackingOff { .. })));
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    append(&directory, "a", 1).await.unwrap();
+    assert_eq!((disk.log("a"), disk.starts("a")), (vec![0, 1, 2], 3));
+    assert_eq!((directory.stats().passivated, directory.stats().crashed), (2, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -220,7 +274,7 @@ async fn a_full_backlog_refuses_until_the_actor_is_through_with_it() {
     let config =
         ClassConfig { backlog_max: 2, call_timeout: Duration::from_secs(5), ..ClassConfig::default() };
     let (directory, _) = directory(config).await;
-    let scribe = directory.get(&"a".to_owned()).await.unwrap();
+    let scribe = get(&directory, "a").await.unwrap();
     let stalled: Vec<_> = (0..2)
         .map(|_| {
             let scribe = scribe.clone();
@@ -242,14 +296,71 @@ async fn a_full_backlog_refuses_until_the_actor_is_through_with_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_start_is_an_error_and_shutdown_ends_everyone() {
+async fn a_cast_has_its_place_in_the_backlog() {
+    let (directory, disk) = directory(ClassConfig { backlog_max: 3, ..ClassConfig::default() }).await;
+    let scribe = get(&directory, "a").await.unwrap();
+    let notes: Vec<_> =
+        (0..5).map(|number| scribe.cast(|place| ScribeMessage::Note(number, place))).collect();
+    assert!(notes[..3].iter().all(Result::is_ok));
+    assert!(notes[3..].iter().all(|note| matches!(note, Err(CallError::Busy { .. }))));
+    drop(scribe);
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!((directory.stats().backlog, disk.log("a")), (0, vec![0, 1, 2]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_works_off_what_was_sent_and_ends_everyone() {
     let (directory, disk) = directory(ClassConfig::default()).await;
-    let failed = directory.get(&"unstartable".to_owned()).await;
-    assert!(matches!(failed, Err(ActivateError::Failed(reason)) if reason.contains("disk is full")));
-    for key in 0..10 {
-        append(&directory, &key.to_string(), 1).await.unwrap();
+    let held = get(&directory, "0").await.unwrap();
+    let calls: Vec<_> = (0..100)
+        .map(|number| {
+            let directory = directory.clone();
+            tokio::spawn(async move { append(&directory, &(number % 10).to_string(), number).await })
+        })
+        .collect();
+    disk.next_starts(Start::TakesLong);
+    let starting = {
+        let directory = directory.clone();
+        begin(async move { get(&directory, "late").await.map(drop) }).await
+    };
+    directory.drain_all().await;
+    let stats = directory.stats();
+    assert_eq!((stats.active, stats.bytes, stats.backlog, disk.alive()), (0, 0, 0, 0));
+    let mut acknowledged = 0;
+    for call in calls {
+        match call.await.unwrap() {
+            Ok(_) => acknowledged += 1,
+            Err(CallError::Activate(ActivateError::Stopping)) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(acknowledged > 0);
+    assert_eq!(disk.lines(), acknowledged);
+    assert!(starting.is_finished());
+    assert!(matches!(get(&directory, "0").await, Err(ActivateError::Stopping)));
+    let call = held.call(|reply| ScribeMessage::Append(1, reply)).await;
+    assert!(matches!(call, Err(CallError::Crashed)));
+    directory.drain_all().await;
+}
+
+/// What actors do when they end can show: the same run ends them in the same order.
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_ends_actors_in_the_order_of_their_keys() {
+    let (directory, disk) = directory(ClassConfig::default()).await;
+    let keys: Vec<_> = (100..150).map(|key| key.to_string()).collect();
+    for key in keys.iter().rev() {
+        append(&directory, key, 1).await.unwrap();
     }
     directory.drain_all().await;
-    assert_eq!(disk.alive.lock().values().sum::<u32>(), 0);
-    assert!(matches!(directory.get(&"0".to_owned()).await, Err(ActivateError::Stopping)));
+    assert_eq!(*disk.ended.lock(), keys);
+}
+
+#[tokio::test(start_paused = true)]
+async fn actors_end_with_their_directory() {
+    let (directory, disk) = directory(ClassConfig::default()).await;
+    append(&directory, "a", 1).await.unwrap();
+    assert_eq!(disk.alive(), 1);
+    drop(directory);
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(disk.alive(), 0);
 }
