@@ -77,11 +77,11 @@ impl Peer {
             self.input.write_all(format!("{line}\n").as_bytes()).await?;
             self.output.next_line().await
         };
-        let answer = match timeout(COMMAND_LIMIT, exchange).await {
-            Ok(Ok(Some(answer))) => answer,
-            Ok(other) => panic!("{:?} ended at {line}: {other:?}", self.kind),
-            Err(_) => panic!("{:?} takes longer than {COMMAND_LIMIT:?} for {line}", self.kind),
-        };
+        let answer = timeout(COMMAND_LIMIT, exchange).await;
+        let answer =
+            answer.unwrap_or_else(|error| panic!("{:?} takes too long for {line}: {error}", self.kind));
+        let answer = answer.unwrap_or_else(|error| panic!("{:?} broke at {line}: {error}", self.kind));
+        let answer = answer.unwrap_or_else(|| panic!("{:?} ended at {line}", self.kind));
         let mut answer: Value = serde_json::from_str(&answer)
             .unwrap_or_else(|error| panic!("{:?} answers {answer:?}: {error}", self.kind));
         assert!(answer.get("ok").is_some(), "{:?} fails at {line}: {answer}", self.kind);

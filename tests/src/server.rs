@@ -4,7 +4,7 @@ use std::{
     fs::{File, OpenOptions},
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::{
         OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -14,6 +14,7 @@ use std::{
 
 use serde_json::json;
 use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
 
 use crate::Client;
 
@@ -49,6 +50,7 @@ pub struct Server {
     data: TempDir,
     port: u16,
     extra: String,
+    settings: Vec<(String, String)>,
     outside: Option<String>,
 }
 
@@ -61,7 +63,8 @@ impl Server {
         match std::env::var(OUTSIDE) {
             Ok(url) => {
                 let data = tempfile::tempdir().expect("a temporary directory");
-                Self { process: None, data, port: 0, extra: String::new(), outside: Some(url) }
+                let (extra, settings) = (String::new(), Vec::new());
+                Self { process: None, data, port: 0, extra, settings, outside: Some(url) }
             }
             Err(_) => Self::start_with("").await,
         }
@@ -69,11 +72,52 @@ impl Server {
 
     /// Starts a server whose configuration has further lines.
     pub async fn start_with(extra: &str) -> Self {
+        Self::launched(extra.to_owned(), Vec::new()).await
+    }
+
+    /// Starts a server with other settings, such as `("registration.guests", "true")`, from the environment.
+    pub async fn start_with_settings(settings: &[(&str, &str)]) -> Self {
+        let variable = |key: &str| format!("GANGLION__{}", key.to_uppercase().replace('.', "__"));
+        let settings = settings.iter().map(|(key, value)| (variable(key), (*value).to_owned()));
+        Self::launched(String::new(), settings.collect()).await
+    }
+
+    async fn launched(extra: String, settings: Vec<(String, String)>) -> Self {
         let data = tempfile::tempdir().expect("a temporary directory");
-        let mut server =
-            Self { process: None, data, port: free_port(), extra: extra.to_owned(), outside: None };
+        let mut server = Self { process: None, data, port: free_port(), extra, settings, outside: None };
         server.launch().await;
         server
+    }
+
+    /// The binary with this server's configuration and data.
+    fn ganglion(&self) -> Command {
+        let mut command = Command::new(binary());
+        let inherited = std::env::vars_os().map(|(name, _)| name);
+        for name in inherited.filter(|name| name.to_string_lossy().starts_with("GANGLION_")) {
+            command.env_remove(name);
+        }
+        command
+            .envs(self.settings.iter().map(|(name, value)| (name, value)))
+            .args(["--server-name", "localhost", "--data-dir"])
+            .arg(self.data_dir())
+            .arg("--config")
+            .arg(self.data.path().join("ganglion.toml"));
+        command
+    }
+
+    /// Runs another command of the binary, such as `user list`, with a line of input.
+    ///
+    /// It needs no running server: [`Self::stop`] it first to see it work on a store of its own.
+    pub async fn command(&self, arguments: &[&str], input: &str) -> Output {
+        let mut command = tokio::process::Command::from(self.ganglion());
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.kill_on_drop(true).spawn().expect("the binary starts");
+        let mut stdin = child.stdin.take().expect("it is piped");
+        // A command that reads no input may be gone already.
+        let _ = stdin.write_all(format!("{input}\n").as_bytes()).await;
+        drop(stdin);
+        let output = tokio::time::timeout(START_MAX, child.wait_with_output()).await;
+        output.expect("a command ends").expect("its output can be read")
     }
 
     async fn launch(&mut self) {
@@ -81,18 +125,9 @@ impl Server {
         std::fs::write(&config, format!("{CONFIG}\n{}", self.extra)).expect("the configuration is written");
         let log = OpenOptions::new().create(true).append(true).open(self.log_path());
         let log: File = log.expect("the log can be written");
-        let mut command = Command::new(binary());
-        for (name, _) in
-            std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("GANGLION_"))
-        {
-            command.env_remove(name);
-        }
-        let process = command
-            .args(["--server-name", "localhost", "--listen", &format!("127.0.0.1:{}", self.port)])
-            .arg("--data-dir")
-            .arg(self.data.path().join("data"))
-            .arg("--config")
-            .arg(&config)
+        let process = self
+            .ganglion()
+            .args(["--listen", &format!("127.0.0.1:{}", self.port)])
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file can be shared"))
             .stderr(log)

@@ -1,0 +1,76 @@
+//! Endpoints and spellings from before `/sync` and `v3`.
+
+use serde_json::{Value, json};
+use tests::{Client, Server, segment};
+
+#[tokio::test]
+async fn stable_paths_answer_under_their_former_spellings() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({ "name": "tea" })).await;
+    for path in [
+        "account/whoami".to_owned(),
+        "joined_rooms".to_owned(),
+        "sync?timeout=0".to_owned(),
+        "capabilities".to_owned(),
+        "pushrules/".to_owned(),
+        format!("rooms/{}/state/m.room.name", segment(&room)),
+        format!("rooms/{}/messages?dir=b", segment(&room)),
+    ] {
+        let now = alice.get(&format!("/_matrix/client/v3/{path}")).await.ok();
+        let then = alice.get(&format!("/_matrix/client/r0/{path}")).await.ok();
+        let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        assert_eq!(keys(&then), keys(&now), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn initial_sync_has_all_rooms_and_their_last_messages() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let room = alice.create_room(json!({ "preset": "public_chat", "name": "tea" })).await;
+    let invited = bob.create_room(json!({ "invite": [alice.user_id] })).await;
+    for number in 0..5 {
+        alice.say(&room, &number.to_string(), &number.to_string()).await;
+    }
+    let all = alice.get("/_matrix/client/v3/initialSync?limit=3").await.ok();
+    assert!(all["end"].is_string() && all["presence"].is_array());
+    let rooms = all["rooms"].as_array().unwrap();
+    let of = |id: &str| rooms.iter().find(|room| room["room_id"] == id).unwrap();
+    assert_eq!(of(&room)["membership"], "join");
+    assert_eq!(of(&invited)["membership"], "invite");
+    let chunk = of(&room)["messages"]["chunk"].as_array().unwrap();
+    let bodies: Vec<_> = chunk.iter().filter_map(|event| event["content"]["body"].as_str()).collect();
+    assert_eq!(bodies, ["2", "3", "4"]);
+    let state = of(&room)["state"].as_array().unwrap();
+    assert!(state.iter().any(|event| event["type"] == "m.room.name"));
+
+    let one = alice.get(&Client::room(&room, "initialSync?limit=3")).await.ok();
+    assert_eq!((&one["room_id"], &one["membership"]), (&json!(room), &json!("join")));
+    assert_eq!(one["messages"]["chunk"], of(&room)["messages"]["chunk"]);
+    bob.get(&Client::room(&room, "initialSync")).await.is(403, "M_FORBIDDEN");
+}
+
+#[tokio::test]
+async fn events_come_in_a_stream() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.join(&room).await.ok();
+    let start = bob.get("/_matrix/client/v3/initialSync").await.ok()["end"].as_str().unwrap().to_owned();
+    let said = alice.say(&room, "1", "hello").await;
+    let mut from = start;
+    let mut seen = Vec::new();
+    for _ in 0..20 {
+        let path = format!("/_matrix/client/v3/events?from={}&timeout=1000", segment(&from));
+        let page = bob.get(&path).await.ok();
+        seen.extend(page["chunk"].as_array().unwrap().iter().map(|event| event["event_id"].clone()));
+        from = page["end"].as_str().unwrap().to_owned();
+        if seen.contains(&json!(said)) {
+            break;
+        }
+    }
+    assert!(seen.contains(&json!(said)), "{seen:?}");
+    let garbage = bob.get("/_matrix/client/v3/events?from=garbage").await;
+    assert_eq!(garbage.status, 400, "{garbage:?}");
+}

@@ -1,0 +1,44 @@
+//! Presence.
+
+use serde_json::json;
+use tests::{Server, segment};
+
+fn path(user_id: &str) -> String {
+    format!("/_matrix/client/v3/presence/{}/status", segment(user_id))
+}
+
+#[tokio::test]
+async fn presence_is_seen_by_those_who_share_a_room() {
+    let server = Server::start().await;
+    let [alice, bob, mallory] = server.clients(["alice", "bob", "mallory"]).await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.join(&room).await.ok();
+    let since = bob.token_of_sync().await;
+    alice.put(&path(&alice.user_id), &json!({ "presence": "online", "status_msg": "tea" })).await.ok();
+    let status = bob.get(&path(&alice.user_id)).await.ok();
+    assert_eq!((&status["presence"], &status["status_msg"]), (&json!("online"), &json!("tea")));
+    mallory.get(&path(&alice.user_id)).await.is(403, "M_FORBIDDEN");
+    let find = |sync: &serde_json::Value| {
+        let mut events = sync["presence"]["events"].as_array().into_iter().flatten();
+        events.any(|event| event["sender"] == alice.user_id && event["content"]["status_msg"] == "tea")
+    };
+    bob.sync_until(&since, find).await;
+    let offline = json!({ "presence": "unavailable" });
+    alice.put(&path(&alice.user_id), &offline).await.ok();
+    assert_eq!(bob.get(&path(&alice.user_id)).await.ok()["presence"], "unavailable");
+    let unknown = json!({ "presence": "asleep" });
+    assert_eq!(alice.put(&path(&alice.user_id), &unknown).await.status, 400);
+}
+
+#[tokio::test]
+async fn a_sync_sets_presence_unless_told_otherwise() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    alice.sync("timeout=0&set_presence=unavailable").await;
+    assert_eq!(alice.get(&path(&alice.user_id)).await.ok()["presence"], "unavailable");
+    alice.sync("timeout=0").await;
+    assert_eq!(alice.get(&path(&alice.user_id)).await.ok()["presence"], "online");
+    alice.put(&path(&alice.user_id), &json!({ "presence": "unavailable" })).await.ok();
+    alice.sync("timeout=0&set_presence=offline").await;
+    assert_eq!(alice.get(&path(&alice.user_id)).await.ok()["presence"], "unavailable");
+}
