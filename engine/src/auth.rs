@@ -103,13 +103,23 @@ impl Powers {
 
     /// A user's level; none if the events cannot be read.
     pub fn level(&self, user: &UserId) -> Option<Level> {
-        let rules = &self.version.authorization;
-        let creators = RoomCreateEvent::new(self.create.clone()).creators(rules).ok()?;
+        Self::level_of(user, &self.create, self.power_levels.clone(), self.version)
+    }
+
+    /// A user's level by a create event and power levels; none if they cannot be read.
+    pub(crate) fn level_of(
+        user: &UserId,
+        create: &Arc<Pdu>,
+        power_levels: Option<Arc<Pdu>>,
+        version: &RoomVersion,
+    ) -> Option<Level> {
+        let rules = &version.authorization;
+        let creators = RoomCreateEvent::new(create.clone()).creators(rules).ok()?;
         let is_creator = creators.contains(user);
         if rules.explicitly_privilege_room_creators && is_creator {
             return Some(Level::Infinite);
         }
-        let level = match self.power_levels.clone().map(RoomPowerLevelsEvent::new) {
+        let level = match power_levels.map(RoomPowerLevelsEvent::new) {
             Some(levels) => levels.user_power_level(user, rules).ok()?.into(),
             None if is_creator => 100,
             None => 0,

@@ -129,6 +129,11 @@ impl Pdu {
         &self.raw
     }
 
+    /// Whether the event failed authorization.
+    pub fn is_rejected(&self) -> bool {
+        self.rejected
+    }
+
     /// Marks an event that failed authorization, so that nothing is authorised by it.
     #[must_use]
     pub fn rejected(mut self) -> Self {
