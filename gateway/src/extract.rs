@@ -1,5 +1,7 @@
 //! Requests as handlers take them: limits, JSON, ruma's request types, authentication.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 pub use actors::session::Requester;
 use axum::{
     body::{Body, Bytes},
@@ -152,7 +154,10 @@ async fn parse<R: IncomingRequest>(parts: &mut Parts, body: Body, app: &App) -> 
         *headers = parts.headers.clone();
     }
     let request = request.body(&*body).map_err(|error| ApiError::invalid_param(error.to_string()))?;
-    R::try_from_http_request(request, &arguments).map_err(|error| refusal(&error))
+    // ruma indexes into some bodies (`/login` without `type`), which panics where the key is missing.
+    catch_unwind(AssertUnwindSafe(|| R::try_from_http_request(request, &arguments)))
+        .map_err(|_| ApiError::bad_json("the body lacks a required key"))?
+        .map_err(|error| refusal(&error))
 }
 
 /// Reads a body within its limits and makes sure that it is JSON; an empty one counts as `{}`.

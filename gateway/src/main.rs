@@ -74,6 +74,10 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     for key in config.without_effect() {
         tracing::warn!(key, "this key has no effect in this version");
     }
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(descriptors) => tracing::info!(descriptors, "file descriptors allowed"),
+        Err(error) => tracing::warn!(%error, "the limit of file descriptors stays as it is"),
+    }
     let running = serve::start(Options::new(config)).await?;
     greet(config, &running);
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;

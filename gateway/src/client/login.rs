@@ -39,7 +39,8 @@ pub async fn login(
     let LoginInfo::Password(given) = request.login_info else {
         return Err(ApiError::bad_request("M_UNKNOWN", "this way to log in is not supported"));
     };
-    let user_id = user(&app, given.identifier)?;
+    #[expect(deprecated, reason = "bots of before r0.4.0 name the user like this")]
+    let user_id = user(&app, given.identifier, given.user)?;
     let session = match app.homeserver().session(&user_id).await {
         Ok(session) => Some(session),
         Err(actors::session::SessionError::NotFound) => None,
@@ -62,11 +63,12 @@ pub async fn login(
     Ok(Matrix(response))
 }
 
-fn user(app: &App, identifier: Option<UserIdentifier>) -> ApiResult<OwnedUserId> {
-    let Some(UserIdentifier::Matrix(identifier)) = identifier else {
-        return Err(ApiError::bad_request("M_UNKNOWN", "users are identified by their user ID here"));
+fn user(app: &App, identifier: Option<UserIdentifier>, name: Option<String>) -> ApiResult<OwnedUserId> {
+    let name = match (identifier, name) {
+        (Some(UserIdentifier::Matrix(identifier)), _) => identifier.user,
+        (None, Some(name)) => name,
+        _ => return Err(ApiError::bad_request("M_UNKNOWN", "users are identified by their user ID here")),
     };
-    let name = identifier.user;
     let parsed = if name.starts_with('@') {
         UserId::parse(&name)
     } else {

@@ -47,6 +47,11 @@ pub async fn get_messages(
         None => TimelineIndex(i64::MIN),
     };
     let to = request.to.as_deref().filter(|to| !to.is_empty()).map(|to| parse_token(to, "to")).transpose()?;
+    if !actors::filter::applies_to_room(&request.filter, &request.room_id) {
+        let mut response = get_message_events::v3::Response::new();
+        response.start = Token::Timeline(from).to_string();
+        return Ok(Matrix(response));
+    }
     let limit = request.filter.limit.map_or(request.limit, |limit| limit.min(request.limit));
     let query = PageQuery {
         user_id: &requester.user_id,
