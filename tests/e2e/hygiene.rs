@@ -51,3 +51,97 @@ async fn browsers_and_old_clients_are_let_in() {
     let query = format!("/_matrix/client/v3/account/whoami?access_token={}", bob.token.clone().unwrap());
     assert_eq!(lenient.anonymous().get(&query).await.ok()["user_id"], bob.user_id);
 }
+
+#[tokio::test]
+async fn a_client_finds_out_what_the_server_can_do() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let versions = server.anonymous().get("/_matrix/client/versions").await.ok();
+    let versions = versions["versions"].as_array().unwrap();
+    assert!(versions.contains(&json!("v1.11")) && versions.contains(&json!("v1.1")), "{versions:?}");
+    let capabilities = alice.get("/_matrix/client/v3/capabilities").await.ok()["capabilities"].clone();
+    let rooms = &capabilities["m.room_versions"];
+    assert_eq!(rooms["default"], "12");
+    for version in 1..=12 {
+        assert_eq!(rooms["available"][version.to_string()], "stable", "version {version}");
+    }
+    assert_eq!(capabilities["m.change_password"]["enabled"], true);
+    let room = alice.create_room(json!({})).await;
+    let create = alice.state(&room, "m.room.create", "").await.ok();
+    assert_eq!(create["room_version"], rooms["default"]);
+}
+
+#[tokio::test]
+async fn well_known_documents_say_what_was_configured() {
+    let nothing = Server::start_with("").await;
+    for name in ["client", "server", "support"] {
+        assert_eq!(
+            nothing.anonymous().get(&format!("/.well-known/matrix/{name}")).await.status,
+            404,
+            "{name}"
+        );
+    }
+    let server = Server::start_with(
+        "[well_known]\nclient_base_url = \"https://chat.example.org\"\nserver = \"chat.example.org:443\"\n\
+         support_user = \"@alice:localhost\"\nsupport_page = \"https://example.org/help\"",
+    )
+    .await;
+    let nobody = server.anonymous();
+    let client = nobody.get("/.well-known/matrix/client").await.ok();
+    assert_eq!(client["m.homeserver"]["base_url"], "https://chat.example.org");
+    let delegated = nobody.get("/.well-known/matrix/server").await.ok();
+    assert_eq!(delegated, json!({ "m.server": "chat.example.org:443" }));
+    let support = nobody.get("/.well-known/matrix/support").await.ok();
+    assert_eq!(support["contacts"][0]["matrix_id"], "@alice:localhost");
+    assert_eq!(support["support_page"], "https://example.org/help");
+}
+
+#[tokio::test]
+async fn who_asks_too_often_is_told_when_to_come_back() {
+    let settings = [("rate_limits.enabled", "true"), ("rate_limits.message", "1")];
+    let server = Server::start_with_settings(&settings).await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({})).await;
+    let content = json!({ "msgtype": "m.text", "body": "spam" });
+    for number in 0..100 {
+        let path = Client::room(&room, &format!("send/m.room.message/{number}"));
+        let body = content.to_string().into_bytes();
+        let response = alice.raw(Method::PUT, &path, body).await;
+        if response.status().as_u16() == 200 {
+            continue;
+        }
+        assert_eq!(response.status().as_u16(), 429);
+        let seconds = response.headers()["retry-after"].to_str().unwrap().parse::<u64>().unwrap();
+        let body: serde_json::Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
+        assert_eq!(body["errcode"], "M_LIMIT_EXCEEDED");
+        let wait_ms = body["retry_after_ms"].as_u64().unwrap();
+        assert!(seconds * 1000 >= wait_ms && wait_ms > 0, "{seconds} s, {wait_ms} ms");
+        let whoami = alice.get("/_matrix/client/v3/account/whoami").await;
+        whoami.ok();
+        return;
+    }
+    panic!("a hundred messages at once are too many");
+}
+
+/// A request that is under way when the server is told to end gets its answer.
+#[tokio::test]
+async fn the_server_ends_in_order() {
+    let mut server = Server::start_with("").await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({})).await;
+    let since = alice.token_of_sync().await;
+    let waiting = {
+        let alice = alice.clone();
+        let path = format!("/_matrix/client/v3/sync?since={since}&timeout=30000");
+        tokio::spawn(async move { alice.attempt(Method::GET, &path, None).await })
+    };
+    // Once this has its answer, the waiting one is with the server too, or will be refused a connection.
+    let said = alice.say(&room, "1", "the last word").await;
+    server.stop().await;
+    if let Ok(answer) = waiting.await.unwrap() {
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    server.restart().await;
+    let messages = alice.all_messages(&room).await;
+    assert_eq!(messages.last().unwrap()["event_id"], said);
+}

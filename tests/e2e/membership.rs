@@ -91,3 +91,100 @@ async fn who_left_sees_what_was_and_may_forget_it() {
     stranger.get(&Client::room(&room, "state")).await.is(403, "M_FORBIDDEN");
     stranger.get(&Client::room("!nowhere:localhost", "state")).await.is(403, "M_FORBIDDEN");
 }
+
+#[tokio::test]
+async fn a_reason_is_kept_with_each_change() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let room = alice.create_room(json!({ "preset": "private_chat" })).await;
+    let act = async |client: &Client, verb: &str, user: Option<&Client>| {
+        let mut body = json!({ "reason": format!("why {verb}") });
+        if let Some(user) = user {
+            body["user_id"] = json!(user.user_id);
+        }
+        client.post(&Client::room(&room, verb), &body).await.ok();
+        let member = alice.state(&room, "m.room.member", &bob.user_id).await.ok();
+        assert_eq!(member["reason"], format!("why {verb}"));
+        member["membership"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(act(&alice, "invite", Some(&bob)).await, "invite");
+    assert_eq!(act(&bob, "join", None).await, "join");
+    assert_eq!(act(&alice, "kick", Some(&bob)).await, "leave");
+    assert_eq!(act(&alice, "ban", Some(&bob)).await, "ban");
+    assert_eq!(act(&alice, "unban", Some(&bob)).await, "leave");
+    assert_eq!(act(&alice, "invite", Some(&bob)).await, "invite");
+    assert_eq!(act(&bob, "leave", None).await, "leave");
+}
+
+#[tokio::test]
+async fn what_makes_no_sense_is_refused() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.join(&room).await.ok();
+    alice.moderate("invite", &room, &bob.user_id).await.is(403, "M_FORBIDDEN");
+    alice.moderate("unban", &room, &bob.user_id).await.is(403, "M_FORBIDDEN");
+    bob.leave(&room).await.ok();
+    alice.moderate("kick", &room, &bob.user_id).await.is(403, "M_FORBIDDEN");
+    for verb in ["invite", "kick", "ban", "unban"] {
+        let path = Client::room(&room, verb);
+        let missing = alice.post(&path, &json!({})).await;
+        assert_eq!(missing.status, 400, "{verb}: {missing:?}");
+        let nonsense = alice.post(&path, &json!({ "user_id": "bob" })).await;
+        assert_eq!(nonsense.status, 400, "{verb}: {nonsense:?}");
+    }
+    let unknown = alice.join(&format!("!nowhere:{}", alice.server_name())).await;
+    assert!([403, 404].contains(&unknown.status), "{unknown:?}");
+    let alias = format!("/_matrix/client/v3/join/{}", segment(&format!("#nowhere:{}", alice.server_name())));
+    alice.post(&alias, &json!({})).await.is(404, "M_NOT_FOUND");
+    let nonsense = alice.post("/_matrix/client/v3/join/nonsense", &json!({})).await;
+    assert_eq!(nonsense.status, 400, "{nonsense:?}");
+}
+
+#[tokio::test]
+async fn members_are_listed_as_they_are_and_as_they_were() {
+    let server = Server::start().await;
+    let [alice, bob, carol] = server.clients(["alice", "bob", "carol"]).await;
+    let room = alice.create_room(json!({ "preset": "public_chat", "invite": [carol.user_id] })).await;
+    let then = alice.token_of_sync().await;
+    bob.join(&room).await.ok();
+    let members = async |query: &str| {
+        let path = Client::room(&room, &format!("members?{query}"));
+        let answer = alice.get(&path).await.ok();
+        let mut users: Vec<String> = answer["chunk"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|event| event["state_key"].as_str().unwrap().to_owned())
+            .collect();
+        users.sort();
+        users
+    };
+    let (alice_id, bob_id, carol_id) = (&alice.user_id, &bob.user_id, &carol.user_id);
+    assert_eq!(members("").await, [alice_id.clone(), bob_id.clone(), carol_id.clone()]);
+    assert_eq!(members("membership=join").await, [alice_id.clone(), bob_id.clone()]);
+    assert_eq!(members("not_membership=join").await, vec![carol_id.clone()]);
+    assert_eq!(members(&format!("membership=join&at={then}")).await, vec![alice_id.clone()]);
+    let joined = alice.get(&Client::room(&room, "joined_members")).await.ok();
+    let mut users: Vec<_> = joined["joined"].as_object().unwrap().keys().cloned().collect();
+    users.sort();
+    assert_eq!(users, [alice_id.clone(), bob_id.clone()]);
+}
+
+#[tokio::test]
+async fn an_invite_is_declined_and_a_room_forgotten() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let room = alice.create_room(json!({ "preset": "private_chat", "invite": [bob.user_id] })).await;
+    let since = bob.token_of_sync().await;
+    bob.leave(&room).await.ok();
+    let sync = bob.sync_until(&since, |sync| sync["rooms"]["leave"][&room].is_object()).await;
+    assert!(sync["rooms"]["invite"][&room].is_null());
+    bob.join(&room).await.is(403, "M_FORBIDDEN");
+    bob.post(&Client::room(&room, "forget"), &json!({})).await.ok();
+    let filter = segment(&json!({ "room": { "include_leave": true } }).to_string());
+    let sync = bob.sync(&format!("timeout=0&filter={filter}")).await;
+    assert!(sync["rooms"]["leave"][&room].is_null(), "{sync}");
+    alice.moderate("invite", &room, &bob.user_id).await.ok();
+    bob.join(&room).await.ok();
+}

@@ -130,3 +130,123 @@ async fn a_moment_leads_to_the_nearest_event() {
     assert!(alice.get(&path(0, "f")).await.ok()["event_id"].is_string());
     alice.get(&path(ts + 1000, "f")).await.is(404, "M_NOT_FOUND");
 }
+
+/// What `filter` lets through of a fixed conversation, by body, oldest first.
+async fn filtered(alice: &Client, room: &str, filter: Value) -> Vec<String> {
+    let filter = segment(&filter.to_string());
+    let page = alice.get(&Client::room(room, &format!("messages?dir=f&limit=50&filter={filter}"))).await.ok();
+    let bodies =
+        page["chunk"].as_array().unwrap().iter().filter_map(|event| event["content"]["body"].as_str());
+    bodies.map(ToOwned::to_owned).collect()
+}
+
+#[tokio::test]
+async fn a_filter_chooses_by_sender_type_and_link() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.join(&room).await.ok();
+    alice.say(&room, "1", "hers").await;
+    bob.say(&room, "2", "his").await;
+    let image = json!({ "msgtype": "m.image", "body": "picture", "url": "mxc://localhost/a" });
+    bob.send(&room, "m.room.message", "3", &image).await.ok();
+    bob.send(&room, "org.example.odd", "4", &json!({ "body": "odd" })).await.ok();
+    for (filter, expected) in [
+        (json!({}), vec!["hers", "his", "picture", "odd"]),
+        (json!({ "senders": [bob.user_id] }), vec!["his", "picture", "odd"]),
+        (json!({ "not_senders": [bob.user_id] }), vec!["hers"]),
+        (json!({ "types": ["m.room.message"] }), vec!["hers", "his", "picture"]),
+        (json!({ "types": ["org.*"] }), vec!["odd"]),
+        (json!({ "types": ["m.*"], "not_types": ["m.room.*"] }), vec![]),
+        (json!({ "contains_url": true }), vec!["picture"]),
+        (json!({ "contains_url": false, "senders": [bob.user_id] }), vec!["his", "odd"]),
+        (json!({ "rooms": [] }), vec![]),
+        (json!({ "not_rooms": [room] }), vec![]),
+    ] {
+        assert_eq!(filtered(&alice, &room, filter.clone()).await, expected, "{filter}");
+    }
+}
+
+#[tokio::test]
+async fn pages_bring_the_members_they_mention() {
+    let server = Server::start().await;
+    let [alice, bob, carol] = server.clients(["alice", "bob", "carol"]).await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    for user in [&bob, &carol] {
+        user.join(&room).await.ok();
+    }
+    bob.say(&room, "1", "hello").await;
+    let filter = segment(&json!({ "lazy_load_members": true, "types": ["m.room.message"] }).to_string());
+    let page = alice.get(&Client::room(&room, &format!("messages?dir=b&filter={filter}"))).await.ok();
+    let state = page["state"].as_array().unwrap();
+    let users: Vec<_> = state.iter().map(|event| event["state_key"].as_str().unwrap()).collect();
+    assert_eq!(users, [bob.user_id.as_str()]);
+}
+
+#[tokio::test]
+async fn what_is_no_event_is_refused() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({})).await;
+    let long = "x".repeat(256);
+    let answer = alice.send(&room, &long, "1", &json!({})).await;
+    assert!([400, 413].contains(&answer.status), "{answer:?}");
+    let answer = alice.set_state(&room, "org.example.state", &long, &json!({})).await;
+    assert!([400, 413].contains(&answer.status), "{answer:?}");
+    let large = json!({ "msgtype": "m.text", "body": "x".repeat(65_536) });
+    alice.send(&room, "m.room.message", "2", &large).await.is(413, "M_TOO_LARGE");
+    for number in [json!(1.5), json!(9_007_199_254_740_992_i64)] {
+        alice.send(&room, "org.example.number", "3", &json!({ "n": number })).await.is(400, "M_BAD_JSON");
+    }
+    for (path, what) in [
+        ("messages", "no direction"),
+        ("messages?dir=x", "an unknown direction"),
+        ("messages?dir=b&from=garbage", "a token that was never given"),
+        ("messages?dir=b&limit=many", "a limit that is no number"),
+        ("messages?dir=b&filter=%7B", "a filter that is no JSON"),
+    ] {
+        let answer = alice.get(&Client::room(&room, path)).await;
+        assert_eq!(answer.status, 400, "{what}: {answer:?}");
+    }
+    let unknown = format!("event/{}", segment("$unknown"));
+    alice.get(&Client::room(&room, &unknown)).await.is(404, "M_NOT_FOUND");
+    let other = alice.create_room(json!({})).await;
+    let elsewhere = alice.say(&other, "4", "elsewhere").await;
+    let path = Client::room(&room, &format!("event/{}", segment(&elsewhere)));
+    alice.get(&path).await.is(404, "M_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn a_redacted_message_is_empty_wherever_it_is_read() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({})).await;
+    let said = alice.say(&room, "1", "a mistake").await;
+    let since = alice.token_of_sync().await;
+    let path = Client::room(&room, &format!("redact/{}/2", segment(&said)));
+    let redaction = alice.put(&path, &json!({ "reason": "typo" })).await.ok();
+    assert_eq!(
+        alice.put(&path, &json!({ "reason": "typo" })).await.ok(),
+        redaction,
+        "a retry is one redaction"
+    );
+    let is_redacted = |event: &Value| {
+        assert_eq!(event["content"], json!({}), "{event}");
+        let because = &event["unsigned"]["redacted_because"];
+        assert_eq!(
+            (&because["event_id"], &because["content"]["reason"]),
+            (&redaction["event_id"], &json!("typo"))
+        );
+    };
+    is_redacted(&alice.get(&Client::room(&room, &format!("event/{}", segment(&said)))).await.ok());
+    let messages = alice.all_messages(&room).await;
+    is_redacted(messages.iter().find(|event| event["event_id"] == said).unwrap());
+    let context = alice.get(&Client::room(&room, &format!("context/{}", segment(&said)))).await.ok();
+    is_redacted(&context["event"]);
+    let sync = alice.sync("timeout=0").await;
+    let timeline = sync["rooms"]["join"][&room]["timeline"]["events"].as_array().unwrap();
+    is_redacted(timeline.iter().find(|event| event["event_id"] == said).unwrap());
+    let told = alice.event_of_sync(&since, &room, |event| event["type"] == "m.room.redaction").await;
+    // Room versions from 11 on have it in the content; clients get it in both places.
+    assert_eq!((&told["redacts"], &told["content"]["redacts"]), (&json!(said), &json!(said)));
+}

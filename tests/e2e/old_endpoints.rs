@@ -47,7 +47,10 @@ async fn initial_sync_has_all_rooms_and_their_last_messages() {
 
     let one = alice.get(&Client::room(&room, "initialSync?limit=3")).await.ok();
     assert_eq!((&one["room_id"], &one["membership"]), (&json!(room), &json!("join")));
-    assert_eq!(one["messages"]["chunk"], of(&room)["messages"]["chunk"]);
+    let ids = |chunk: &Value| -> Vec<Value> {
+        chunk.as_array().unwrap().iter().map(|event| event["event_id"].clone()).collect()
+    };
+    assert_eq!(ids(&one["messages"]["chunk"]), ids(&of(&room)["messages"]["chunk"]));
     bob.get(&Client::room(&room, "initialSync")).await.is(403, "M_FORBIDDEN");
 }
 

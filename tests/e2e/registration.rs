@@ -1,7 +1,5 @@
 //! Ways to an account, and out of it.
 
-use std::fmt::Write;
-
 use hmac::{Hmac, KeyInit, Mac};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -100,11 +98,8 @@ async fn a_shared_secret_registers_users() {
         let nonce = nobody.get(path).await.ok()["nonce"].as_str().unwrap().to_owned();
         let mut mac = Hmac::<Sha1>::new_from_slice(secret.as_bytes()).unwrap();
         mac.update(format!("{nonce}\0{name}\0secret enough\0notadmin").as_bytes());
-        let bytes = mac.finalize().into_bytes();
-        let mac = bytes.iter().fold(String::new(), |mut hex, byte| {
-            write!(hex, "{byte:02x}").unwrap();
-            hex
-        });
+        let mac = mac.finalize().into_bytes();
+        let mac = mac.iter().fold(String::new(), |text, byte| [text, format!("{byte:02x}")].concat());
         json!({ "nonce": nonce, "username": name, "password": "secret enough", "admin": false, "mac": mac })
     };
     let body = request("alice", "tell nobody").await;

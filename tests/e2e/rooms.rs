@@ -146,3 +146,117 @@ async fn an_upgrade_moves_people_to_a_new_room() {
     let muted = bob.send(&old, "m.room.message", "1", &json!({ "body": "still here?" })).await;
     muted.is(403, "M_FORBIDDEN");
 }
+
+#[tokio::test]
+async fn a_preset_decides_who_comes_in_and_who_sees_what() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    for (preset, join_rule, history, guests) in [
+        ("private_chat", "invite", "shared", "can_join"),
+        ("trusted_private_chat", "invite", "shared", "can_join"),
+        ("public_chat", "public", "shared", "forbidden"),
+    ] {
+        let request = json!({ "preset": preset, "invite": [bob.user_id], "room_version": "11" });
+        let room = alice.create_room(request).await;
+        let state = async |kind: &str, key: &str| alice.state(&room, kind, "").await.ok()[key].clone();
+        assert_eq!(state("m.room.join_rules", "join_rule").await, join_rule, "{preset}");
+        assert_eq!(state("m.room.history_visibility", "history_visibility").await, history, "{preset}");
+        let guest_access = alice.state(&room, "m.room.guest_access", "").await;
+        match guest_access.status {
+            404 => assert_eq!(guests, "forbidden", "{preset}"),
+            _ => assert_eq!(guest_access.ok()["guest_access"], guests, "{preset}"),
+        }
+        let levels = alice.state(&room, "m.room.power_levels", "").await.ok();
+        assert_eq!(levels["users"][&alice.user_id], 100, "{preset}");
+        let trusted = preset == "trusted_private_chat";
+        assert_eq!(levels["users"][&bob.user_id] == json!(100), trusted, "{preset}");
+    }
+    for (visibility, join_rule) in [("public", "public"), ("private", "invite")] {
+        let room = alice.create_room(json!({ "visibility": visibility })).await;
+        let rules = alice.state(&room, "m.room.join_rules", "").await.ok();
+        assert_eq!(rules["join_rule"], join_rule, "a preset follows from the visibility {visibility}");
+    }
+}
+
+/// Spec: room version 12: creators are above all power levels, the room's ID is its first event's.
+#[tokio::test]
+async fn the_creators_of_a_room_of_version_12_cannot_be_overruled() {
+    let server = Server::start().await;
+    let [alice, bob, carol] = server.clients(["alice", "bob", "carol"]).await;
+    let request = json!({
+        "preset": "public_chat",
+        "room_version": "12",
+        "creation_content": { "additional_creators": [bob.user_id] },
+    });
+    let room = alice.create_room(request).await;
+    assert!(!room.contains(':'), "{room}");
+    let state = alice.get(&Client::room(&room, "state")).await.ok();
+    let create = state.as_array().unwrap().iter().find(|event| event["type"] == "m.room.create").cloned();
+    assert_eq!(create.unwrap()["event_id"].as_str().unwrap()[1..], room[1..]);
+    for user in [&bob, &carol] {
+        user.join(&room).await.ok();
+    }
+    let levels = alice.state(&room, "m.room.power_levels", "").await.ok();
+    assert!(levels["users"][&alice.user_id].is_null(), "creators have no entry: {levels}");
+    let mut named = levels.clone();
+    named["users"][&alice.user_id] = json!(100);
+    let refused = alice.set_state(&room, "m.room.power_levels", "", &named).await;
+    assert!([400, 403].contains(&refused.status), "{refused:?}");
+    let mut promoted = levels.clone();
+    promoted["users"][&carol.user_id] = json!(100);
+    alice.set_state(&room, "m.room.power_levels", "", &promoted).await.ok();
+    for creator in [&alice, &bob] {
+        carol.moderate("kick", &room, &creator.user_id).await.is(403, "M_FORBIDDEN");
+    }
+    bob.moderate("kick", &room, &carol.user_id).await.ok();
+}
+
+#[tokio::test]
+async fn state_is_read_by_type_and_key_and_as_a_whole() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({ "name": "tea" })).await;
+    let odd = "a/b c%?#ü";
+    alice.set_state(&room, "org.example.odd", odd, &json!({ "n": 1 })).await.ok();
+    assert_eq!(alice.state(&room, "org.example.odd", odd).await.ok(), json!({ "n": 1 }));
+    alice.state(&room, "org.example.odd", "").await.is(404, "M_NOT_FOUND");
+    alice.state(&room, "m.room.topic", "").await.is(404, "M_NOT_FOUND");
+    let event = alice.get(&Client::room(&room, "state/m.room.name?format=event")).await.ok();
+    assert_eq!((&event["type"], &event["content"]), (&json!("m.room.name"), &json!({ "name": "tea" })));
+    let all = alice.get(&Client::room(&room, "state")).await.ok();
+    let mut kinds: Vec<_> =
+        all.as_array().unwrap().iter().map(|event| event["type"].as_str().unwrap()).collect();
+    kinds.sort_unstable();
+    for kind in ["m.room.create", "m.room.join_rules", "m.room.member", "m.room.name", "m.room.power_levels"]
+    {
+        assert_eq!(kinds.iter().filter(|other| **other == kind).count(), 1, "{kind}: {kinds:?}");
+    }
+    let sent = alice.set_state(&room, "m.room.name", "", &json!({ "name": "coffee" })).await.ok();
+    let change = alice.get(&Client::room(&room, "state/m.room.name?format=event")).await.ok();
+    assert_eq!(change["event_id"], sent["event_id"]);
+    assert_eq!(change["unsigned"]["prev_content"], json!({ "name": "tea" }));
+    let again = alice.set_state(&room, "m.room.name", "", &json!({ "name": "coffee" })).await.ok();
+    assert_eq!(again["event_id"], sent["event_id"], "what changes nothing makes no event");
+}
+
+#[tokio::test]
+async fn a_name_is_taken_once() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let name = server.unique("tea");
+    let room = alice.create_room(json!({ "preset": "public_chat", "room_alias_name": name })).await;
+    let taken = bob.post("/_matrix/client/v3/createRoom", &json!({ "room_alias_name": name })).await;
+    taken.is(400, "M_ROOM_IN_USE");
+    let alias = format!("#{name}:{}", alice.server_name());
+    let canonical = alice.state(&room, "m.room.canonical_alias", "").await.ok();
+    assert_eq!(canonical["alias"], alias);
+    let path = format!("/_matrix/client/v3/directory/room/{}", segment(&alias));
+    let found = server.anonymous().get(&path).await.ok();
+    assert_eq!(found["room_id"], room);
+    assert_eq!(found["servers"], json!([alice.server_name()]));
+    for wrong in ["#tea:elsewhere.example", "tea", "#tea"] {
+        let path = format!("/_matrix/client/v3/directory/room/{}", segment(wrong));
+        let answer = alice.put(&path, &json!({ "room_id": room })).await;
+        assert_eq!(answer.status, 400, "{wrong}: {answer:?}");
+    }
+}

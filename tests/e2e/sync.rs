@@ -156,3 +156,131 @@ async fn lazy_loading_sends_the_members_who_matter() {
         .collect();
     assert_eq!(members, [alice.user_id.as_str(), bob.user_id.as_str()]);
 }
+
+/// Syncs from the beginning with a filter; gives the part of one joined room.
+async fn joined_with(client: &Client, room: &str, filter: Value, more: &str) -> Value {
+    let filter = segment(&filter.to_string());
+    let sync = client.sync(&format!("timeout=0&filter={filter}{more}")).await;
+    sync["rooms"]["join"][room].clone()
+}
+
+fn kinds(events: &Value) -> Vec<&str> {
+    events.as_array().into_iter().flatten().map(|event| event["type"].as_str().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn a_filter_chooses_what_comes() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let room = alice.create_room(json!({ "preset": "public_chat", "name": "tea" })).await;
+    let other = alice.create_room(json!({})).await;
+    bob.join(&room).await.ok();
+    alice.say(&room, "1", "hers").await;
+    bob.say(&room, "2", "his").await;
+    let image = json!({ "msgtype": "m.image", "body": "picture", "url": "mxc://localhost/a" });
+    bob.send(&room, "m.room.message", "3", &image).await.ok();
+    let only_messages = |mut timeline: Value| {
+        timeline["types"] = json!(["m.room.message"]);
+        json!({ "room": { "timeline": timeline } })
+    };
+    for (timeline, expected) in [
+        (json!({}), vec!["hers", "his", "picture"]),
+        (json!({ "senders": [alice.user_id] }), vec!["hers"]),
+        (json!({ "not_senders": [alice.user_id] }), vec!["his", "picture"]),
+        (json!({ "contains_url": true }), vec!["picture"]),
+        (json!({ "contains_url": false }), vec!["hers", "his"]),
+        (json!({ "limit": 1 }), vec!["picture"]),
+    ] {
+        let joined = joined_with(&alice, &room, only_messages(timeline.clone()), "").await;
+        assert_eq!(bodies(&joined), expected, "{timeline}");
+    }
+    let filter = json!({ "room": { "state": { "types": ["m.room.name"] }, "timeline": { "limit": 1 } } });
+    let joined = joined_with(&alice, &room, filter, "").await;
+    assert_eq!(kinds(&joined["state"]["events"]), ["m.room.name"]);
+    for (filter, expected) in [
+        (json!({ "room": { "rooms": [room] } }), [true, false]),
+        (json!({ "room": { "not_rooms": [room] } }), [false, true]),
+        (json!({ "room": { "rooms": [] } }), [false, false]),
+    ] {
+        let sync = alice.sync(&format!("timeout=0&filter={}", segment(&filter.to_string()))).await;
+        let has = [&room, &other].map(|room| sync["rooms"]["join"][room].is_object());
+        assert_eq!(has, expected, "{filter}");
+    }
+}
+
+#[tokio::test]
+async fn full_state_repeats_all_state() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({ "name": "tea" })).await;
+    let since = alice.token_of_sync().await;
+    let nothing = alice.sync(&format!("since={since}&timeout=0")).await;
+    assert!(nothing["rooms"]["join"][&room].is_null());
+    let full = alice.sync(&format!("since={since}&timeout=0&full_state=true")).await;
+    let state = &full["rooms"]["join"][&room]["state"]["events"];
+    for kind in ["m.room.create", "m.room.member", "m.room.name", "m.room.power_levels"] {
+        assert!(kinds(state).contains(&kind), "{kind}: {state}");
+    }
+}
+
+/// Spec: `RoomSummary`: up to five heroes, first those who are in the room, never oneself.
+#[tokio::test]
+async fn a_room_without_a_name_has_heroes() {
+    let server = Server::start().await;
+    let [alice, bob, carol] = server.clients(["alice", "bob", "carol"]).await;
+    let request = json!({ "preset": "public_chat", "invite": [carol.user_id] });
+    let room = alice.create_room(request).await;
+    bob.join(&room).await.ok();
+    let summary = alice.sync("timeout=0").await["rooms"]["join"][&room]["summary"].clone();
+    assert_eq!(summary["m.joined_member_count"], 2);
+    assert_eq!(summary["m.invited_member_count"], 1);
+    let mut heroes: Vec<_> =
+        summary["m.heroes"].as_array().unwrap().iter().map(|hero| hero.as_str().unwrap()).collect();
+    heroes.sort_unstable();
+    assert_eq!(heroes, [bob.user_id.as_str(), carol.user_id.as_str()]);
+    let since = alice.token_of_sync().await;
+    bob.leave(&room).await.ok();
+    let sync = alice.sync_until(&since, |sync| sync["rooms"]["join"][&room].is_object()).await;
+    assert_eq!(sync["rooms"]["join"][&room]["summary"]["m.joined_member_count"], 1);
+}
+
+#[tokio::test]
+async fn a_sender_recognises_the_own_message_and_others_do_not_see_how() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.join(&room).await.ok();
+    let (hers, his) = (alice.token_of_sync().await, bob.token_of_sync().await);
+    let said = alice.say(&room, "a-txn-id", "hello").await;
+    let is_it = |event: &Value| event["event_id"] == said;
+    let own = alice.event_of_sync(&hers, &room, is_it).await;
+    assert_eq!(own["unsigned"]["transaction_id"], "a-txn-id");
+    let seen = bob.event_of_sync(&his, &room, is_it).await;
+    assert!(seen["unsigned"]["transaction_id"].is_null(), "{seen}");
+    assert!(seen["unsigned"]["age"].is_number() && seen["origin_server_ts"].is_number(), "{seen}");
+    assert!(seen["room_id"].is_null() && seen["sender"] == alice.user_id.as_str(), "{seen}");
+}
+
+#[tokio::test]
+async fn left_rooms_come_where_the_filter_asks() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.join(&room).await.ok();
+    bob.leave(&room).await.ok();
+    let sync = bob.sync("timeout=0").await;
+    assert!(sync["rooms"]["leave"][&room].is_null());
+    let filter = segment(&json!({ "room": { "include_leave": true } }).to_string());
+    let sync = bob.sync(&format!("timeout=0&filter={filter}")).await;
+    assert!(sync["rooms"]["leave"][&room].is_object(), "{sync}");
+}
+
+#[tokio::test]
+async fn what_is_no_sync_is_refused() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    for query in ["since=garbage", "timeout=soon", "filter=%7B%22room%22%3A1%7D"] {
+        let answer = alice.get(&format!("/_matrix/client/v3/sync?{query}")).await;
+        assert_eq!(answer.status, 400, "{query}: {answer:?}");
+    }
+}

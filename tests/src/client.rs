@@ -127,8 +127,11 @@ impl Client {
     }
 
     /// Sends bytes as they are, and returns the response as it is.
+    ///
+    /// On a connection of its own: after a body that is too large, a server closes it.
     pub async fn raw(&self, method: Method, path: &str, body: Vec<u8>) -> reqwest::Response {
-        let mut request = self.http.request(method, format!("{}{path}", self.base)).body(body);
+        let http = reqwest::Client::new();
+        let mut request = http.request(method, format!("{}{path}", self.base)).body(body);
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
         }

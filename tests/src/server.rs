@@ -25,7 +25,7 @@ const START_MAX: Duration = Duration::from_secs(60);
 const STOP_MAX: Duration = Duration::from_secs(40);
 
 /// Lines of a server's log that a failed test shows.
-const LOG_LINES_MAX: usize = 100;
+const LOG_LINES_MAX: usize = 400;
 
 /// The variable that points the tests at a homeserver that runs already.
 const OUTSIDE: &str = "GANGLION_TEST_SERVER_URL";
