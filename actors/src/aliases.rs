@@ -79,9 +79,14 @@ impl Homeserver {
             return Err(RoomError::NotAllowed("you may not remove this alias".to_owned()));
         }
         let mut batch = Batch::new();
+        batch.expect(&schema::ALIASES, alias, &record);
         batch.delete(&schema::ALIASES, alias);
         batch.delete(&schema::ROOM_ALIASES, &(&*record.room_id, alias));
-        self.storage().commit(batch).await.map_err(RoomError::Commit)
+        self.storage().commit(batch).await.map_err(|error| match error {
+            // Removed or moved by someone else in between.
+            CommitError::Refused(_) => RoomError::NotFound,
+            error => RoomError::Commit(error),
+        })
     }
 
     /// Points an alias at another room, if it still is where it was.
@@ -141,7 +146,8 @@ impl Homeserver {
             match self.room(&room_id).await {
                 Ok(room) => rooms.push(room.public_face().await?),
                 Err(RoomError::NotFound) => {}
-                Err(error) => return Err(error),
+                // One room that cannot be loaded does not hide all others.
+                Err(error) => tracing::warn!(%error, room.id = %room_id, "the directory leaves a room out"),
             }
         }
         rooms.retain(|room| wanted(room));

@@ -79,7 +79,10 @@ impl Homeserver {
         let newest = snapshot.head.tips.last().map(|tip| tip.pdu.event_id().to_string());
         let predecessor = json!({ "room_id": snapshot.room_id, "event_id": newest });
         creation_content.insert("predecessor".to_owned(), predecessor);
-        if !additional_creators.is_empty() {
+        // Ignored by versions that know no further creators, as the specification says.
+        let knows_creators = room_version::rules(&version)
+            .is_some_and(|version| version.authorization.additional_room_creators);
+        if knows_creators && !additional_creators.is_empty() {
             creation_content.insert("additional_creators".to_owned(), json!(additional_creators));
         }
         let mut new = NewRoom {
@@ -105,7 +108,7 @@ impl Homeserver {
                 });
             }
         }
-        adapt_power_levels(&mut new, &additional_creators)?;
+        adapt_power_levels(&mut new, &additional_creators, &privileged_creators(old).await?)?;
         Ok(new)
     }
 
@@ -121,15 +124,34 @@ impl Homeserver {
     }
 }
 
+/// The users who outrank everyone in a room because they created it, where the version has that.
+async fn privileged_creators(room: &RoomHandle) -> Result<Vec<String>, RoomError> {
+    let outrank = room.snapshot().rules.authorization.explicitly_privilege_room_creators;
+    let Some(create) = room.current("m.room.create", "").await?.filter(|_| outrank) else {
+        return Ok(Vec::new());
+    };
+    let content: Value = serde_json::from_str(create.pdu.content().get()).unwrap_or_default();
+    let additional = content["additional_creators"].as_array().into_iter().flatten();
+    let additional = additional.filter_map(Value::as_str).map(ToOwned::to_owned);
+    Ok(std::iter::once(create.pdu.sender().to_string()).chain(additional).collect())
+}
+
 /// Lets the creator set everything up, and ends with the power levels of the old room.
 ///
-/// Where creators outrank everyone, they must not have a level of their own.
-fn adapt_power_levels(new: &mut NewRoom, additional_creators: &[OwnedUserId]) -> Result<(), RoomError> {
+/// Where creators outrank everyone, they must not have a level of their own; where they no longer do, those of
+/// the old room get the highest level that counts for anything.
+fn adapt_power_levels(
+    new: &mut NewRoom,
+    additional_creators: &[OwnedUserId],
+    old_creators: &[String],
+) -> Result<(), RoomError> {
     let Some(place) = new.initial_state.iter().position(|event| event.kind == "m.room.power_levels") else {
         return Ok(());
     };
     let mut levels: Map<String, Value> =
         serde_json::from_str(new.initial_state[place].content.get()).unwrap_or_default();
+    // Room versions up to 9 took numbers written as strings, later ones refuse them.
+    levels.values_mut().for_each(numbers);
     let outranks = room_version::rules(&new.version)
         .is_some_and(|version| version.authorization.explicitly_privilege_room_creators);
     if outranks {
@@ -142,8 +164,37 @@ fn adapt_power_levels(new: &mut NewRoom, additional_creators: &[OwnedUserId]) ->
         new.initial_state.remove(place);
         return Ok(());
     }
+    let highest = levels.values().map(highest).max().unwrap_or_default().max(100);
+    if !old_creators.is_empty() {
+        let users = levels.entry("users").or_insert_with(|| Value::Object(Map::new()));
+        let users = users.as_object_mut().into_iter();
+        users.for_each(|users| users.extend(old_creators.iter().map(|user| (user.clone(), highest.into()))));
+    }
+    // Whoever sets the final levels needs as much as any of them.
+    new.power_levels.insert("users".to_owned(), json!({ new.creator.to_string(): highest }));
     new.initial_state[place].content = raw(&Value::Object(levels))?;
     Ok(())
+}
+
+/// Turns levels that are written as strings into numbers, at any depth.
+fn numbers(level: &mut Value) {
+    match level {
+        Value::String(text) => {
+            if let Ok(number) = text.trim().parse::<i64>() {
+                *level = number.into();
+            }
+        }
+        Value::Object(levels) => levels.values_mut().for_each(numbers),
+        _ => {}
+    }
+}
+
+/// The highest number in a part of a power levels event.
+fn highest(levels: &Value) -> i64 {
+    match levels {
+        Value::Object(levels) => levels.values().map(highest).max().unwrap_or_default(),
+        level => level.as_i64().unwrap_or_default(),
+    }
 }
 
 /// Keeps ordinary members from talking and inviting in the old room.

@@ -6,11 +6,14 @@ use engine::id::{ShortEventId, TimelineIndex};
 use ruma::{MilliSecondsSinceUnixEpoch, UserId, api::client::filter::RoomEventFilter};
 use storage::{Direction, KeyRange, schema};
 
-use super::{RoomError, RoomHandle, StoredEvent};
+use super::{RoomError, RoomHandle, StoredEvent, read::Sights};
 use crate::filter;
 
 /// Events that are looked at, at most, to fill a page through a narrow filter.
 const SCAN_MAX: usize = 2000;
+
+/// Events that are fetched at a time, at least, once the first of them did not fill the page.
+const REFILL_MIN: usize = 100;
 
 /// Which way a page goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,12 +51,17 @@ pub struct Page {
 impl RoomHandle {
     /// A page of the events that a user may see.
     pub async fn page(&self, query: &PageQuery<'_>) -> Result<Page, RoomError> {
+        if !filter::applies_to_room(query.filter, &self.snapshot().room_id) {
+            return Ok(Page { events: Vec::new(), end: None });
+        }
         let access = self.access(query.user_id).await?;
+        let mut sights = Sights::default();
         let mut events = Vec::new();
         let mut boundary = query.from;
         let mut scanned = 0;
         while scanned < SCAN_MAX {
-            let wanted = query.limit - events.len() + 1;
+            let missing = query.limit - events.len() + 1;
+            let wanted = if scanned == 0 { missing } else { missing.max(REFILL_MIN) };
             let batch = match query.direction {
                 PageDirection::Backward => self.timeline_back(boundary, wanted).await?,
                 PageDirection::Forward => self.timeline_forward(boundary, wanted).await?,
@@ -76,8 +84,10 @@ impl RoomHandle {
                     PageDirection::Backward => TimelineIndex(index.0 - 1),
                     PageDirection::Forward => index,
                 };
-                if filter::passes(query.filter, &event.pdu) {
-                    events.extend(self.visible_to(query.user_id, access, vec![event]).await?);
+                if filter::passes(query.filter, &event.pdu)
+                    && self.is_visible(query.user_id, access, &event, &mut sights).await?
+                {
+                    events.push(event);
                 }
             }
             if is_last {

@@ -82,7 +82,8 @@ impl RoomHandle {
         self.is_visible(user_id, access, event, &mut Sights::default()).await
     }
 
-    async fn is_visible(
+    /// Whether a user may see one of many events, of which neighbours share what `sights` remembers.
+    pub(super) async fn is_visible(
         &self,
         user_id: &UserId,
         access: Access,
@@ -99,7 +100,7 @@ impl RoomHandle {
         // two states.
         let mut best = may_see(sight.visibility, sight.presence(), joined_since);
         if event.pdu.kind() == "m.room.history_visibility" && event.pdu.state_key() == Some("") {
-            sight.visibility = sight.visibility.max(HistoryVisibility::of(Some(&event.pdu)));
+            sight.visibility = HistoryVisibility::of(Some(&event.pdu));
             best |= may_see(sight.visibility, sight.presence(), joined_since);
         }
         if event.pdu.kind() == "m.room.member" && event.pdu.state_key() == Some(user_id.as_str()) {
@@ -152,6 +153,22 @@ impl RoomHandle {
             return Ok(self.snapshot().head.root);
         }
         Err(RoomError::NotJoined)
+    }
+
+    /// The state that a user may read as it was at a boundary of the timeline.
+    ///
+    /// Who has left reads no state that came after: a later boundary counts as that of when they left.
+    pub async fn readable_root_at(
+        &self,
+        user_id: &UserId,
+        boundary: TimelineIndex,
+    ) -> Result<StateRoot, RoomError> {
+        let access = self.access(user_id).await?;
+        match access.joined_until {
+            Some(until) => self.root_at(boundary.min(until)).await,
+            None if self.is_world_readable().await? => self.root_at(boundary).await,
+            None => Err(RoomError::NotJoined),
+        }
     }
 
     /// Events in client format, as a viewer sees them.
@@ -235,6 +252,6 @@ fn render_one(
 
 /// The last state looked at: neighbours in the timeline mostly share it.
 #[derive(Default)]
-struct Sights {
+pub(super) struct Sights {
     last: Option<(StateRoot, Sight)>,
 }

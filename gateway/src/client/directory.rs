@@ -75,7 +75,7 @@ pub async fn room_aliases(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<aliases::v3::Request>,
 ) -> ApiResult<Matrix<aliases::v3::Response>> {
-    let room = app.homeserver().room(&request.room_id).await?;
+    let room = super::events::room_of(&app, &request.room_id).await?;
     if !room.is_world_readable().await? {
         super::events::require_joined(&room, &requester).await?;
     }

@@ -74,6 +74,8 @@ pub async fn send_state(
     let content = object(request.body.into_json())?;
     let kind = request.event_type.to_string();
     if kind == "m.room.canonical_alias" {
+        // Others learn nothing about aliases here.
+        require_joined(&room_of(&app, &request.room_id).await?, &requester).await?;
         check_aliases(&app, &request.room_id, &content).await?;
     }
     let draft = Draft { kind: kind.into(), state_key: Some(request.state_key), content, redacts: None };
@@ -197,11 +199,13 @@ pub async fn get_members(
     Authenticated { requester, request }: Authenticated<get_member_events::v3::Request>,
 ) -> ApiResult<Matrix<get_member_events::v3::Response>> {
     let room = room_of(&app, &request.room_id).await?;
-    let mut root = room.readable_root(&requester.user_id).await?;
-    if let Some(at) = &request.at {
-        let token: Token = at.parse().map_err(|_| ApiError::invalid_param("at is not a token"))?;
-        root = room.root_at(token.boundary()).await?;
-    }
+    let root = match &request.at {
+        Some(at) => {
+            let token: Token = at.parse().map_err(|_| ApiError::invalid_param("at is not a token"))?;
+            room.readable_root_at(&requester.user_id, token.boundary()).await?
+        }
+        None => room.readable_root(&requester.user_id).await?,
+    };
     let mut events = room.state(root, Some("m.room.member")).await?;
     let wanted = request.membership.map(|membership| membership.to_string());
     let unwanted = request.not_membership.map(|membership| membership.to_string());

@@ -2,7 +2,7 @@
 //!
 //! Spec: client-server API, "Room membership".
 
-use actors::room::{MembershipAction, MembershipChange};
+use actors::room::{MembershipAction, MembershipChange, RoomError};
 use axum::extract::State;
 use ruma::{
     OwnedRoomId, OwnedRoomOrAliasId, OwnedUserId, RoomId,
@@ -128,7 +128,11 @@ pub async fn forget_room(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<forget_room::v3::Request>,
 ) -> ApiResult<Matrix<forget_room::v3::Response>> {
-    app.homeserver().room(&request.room_id).await?.forget(requester.user_id).await?;
+    let room = app.homeserver().room(&request.room_id).await?;
+    room.forget(requester.user_id).await.map_err(|error| match error {
+        RoomError::Invalid(message) => ApiError::bad_request("M_UNKNOWN", message),
+        error => error.into(),
+    })?;
     Ok(Matrix(forget_room::v3::Response::new()))
 }
 
@@ -144,7 +148,7 @@ pub async fn joined_rooms(
 }
 
 /// The room of an ID or a local alias.
-async fn resolve(app: &App, id: OwnedRoomOrAliasId) -> ApiResult<OwnedRoomId> {
+pub async fn resolve(app: &App, id: OwnedRoomOrAliasId) -> ApiResult<OwnedRoomId> {
     let alias = match OwnedRoomId::try_from(id) {
         Ok(room_id) => return Ok(room_id),
         Err(alias) => alias,
