@@ -16,6 +16,7 @@ pub mod profile;
 pub mod push_rules;
 pub mod register;
 pub mod rooms;
+pub mod summary;
 pub mod sync;
 pub mod timeline;
 pub mod well_known;

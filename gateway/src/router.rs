@@ -15,7 +15,7 @@ use crate::{
     app::App,
     client::{
         account, account_data, devices, directory, ephemeral, events, filters, login, membership, old,
-        openid, presence, profile, push_rules, register, rooms, sync, timeline, well_known,
+        openid, presence, profile, push_rules, register, rooms, summary, sync, timeline, well_known,
     },
     error::ApiError,
 };
@@ -62,6 +62,7 @@ fn client_routes() -> Router<App> {
         .merge(account_routes());
     let v1 = Router::new()
         .route("/register/m.login.registration_token/validity", get(register::token_validity))
+        .route("/room_summary/{room}", get(summary::room_summary))
         .route("/rooms/{room}/timestamp_to_event", get(timeline::timestamp_to_event));
     Router::new().nest("/_matrix/client/v3", v3).nest("/_matrix/client/v1", v1)
 }
