@@ -223,6 +223,9 @@ impl RoomStore {
                 let row = row.ok_or_else(|| ReadError::Lost(format!("state node {id:?}")))?;
                 let node = Node::decode(&row)
                     .map_err(|error| ReadError::Lost(format!("state node {id:?}: {error}")))?;
+                if node.id() != id {
+                    return Err(ReadError::Lost(format!("state node {id:?}: another one is in its place")));
+                }
                 let node = Arc::new(node);
                 self.nodes.insert(id, node.clone());
                 fetched.own.insert(id, node);

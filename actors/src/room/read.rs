@@ -94,7 +94,8 @@ impl RoomHandle {
         if access.joined_from.is_some_and(|from| event.index >= Some(from)) {
             return Ok(true);
         }
-        let joined_since = access.joined_until.is_some_and(|until| event.index <= Some(until));
+        let joined_since =
+            access.joined_until.is_some_and(|until| event.index.is_some_and(|index| index <= until));
         let mut sight = self.sight(event.before, user_id, sights).await?;
         // An event that changes the visibility or the user's own membership counts by the better of the
         // two states.
