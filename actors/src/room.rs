@@ -10,16 +10,20 @@
 //! together with the reply, and the next message is taken. Once durable, the writer's completion
 //! publishes the snapshot, marks the sessions concerned, and replies.
 
+mod adopt;
 mod change;
 mod content;
 mod ephemeral;
 mod error;
 mod event;
+mod graph;
 mod handle;
+mod history;
 mod load;
 mod membership;
 mod page;
 mod read;
+mod receive;
 mod snapshot;
 
 use std::{
@@ -41,19 +45,22 @@ use storage::{
     schema::{self, AliasRecord, SentBy, TxnKey},
 };
 
-use self::{
-    change::{Change, Pending},
-    ephemeral::Typists,
-};
 pub use self::{
+    adopt::{Adopt, Outside},
     content::{allowed_rooms, join_rule, membership as membership_of, string as content_string},
     error::RoomError,
     event::{ReadError, RoomStore, StoredEvent},
     handle::RoomHandle,
+    history::Backfill,
     membership::{MembershipAction, MembershipChange},
     page::{Page, PageDirection, PageQuery},
     read::{Access, Viewer},
+    receive::{Receive, Received},
     snapshot::{Published, RECENT_MAX, Receipt, Receipts, RoomHead, RoomSnapshot, Typing},
+};
+use self::{
+    change::{Change, Pending},
+    ephemeral::Typists,
 };
 use crate::{
     directory::{DirectoryActor, Meter},
@@ -116,6 +123,16 @@ pub enum RoomMessage {
     Send(Box<Send>, RpcReplyPort<Result<OwnedEventId, RoomError>>),
     /// Change a membership on behalf of a local user.
     Membership(Box<MembershipChange>, RpcReplyPort<Result<Option<OwnedEventId>, RoomError>>),
+    /// Take in an event from another server.
+    Receive(Box<Receive>, RpcReplyPort<Result<Received, RoomError>>),
+    /// Keep events that others refer to.
+    Outliers(Vec<Pdu>, RpcReplyPort<Result<(), RoomError>>),
+    /// Fill a hole in the timeline.
+    Backfill(Box<Backfill>, RpcReplyPort<Result<usize, RoomError>>),
+    /// Take over the room as a resident server gave it.
+    Adopt(Box<Adopt>, RpcReplyPort<Result<(), RoomError>>),
+    /// Note a local user's membership in a room that this server is not in.
+    Outside(Box<Outside>, RpcReplyPort<Result<(), RoomError>>),
     /// Hide the room from a user who has left it.
     Forget(OwnedUserId, RpcReplyPort<Result<(), RoomError>>),
     /// Set a public receipt of a local user.
@@ -243,24 +260,46 @@ impl DirectoryActor for RoomActor {
 impl Empty {
     async fn handle(&self, myself: &ActorRef<RoomMessage>, message: RoomMessage) -> Option<ActiveRoom> {
         match message {
-            RoomMessage::Create(create, reply) => match self.create(*create).await {
-                Ok((mut room, change, extra)) => {
-                    room.announce();
-                    room.submit(myself, change, extra, move |result| {
-                        let _ = reply.send(result);
-                    });
-                    return Some(room);
-                }
-                Err(error) => drop(reply.send(Err(error))),
-            },
+            RoomMessage::Create(create, reply) => {
+                return Self::begin(myself, self.create(*create).await, reply);
+            }
+            RoomMessage::Adopt(adopt, reply) => {
+                return Self::begin(myself, self.adopt(*adopt).await, reply);
+            }
+            RoomMessage::Outside(outside, reply) => {
+                return Self::begin(myself, self.outside(*outside).await, reply);
+            }
+            RoomMessage::Receive(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
+            RoomMessage::Backfill(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
             RoomMessage::Send(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
             RoomMessage::Membership(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
-            RoomMessage::Forget(_, reply)
+            RoomMessage::Outliers(_, reply)
+            | RoomMessage::Forget(_, reply)
             | RoomMessage::Receipt(_, reply)
             | RoomMessage::Typing(_, _, reply) => drop(reply.send(Err(RoomError::NotFound))),
             RoomMessage::TypingDue | RoomMessage::CommitFailed(_) => {}
         }
         None
+    }
+
+    fn begin(
+        myself: &ActorRef<RoomMessage>,
+        begun: Result<(ActiveRoom, Change, storage::Batch), RoomError>,
+        reply: RpcReplyPort<Result<(), RoomError>>,
+    ) -> Option<ActiveRoom> {
+        match begun {
+            Ok((mut room, change, extra)) => {
+                room.announce();
+                room.submit(myself, change, extra, move |result| {
+                    let _ = reply.send(result);
+                });
+                Some(room)
+            }
+            Err(error) => {
+                let _ = reply.send(Err(error));
+                None
+            }
+        }
     }
 
     async fn create(&self, create: Create) -> Result<(ActiveRoom, Change, storage::Batch), RoomError> {
@@ -309,12 +348,43 @@ impl ActiveRoom {
             RoomMessage::Send(send, reply) => self.send(myself, *send, reply).await,
             RoomMessage::Membership(membership, reply) => {
                 let mut change = Change::new(self);
-                match self.change_membership(&mut change, *membership).await {
-                    Ok(event_id) => self.submit(myself, change, storage::Batch::default(), move |result| {
-                        let _ = reply.send(result.map(|()| event_id));
-                    }),
-                    Err(error) => drop(reply.send(Err(error))),
-                }
+                let outcome = self.change_membership(&mut change, *membership).await;
+                self.conclude(myself, change, outcome, reply);
+            }
+            RoomMessage::Receive(receive, reply) => {
+                let mut change = Change::new(self);
+                let outcome = self.receive(&mut change, *receive).await;
+                self.conclude(myself, change, outcome, reply);
+            }
+            RoomMessage::Outliers(pdus, reply) => {
+                let mut change = Change::new(self);
+                let outcome = self.store_outliers(&mut change, pdus).await;
+                self.conclude(myself, change, outcome, reply);
+            }
+            RoomMessage::Backfill(backfill, reply) => {
+                let mut change = Change::new(self);
+                let outcome = self.backfill(&mut change, *backfill).await;
+                self.conclude(myself, change, outcome, reply);
+            }
+            RoomMessage::Adopt(adopt, reply) => {
+                let mut change = Change::new(self);
+                let outcome = if self.is_resident(&change) {
+                    let Adopt { join, origin, .. } = *adopt;
+                    let receive = Receive { pdu: join, origin, prev_states: BTreeMap::new() };
+                    self.receive(&mut change, receive).await.map(drop)
+                } else {
+                    self.adopt(&mut change, *adopt).await
+                };
+                self.conclude(myself, change, outcome, reply);
+            }
+            RoomMessage::Outside(outside, reply) => {
+                let mut change = Change::new(self);
+                let outcome = if self.is_resident(&change) {
+                    Err(RoomError::Invalid("this server is in the room".to_owned()))
+                } else {
+                    self.outside(&mut change, *outside).await
+                };
+                self.conclude(myself, change, outcome, reply);
             }
             RoomMessage::Forget(user, reply) => self.forget(user, reply).await,
             RoomMessage::Receipt(receipt, reply) => self.set_receipt(myself, *receipt, reply),
@@ -327,6 +397,22 @@ impl ActiveRoom {
             RoomMessage::CommitFailed(error) => return Err(error.into()),
         }
         Ok(())
+    }
+
+    /// Submits a change that went well, and answers once it is durable.
+    fn conclude<T: std::marker::Send + 'static>(
+        &mut self,
+        myself: &ActorRef<RoomMessage>,
+        change: Change,
+        outcome: Result<T, RoomError>,
+        reply: RpcReplyPort<Result<T, RoomError>>,
+    ) {
+        match outcome {
+            Ok(value) => self.submit(myself, change, storage::Batch::default(), move |result| {
+                let _ = reply.send(result.map(|()| value));
+            }),
+            Err(error) => drop(reply.send(Err(error))),
+        }
     }
 
     async fn send(
@@ -402,7 +488,7 @@ impl ActiveRoom {
         let mut batch = std::mem::take(&mut change.batch);
         batch.append(extra);
         self.head = change.head.clone();
-        if !change.events.is_empty() {
+        if !change.tickets.is_empty() {
             batch.put(&schema::ROOMS, &self.room, &self.record(change.position()));
         }
         self.hot = if change.hot.len() > HOT_MAX { imbl::OrdMap::new() } else { change.hot.clone() };
@@ -414,6 +500,7 @@ impl ActiveRoom {
             published: self.published.clone(),
             snapshot: Arc::new(self.snapshot()),
             position: change.position(),
+            hidden: change.hidden.values().cloned().collect(),
             events: change.events.iter().chain(&change.replaced).cloned().collect(),
             entries: change.entries(),
         };
@@ -456,13 +543,14 @@ struct Completion {
     published: Arc<Published>,
     snapshot: Arc<RoomSnapshot>,
     position: engine::id::Position,
+    hidden: Vec<Arc<StoredEvent>>,
     events: Vec<Arc<StoredEvent>>,
     entries: Vec<(OwnedUserId, crate::session::RoomEntry)>,
 }
 
 impl Completion {
     fn publish(self) {
-        for event in &self.events {
+        for event in self.hidden.iter().chain(&self.events) {
             self.shared.store.remember(event);
         }
         let room_id = self.snapshot.room_id.clone();

@@ -1,3 +1,4 @@
 //! Rooms, without I/O.
 
 pub mod create;
+pub mod receive;

@@ -7,7 +7,7 @@ use std::{fmt, marker::PhantomData};
 
 use bytes::Bytes;
 use engine::id::{ShortEventId, ShortRoomId, TimelineIndex};
-use ruma::{OwnedDeviceId, OwnedEventId, OwnedRoomAliasId, OwnedRoomId, OwnedUserId};
+use ruma::{OwnedDeviceId, OwnedEventId, OwnedRoomAliasId, OwnedRoomId, OwnedServerName, OwnedUserId};
 
 mod rooms;
 mod users;
@@ -167,6 +167,26 @@ tables! {
     ///
     /// Key: room, `origin_server_ts`, event. Writer: `RoomActor`, in the same batch as `TIMELINE`. Changes: append.
     14 => EVENTS_BY_TIME: (ShortRoomId, u64, ShortEventId) => ();
+
+    /// How many joined members each server has in each room.
+    ///
+    /// Key: room, server. Writer: `RoomActor`, with the membership event. Changes: overwritten; deletion at none.
+    57 => ROOM_SERVERS: (ShortRoomId, OwnedServerName) => u64;
+
+    /// The stripped state that came with a local user's invite to, or knock on, a room that this server is not in.
+    ///
+    /// Key: user, room ID. Writer: `RoomActor`, in the same batch as `MEMBERSHIPS`. Changes: overwritten.
+    58 => STRIPPED_STATES: (OwnedUserId, OwnedRoomId) => StrippedStateRecord;
+
+    /// Redactions whose targets are not known yet.
+    ///
+    /// Key: room, target. Writer: `RoomActor`, with the redaction. Changes: deletion, once the target is there.
+    59 => EARLY_REDACTIONS: (ShortRoomId, OwnedEventId) => ShortEventId;
+
+    /// Holes in the known timelines.
+    ///
+    /// Key: room, the place after the hole. Writer: `RoomActor`. Changes: overwritten; deletion once it is filled.
+    64 => GAPS: (ShortRoomId, TimelineIndex) => GapRecord;
 
     /// Local accounts; the row makes the user exist, and stays when the account is deactivated.
     ///

@@ -13,9 +13,9 @@ use engine::{
     id::{Position, ShortEventId, ShortRoomId, TimelineIndex},
     pdu::{self, BuildContext, Draft, Pdu},
     room_version::RoomVersion,
-    state::{self, Node, NodeId, NodeSource},
+    state::{self, Missing, Node, NodeId, NodeSource, StateRoot},
 };
-use ruma::{EventId, OwnedEventId, OwnedUserId, UserId, events::StateEventType};
+use ruma::{EventId, OwnedEventId, OwnedUserId, ServerName, UserId, events::StateEventType};
 use storage::{
     Batch, Ticket,
     schema::{self, MembershipRecord, RoomRecord, SentBy, Standing, TxnKey},
@@ -23,6 +23,9 @@ use storage::{
 
 use super::{ActiveRoom, RoomError, RoomHead, StateKey, StoredEvent, content};
 use crate::session::RoomEntry;
+
+/// Forward extremities that an event refers to, at most; the specification allows 20.
+const PREV_EVENTS_MAX: usize = 10;
 
 /// Events that are appended together, and what follows from them.
 pub(super) struct Change {
@@ -34,6 +37,10 @@ pub(super) struct Change {
     pub(super) batch: Batch,
     /// The new events, in order.
     pub(super) events: Vec<Arc<StoredEvent>>,
+    /// Events that are stored without a place in the timeline.
+    pub(super) hidden: BTreeMap<ShortEventId, Arc<StoredEvent>>,
+    /// Their numbers.
+    pub(super) hidden_ids: BTreeMap<OwnedEventId, ShortEventId>,
     /// Older events that changed (were redacted).
     pub(super) replaced: Vec<Arc<StoredEvent>>,
     /// New nodes of the state tree.
@@ -51,11 +58,22 @@ impl Change {
             hot: room.hot.clone(),
             batch: Batch::default(),
             events: Vec::new(),
+            hidden: BTreeMap::new(),
+            hidden_ids: BTreeMap::new(),
             replaced: Vec::new(),
             nodes: BTreeMap::new(),
             memberships: Vec::new(),
             tickets: Vec::new(),
         }
+    }
+
+    /// Takes a new root with the nodes that it needs.
+    pub(super) fn set_nodes(&mut self, applied: state::Applied) -> StateRoot {
+        for (id, node) in applied.new_nodes {
+            self.batch.put(&schema::STATE_NODES, &id.0, &node.encode().into());
+            self.nodes.insert(id, node);
+        }
+        applied.root
     }
 
     /// The newest position of the change.
@@ -71,6 +89,28 @@ impl Change {
             .map(|(user, record)| (user.clone(), RoomEntry::new(record.clone(), position)))
             .collect()
     }
+}
+
+/// A member whose event in the current state changed.
+pub(super) struct MemberChange<'a> {
+    /// The event that held the place before.
+    pub(super) before: Option<&'a StoredEvent>,
+    /// The event that holds it now.
+    pub(super) after: Option<&'a StoredEvent>,
+    /// Where in the timeline it changed.
+    pub(super) at: TimelineIndex,
+}
+
+/// What a local user's relation to the room becomes.
+pub(super) struct Membership {
+    /// Whose it is.
+    pub(super) user: OwnedUserId,
+    /// The membership event.
+    pub(super) event: ShortEventId,
+    /// Where in the timeline it changes.
+    pub(super) at: TimelineIndex,
+    /// What it becomes.
+    pub(super) after: String,
 }
 
 /// Nodes of a change that is not stored yet, in front of the room's own.
@@ -100,7 +140,8 @@ struct InFlight {
 impl Pending {
     /// Keeps what a submitted change wrote until it is durable.
     pub(super) fn add(&mut self, change: &mut Change) {
-        let events = change.events.iter().chain(&change.replaced).cloned().collect();
+        let hidden = std::mem::take(&mut change.hidden).into_values();
+        let events = hidden.chain(change.events.iter().chain(&change.replaced).cloned()).collect();
         let nodes = std::mem::take(&mut change.nodes);
         self.0.push_back(InFlight { position: change.position(), events, nodes });
     }
@@ -147,7 +188,8 @@ impl ActiveRoom {
         let create = self.current(change, "m.room.create", "").await?;
         check(&pdu, auth_events, create.as_deref(), self.rules)?;
         let target = self.redaction_target(change, &pdu).await?;
-        let event = self.insert(change, Arc::new(pdu), sent_by).await?;
+        let rank = auth_events.values().map(|event| event.rank + 1).max().unwrap_or(0);
+        let event = self.insert(change, Arc::new(pdu), rank, sent_by).await?;
         if let Some(target) = target {
             self.redact(change, &target, &event)?;
         }
@@ -184,18 +226,34 @@ impl ActiveRoom {
             return Ok(Some(event.clone()));
         }
         let root = change.head.root;
-        let short = self
-            .shared
-            .store
-            .with_nodes(|behind| {
-                let nodes = NodesOf { change: &change.nodes, pending: &self.pending, behind };
-                state::get(&nodes, root, kind, state_key)
-            })
-            .await?;
+        let short = self.with_nodes(change, |nodes| state::get(nodes, root, kind, state_key)).await?;
         match short {
             None => Ok(None),
             Some(short) => Ok(Some(self.event(change, short).await?)),
         }
+    }
+
+    /// Runs a state operation on stored nodes and those that are still in the making.
+    pub(super) async fn with_nodes<T>(
+        &self,
+        change: &Change,
+        operation: impl Fn(&dyn NodeSource) -> Result<T, Missing>,
+    ) -> Result<T, RoomError> {
+        let read = self.shared.store.with_nodes(|behind| {
+            operation(&NodesOf { change: &change.nodes, pending: &self.pending, behind })
+        });
+        Ok(read.await?)
+    }
+
+    /// A state with some keys changed.
+    pub(super) async fn apply(
+        &self,
+        change: &mut Change,
+        root: StateRoot,
+        entries: &BTreeMap<StateKey, Option<ShortEventId>>,
+    ) -> Result<StateRoot, RoomError> {
+        let applied = self.with_nodes(change, |nodes| state::apply(nodes, root, self.salt, entries)).await?;
+        Ok(change.set_nodes(applied))
     }
 
     /// What users may do, by the current state; none in a room without a create event.
@@ -206,8 +264,13 @@ impl ActiveRoom {
         Ok(Some(Powers::new(create.pdu.clone(), power_levels, self.rules)))
     }
 
-    async fn event(&self, change: &Change, short: ShortEventId) -> Result<Arc<StoredEvent>, RoomError> {
+    pub(super) async fn event(
+        &self,
+        change: &Change,
+        short: ShortEventId,
+    ) -> Result<Arc<StoredEvent>, RoomError> {
         let own = change.replaced.iter().chain(&change.events).find(|event| event.short == short);
+        let own = own.or_else(|| change.hidden.get(&short));
         match own.or_else(|| self.pending.find(|event| event.short == short)) {
             Some(event) => Ok(event.clone()),
             None => Ok(self.shared.store.event(short).await?),
@@ -221,7 +284,8 @@ impl ActiveRoom {
         draft: Draft,
         auth_events: &BTreeMap<StateKey, Arc<StoredEvent>>,
     ) -> Result<Pdu, RoomError> {
-        let prev_events: Vec<_> = change.head.tips.iter().map(|tip| tip.pdu.clone()).collect();
+        let newest = change.head.tips.iter().rev().take(PREV_EVENTS_MAX);
+        let prev_events: Vec<_> = newest.map(|tip| tip.pdu.clone()).collect();
         let auth_events: Vec<_> = auth_events.values().map(|event| event.pdu.clone()).collect();
         let seed = self.shared.env.entropy.token(18);
         let context = BuildContext {
@@ -243,6 +307,7 @@ impl ActiveRoom {
         &self,
         change: &mut Change,
         pdu: Arc<Pdu>,
+        rank: u64,
         sent_by: Option<SentBy>,
     ) -> Result<Arc<StoredEvent>, RoomError> {
         let ticket = self.shared.store.storage().reserve(1);
@@ -261,12 +326,14 @@ impl ActiveRoom {
             replaces: replaces.as_ref().map(|event| event.short),
             redacted_by: None,
             sent_by,
+            rank,
         });
         self.count_members(change, &event, replaces.as_deref()).await?;
         if let Some(state_key) = event.pdu.state_key() {
             change.hot.insert((event.pdu.kind().to_owned(), state_key.to_owned()), event.clone());
         }
-        change.head.tips = vec![event.clone()];
+        change.head.tips.retain(|tip| !event.pdu.prev_events().contains(tip.pdu.event_id()));
+        change.head.tips.push(event.clone());
         change.head.latest = index;
         change.head.push_recent(event.clone());
         self.store_event(change, &event);
@@ -275,7 +342,8 @@ impl ActiveRoom {
         Ok(event)
     }
 
-    fn store_event(&self, change: &mut Change, event: &StoredEvent) {
+    /// Writes an event's rows.
+    pub(super) fn store_event(&self, change: &mut Change, event: &StoredEvent) {
         let batch = &mut change.batch;
         batch.put(&schema::EVENT_IDS, event.pdu.event_id(), &event.short);
         batch.put(&schema::EVENTS, &event.short, &event.to_record());
@@ -301,19 +369,7 @@ impl ActiveRoom {
         let replaces = self.current(change, pdu.kind(), state_key).await?;
         let changes = BTreeMap::from([((pdu.kind().to_owned(), state_key.to_owned()), Some(short))]);
         let root = change.head.root;
-        let applied = self
-            .shared
-            .store
-            .with_nodes(|behind| {
-                let nodes = NodesOf { change: &change.nodes, pending: &self.pending, behind };
-                state::apply(&nodes, root, self.salt, &changes)
-            })
-            .await?;
-        change.head.root = applied.root;
-        for (id, node) in applied.new_nodes {
-            change.batch.put(&schema::STATE_NODES, &id.0, &node.encode().into());
-            change.nodes.insert(id, node);
-        }
+        change.head.root = self.apply(change, root, &changes).await?;
         Ok(replaces)
     }
 
@@ -327,37 +383,67 @@ impl ActiveRoom {
         if event.pdu.kind() != "m.room.member" {
             return Ok(());
         }
-        let before = replaces.map(|event| content::membership(&event.pdu));
-        let before = before.as_deref().unwrap_or("leave");
-        let after = content::membership(&event.pdu);
+        let moved =
+            MemberChange { before: replaces, after: Some(event), at: event.index.unwrap_or_default() };
+        self.member_changed(change, &moved).await
+    }
+
+    /// Takes note of a changed member: in the counts, in the list of servers, in a local user's rooms.
+    pub(super) async fn member_changed(
+        &self,
+        change: &mut Change,
+        member: &MemberChange<'_>,
+    ) -> Result<(), RoomError> {
+        let membership = |event: Option<&StoredEvent>| {
+            event.map_or_else(|| "leave".to_owned(), |event| content::membership(&event.pdu))
+        };
+        let (before, after) = (membership(member.before), membership(member.after));
+        let Some(held) = member.after.or(member.before) else { return Ok(()) };
+        let Some(user) = held.pdu.state_key().and_then(|key| UserId::parse(key).ok()) else { return Ok(()) };
         for (name, count) in [("join", &mut change.head.joined), ("invite", &mut change.head.invited)] {
             *count += u64::from(after == name);
             *count -= u64::from(before == name).min(*count);
         }
-        let Some(user) = event.pdu.state_key().and_then(|key| UserId::parse(key).ok()) else { return Ok(()) };
+        let joined_before = before == "join";
+        if joined_before != (after == "join") {
+            self.count_server(change, user.server_name(), joined_before);
+        }
         if user.server_name() == self.shared.server_name {
-            self.set_membership(change, user, event, before, &after).await?;
+            let membership = Membership { user, event: held.short, at: member.at, after };
+            self.set_membership(change, membership, &before).await?;
         }
         Ok(())
     }
 
-    async fn set_membership(
+    fn count_server(&self, change: &mut Change, server: &ServerName, leaves: bool) {
+        let held = change.head.servers.get(server).copied().unwrap_or(0);
+        let count = if leaves { held.saturating_sub(1) } else { held + 1 };
+        let key = (self.room, server.to_owned());
+        if count == 0 {
+            change.head.servers.remove(server);
+            change.batch.delete(&schema::ROOM_SERVERS, &key);
+        } else {
+            change.head.servers.insert(server.to_owned(), count);
+            change.batch.put(&schema::ROOM_SERVERS, &key, &count);
+        }
+    }
+
+    /// Stores a local user's relation to the room.
+    pub(super) async fn set_membership(
         &self,
         change: &mut Change,
-        user: OwnedUserId,
-        event: &StoredEvent,
+        membership: Membership,
         before: &str,
-        after: &str,
     ) -> Result<(), RoomError> {
-        let index = event.index.unwrap_or_default();
+        let Membership { user, event, at: index, after } = membership;
         let known = match change.memberships.iter().rev().find(|(known, _)| *known == user) {
             Some((_, record)) => Some(record.clone()),
             None => self.membership_record(&user).await?,
         };
         let record = MembershipRecord {
             room: self.room,
-            membership: after.to_owned(),
-            event: event.short,
+            membership: after.clone(),
+            event,
             since: known
                 .as_ref()
                 .filter(|known| known.membership == after)
@@ -390,7 +476,7 @@ impl ActiveRoom {
         }
     }
 
-    /// The event that a redaction is to strip, if it is known and the sender may.
+    /// The event that a local user's redaction is to strip, if it is known and the sender may.
     ///
     /// Spec: client-server API, "Redactions"; room version 3, "Handling redactions".
     async fn redaction_target(
@@ -415,7 +501,7 @@ impl ActiveRoom {
     }
 
     /// Strips an event in place: its ID, hashes and signatures hold for the stripped form too.
-    fn redact(
+    pub(super) fn redact(
         &self,
         change: &mut Change,
         target: &Arc<StoredEvent>,
@@ -451,6 +537,8 @@ impl ActiveRoom {
         let own = change.replaced.iter().rev().chain(change.events.iter().rev());
         let recent = change.head.recent.iter().rev();
         let hot = own.chain(recent).find(|event| event.pdu.event_id() == event_id);
+        let hidden = || change.hidden_ids.get(event_id).and_then(|short| change.hidden.get(short));
+        let hot = hot.or_else(hidden);
         let event = match hot.or_else(|| self.pending.find(|event| event.pdu.event_id() == event_id)) {
             Some(event) => Some(event.clone()),
             None => self.shared.store.event_by_id(event_id).await?,

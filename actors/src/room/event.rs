@@ -15,7 +15,7 @@ use storage::{
 };
 
 /// An event with its place in the room; immutable, shared by everyone who reads it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct StoredEvent {
     /// The event's local number.
     pub short: ShortEventId,
@@ -37,6 +37,8 @@ pub struct StoredEvent {
     pub redacted_by: Option<ShortEventId>,
     /// The local client's transaction, if one sent it.
     pub sent_by: Option<SentBy>,
+    /// One more than the highest rank of its auth events; 0 without any.
+    pub rank: u64,
 }
 
 impl StoredEvent {
@@ -44,6 +46,7 @@ impl StoredEvent {
     pub fn from_record(short: ShortEventId, record: EventRecord) -> Result<Self, ReadError> {
         let pdu = Pdu::from_stored(record.event_id, record.json)
             .map_err(|error| ReadError::Damaged { short, reason: error.to_string() })?;
+        let pdu = if record.standing == Standing::Rejected { pdu.rejected() } else { pdu };
         Ok(Self {
             short,
             room: record.room,
@@ -55,6 +58,7 @@ impl StoredEvent {
             replaces: record.replaces,
             redacted_by: record.redacted_by,
             sent_by: record.sent_by,
+            rank: record.rank,
         })
     }
 
@@ -71,6 +75,7 @@ impl StoredEvent {
             replaces: self.replaces,
             redacted_by: self.redacted_by,
             sent_by: self.sent_by.clone(),
+            rank: self.rank,
         }
     }
 

@@ -5,17 +5,19 @@ use std::{ops::Bound, sync::Arc, time::Duration};
 use engine::{
     auth::Powers,
     id::{ShortEventId, ShortRoomId, TimelineIndex},
+    pdu::Pdu,
     state::{self, StateRoot},
 };
 use ruma::{EventId, OwnedEventId, OwnedUserId, UserId};
+use serde_json::value::RawValue;
 use storage::{
     Direction, KeyRange,
     schema::{self, MembershipRecord, SentBy},
 };
 
 use super::{
-    MembershipChange, Published, Receipt, Receipts, RoomActor, RoomError, RoomMessage, RoomShared,
-    RoomSnapshot, Send, StoredEvent, Typing, change::txn_key,
+    Backfill, MembershipChange, Published, Receipt, Receipts, Receive, Received, RoomActor, RoomError,
+    RoomMessage, RoomShared, RoomSnapshot, Send, StoredEvent, Typing, change::txn_key,
 };
 use crate::directory::Handle;
 
@@ -74,6 +76,21 @@ impl RoomHandle {
         change: MembershipChange,
     ) -> Result<Option<OwnedEventId>, RoomError> {
         self.actor.call(|reply| RoomMessage::Membership(Box::new(change), reply)).await?
+    }
+
+    /// Takes in an event from another server, whose signatures and hashes are checked.
+    pub async fn receive(&self, receive: Receive) -> Result<Received, RoomError> {
+        self.actor.call(|reply| RoomMessage::Receive(Box::new(receive), reply)).await?
+    }
+
+    /// Keeps events that others refer to, without a place in the graph.
+    pub async fn keep_outliers(&self, pdus: Vec<Pdu>) -> Result<(), RoomError> {
+        self.actor.call(|reply| RoomMessage::Outliers(pdus, reply)).await?
+    }
+
+    /// Fills a hole in the timeline; returns with how many events.
+    pub async fn backfill(&self, backfill: Backfill) -> Result<usize, RoomError> {
+        self.actor.call(|reply| RoomMessage::Backfill(Box::new(backfill), reply)).await?
     }
 
     /// Hides the room from a user who has left it.
@@ -268,7 +285,34 @@ impl RoomHandle {
 
     /// The room's current state as it was once everything up to `index` was in.
     pub async fn root_at(&self, index: TimelineIndex) -> Result<StateRoot, RoomError> {
-        let newest = self.timeline_back(index, 1).await?;
-        Ok(newest.first().map_or_else(StateRoot::default, |event| event.after))
+        if let Some(newest) = self.timeline_back(index, 1).await?.first() {
+            return Ok(newest.after);
+        }
+        // A room of another server starts with whatever state it had when a local user joined.
+        let oldest = self.timeline_forward(index, 1).await?;
+        Ok(oldest.first().map_or_else(StateRoot::default, |event| event.before))
+    }
+
+    /// The newest hole in the timeline that ends after `after` and not after `until`: the place after it.
+    pub fn newest_gap(&self, after: TimelineIndex, until: TimelineIndex) -> Option<TimelineIndex> {
+        let gaps = &self.snapshot().head.gaps;
+        let bounds = (std::ops::Bound::Excluded(after), std::ops::Bound::Included(until));
+        if after >= until { None } else { gaps.range(bounds).next_back().map(|(at, _)| *at) }
+    }
+
+    /// The stripped state that came with a local user's invite or knock, if this server is not in the room.
+    ///
+    /// Each is a JSON object.
+    pub async fn foreign_stripped_state(
+        &self,
+        user: &UserId,
+    ) -> Result<Option<Vec<Box<RawValue>>>, RoomError> {
+        let snapshot = self.snapshot();
+        if snapshot.head.has_server(&self.shared.server_name) {
+            return Ok(None);
+        }
+        let key = (user.to_owned(), snapshot.room_id.clone());
+        let record = self.shared.store.storage().get(&schema::STRIPPED_STATES, &key).await?;
+        Ok(record.map(|record| serde_json::from_slice(&record.events).unwrap_or_default()))
     }
 }

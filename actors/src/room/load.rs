@@ -49,14 +49,21 @@ impl Empty {
         let shorts: Vec<_> = rows.into_iter().rev().map(|(_, short)| short).collect();
         let recent: imbl::Vector<Arc<StoredEvent>> = store.events(&shorts).await?.into();
         let tips = store.events(&record.tips).await?;
+        let all = KeyRange::prefix(&(room,));
+        let servers =
+            store.storage().range(&schema::ROOM_SERVERS, all, Direction::Ascending, usize::MAX).await?;
+        let gaps = KeyRange::prefix(&(room,));
+        let gaps = store.storage().range(&schema::GAPS, gaps, Direction::Ascending, usize::MAX).await?;
         Ok(RoomHead {
             root: record.root,
             tips,
             latest: record.latest,
             joined: record.joined,
             invited: record.invited,
+            servers: servers.into_iter().map(|((_, server), count)| (server, count)).collect(),
+            recent_is_all: recent_is_all && gaps.is_empty(),
+            gaps: gaps.into_iter().map(|((_, at), gap)| (at, gap)).collect(),
             recent,
-            recent_is_all,
         })
     }
 
@@ -88,6 +95,8 @@ impl Empty {
             latest: TimelineIndex(0),
             joined: 0,
             invited: 0,
+            servers: imbl::OrdMap::new(),
+            gaps: imbl::OrdMap::new(),
             recent: imbl::Vector::new(),
             recent_is_all: true,
         };

@@ -8,7 +8,12 @@ use engine::{
     room_version::RoomVersion,
     state::{Salt, StateRoot},
 };
-use ruma::{MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId, UserId};
+use ruma::{
+    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomVersionId,
+    ServerName, UserId,
+};
+
+use storage::schema::GapRecord;
 
 use super::StoredEvent;
 
@@ -28,6 +33,10 @@ pub struct RoomHead {
     pub joined: u64,
     /// Number of invited members.
     pub invited: u64,
+    /// The servers in the room, with their numbers of joined members.
+    pub servers: imbl::OrdMap<OwnedServerName, u64>,
+    /// Holes in the known timeline, by the place after each.
+    pub gaps: imbl::OrdMap<TimelineIndex, GapRecord>,
     /// The newest events of the timeline, oldest first.
     pub recent: imbl::Vector<Arc<StoredEvent>>,
     /// Whether `recent` starts with the room's first event.
@@ -35,6 +44,11 @@ pub struct RoomHead {
 }
 
 impl RoomHead {
+    /// Whether a server has joined members here.
+    pub fn has_server(&self, server: &ServerName) -> bool {
+        self.servers.contains_key(server)
+    }
+
     /// Adds an accepted event to the recent timeline.
     pub fn push_recent(&mut self, event: Arc<StoredEvent>) {
         self.recent.push_back(event);

@@ -140,6 +140,9 @@ impl Pass<'_> {
             usize::try_from(limit).unwrap_or(TIMELINE_MAX).min(TIMELINE_MAX)
         });
         let access = room.access(&self.request.user_id).await?;
+        // What lies before a hole is for `/messages`, which fills the hole first.
+        let gap = room.newest_gap(after, end);
+        let after = gap.map_or(after, |at| TimelineIndex(at.0 - 1));
         let mut events = Vec::with_capacity(limit);
         let (mut until, mut scanned) = (end, 0);
         loop {
@@ -162,7 +165,7 @@ impl Pass<'_> {
             }
             if reached || scanned > SCAN_MAX {
                 events.reverse();
-                return Ok(Stretch { events, limited: !reached });
+                return Ok(Stretch { events, limited: !reached || gap.is_some() });
             }
         }
     }
@@ -194,6 +197,10 @@ impl Pass<'_> {
     ) -> Result<Events, RoomError> {
         let room = self.homeserver.room(room_id).await?;
         let own = room.events(&[entry.event]).await?;
+        if let Some(mut events) = room.foreign_stripped_state(&self.request.user_id).await? {
+            events.extend(own.iter().map(|event| client::stripped(&event.pdu)));
+            return Ok(events.into());
+        }
         let root = own.first().map_or_else(StateRoot::default, |event| event.after);
         let mut events = Vec::new();
         for kind in STRIPPED {

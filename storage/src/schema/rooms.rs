@@ -6,7 +6,8 @@ use engine::{
     state::{Salt, StateRoot},
 };
 use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId,
+    MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId,
+    RoomVersionId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -82,6 +83,29 @@ pub struct EventRecord {
     pub redacted_by: Option<ShortEventId>,
     /// The local client's transaction, if one sent it.
     pub sent_by: Option<SentBy>,
+    /// One more than the highest rank of its auth events; 0 without any. State resolution walks by it.
+    #[serde(default)]
+    pub rank: u64,
+}
+
+/// Where the known timeline of a room has a hole: events before this place are missing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GapRecord {
+    /// Events that are missing and lead on into the hole.
+    pub missing: Vec<OwnedEventId>,
+    /// Places above this one, and below the gap's, are free for what is fetched.
+    pub floor: TimelineIndex,
+    /// Who is likely to have them: where the event after the hole came from.
+    pub origin: OwnedServerName,
+}
+
+/// What a server sent along with an invite to a room that this server is not in, or with the answer to a knock.
+///
+/// Spec: client-server API, "Stripped state".
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StrippedStateRecord {
+    /// The stripped state events, a JSON array.
+    pub events: Bytes,
 }
 
 /// A local user's relation to a room.
@@ -138,6 +162,14 @@ impl Record for MembershipRecord {
 }
 
 impl Record for ReceiptRecord {
+    const VERSION: u8 = 1;
+}
+
+impl Record for GapRecord {
+    const VERSION: u8 = 1;
+}
+
+impl Record for StrippedStateRecord {
     const VERSION: u8 = 1;
 }
 

@@ -9,7 +9,7 @@ use engine::{
 };
 use ruma::{
     MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedUserId, RoomVersionId, event_id, owned_device_id,
-    owned_event_id, owned_room_alias_id, owned_room_id, owned_user_id,
+    owned_event_id, owned_room_alias_id, owned_room_id, owned_server_name, owned_user_id,
 };
 
 use super::*;
@@ -51,6 +51,12 @@ fn room_rows() -> Vec<String> {
         left: None,
         forgotten: false,
     };
+    let stripped = StrippedStateRecord { events: Bytes::from_static(b"[]") };
+    let gap = GapRecord {
+        missing: vec![owned_event_id!("$missing")],
+        floor: TimelineIndex(600),
+        origin: owned_server_name!("example.org"),
+    };
     let alias_record = AliasRecord { room_id: room_id.clone(), creator: alice() };
     vec![
         row(&ROOM_IDS, &room_id, &ROOM),
@@ -66,6 +72,10 @@ fn room_rows() -> Vec<String> {
         row(&ROOM_ALIASES, &(room_id.clone(), alias), &()),
         row(&PUBLIC_ROOMS, &room_id, &()),
         row(&EVENTS_BY_TIME, &(ROOM, 1_000_000, EVENT), &()),
+        row(&ROOM_SERVERS, &(ROOM, owned_server_name!("example.org")), &2),
+        row(&STRIPPED_STATES, &(alice(), owned_room_id!("!room:example.org")), &stripped),
+        row(&EARLY_REDACTIONS, &(ROOM, owned_event_id!("$event")), &EVENT),
+        row(&GAPS, &(ROOM, INDEX), &gap),
     ]
 }
 
@@ -95,6 +105,7 @@ fn event_record() -> EventRecord {
         replaces: None,
         redacted_by: Some(ShortEventId(701)),
         sent_by: Some(SentBy { device_id: phone(), txn_id: "txn".to_owned() }),
+        rank: 4,
     }
 }
 

@@ -1,0 +1,184 @@
+//! Rooms of other servers: joining them through a resident server, being invited to them, leaving them.
+//!
+//! Spec: server-server API, "Joining Rooms", "Inviting to a room", "Knocking upon a room".
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use engine::{
+    id::TimelineIndex,
+    pdu::{self, BuildContext, Draft, Pdu},
+    room::receive::Verdict,
+    state::StateRoot,
+};
+use ruma::{OwnedServerName, OwnedUserId, RoomVersionId};
+use storage::{
+    Batch,
+    schema::{self, GapRecord, Standing, StrippedStateRecord},
+};
+
+use super::{
+    ActiveRoom, Empty, RoomError,
+    change::{Change, Membership},
+    receive::{Placement, rank},
+};
+
+/// Before every place of a timeline.
+const BEFORE_ALL: TimelineIndex = TimelineIndex(i64::MIN / 2);
+
+/// A room as a resident server gave it to us when a local user joined.
+#[derive(Clone, Debug)]
+pub struct Adopt {
+    /// The room's version.
+    pub version: RoomVersionId,
+    /// The state before the join.
+    pub state: Vec<Pdu>,
+    /// Whatever authorises the state.
+    pub auth_chain: Vec<Pdu>,
+    /// The join of our user.
+    pub join: Pdu,
+    /// The resident server.
+    pub origin: OwnedServerName,
+}
+
+/// A membership of a local user in a room that this server is not in: an invite, a knock, or the end of either.
+#[derive(Clone, Debug)]
+pub struct Outside {
+    /// The room's version.
+    pub version: RoomVersionId,
+    /// Whose membership it is.
+    pub user: OwnedUserId,
+    /// The membership event; none to leave without the help of another server.
+    pub event: Option<Pdu>,
+    /// What the other server tells of the room, a JSON array of stripped state.
+    pub stripped: Option<Bytes>,
+}
+
+impl Empty {
+    /// The room as a resident server gave it.
+    pub(super) async fn adopt(&self, adopt: Adopt) -> Result<(ActiveRoom, Change, Batch), RoomError> {
+        let room = self.fresh(&adopt.version)?;
+        let mut change = Change::new(&room);
+        let extra = self.registration(&room);
+        room.adopt(&mut change, adopt).await?;
+        Ok((room, change, extra))
+    }
+
+    /// A room of which we know no more than that a local user is invited or knocks.
+    pub(super) async fn outside(&self, outside: Outside) -> Result<(ActiveRoom, Change, Batch), RoomError> {
+        let room = self.fresh(&outside.version)?;
+        let mut change = Change::new(&room);
+        let extra = self.registration(&room);
+        room.outside(&mut change, outside).await?;
+        Ok((room, change, extra))
+    }
+
+    fn registration(&self, room: &ActiveRoom) -> Batch {
+        let mut extra = Batch::default();
+        extra.expect_absent(&schema::ROOM_IDS, &self.room_id);
+        extra.put(&schema::ROOM_IDS, &self.room_id, &room.room);
+        extra
+    }
+}
+
+impl ActiveRoom {
+    /// Whether this server takes part in the room.
+    pub(super) fn is_resident(&self, change: &Change) -> bool {
+        change.head.has_server(&self.shared.server_name)
+    }
+
+    /// Starts (again) from the state that a resident server gave.
+    pub(super) async fn adopt(&self, change: &mut Change, adopt: Adopt) -> Result<(), RoomError> {
+        let Adopt { state, auth_chain, join, origin, .. } = adopt;
+        let state_ids: Vec<_> = state.iter().map(|pdu| pdu.event_id().clone()).collect();
+        self.store_outliers(change, auth_chain.into_iter().chain(state).collect()).await?;
+        let before = self.state_of(change, &state_ids).await?;
+        if before.is_empty() {
+            return Err(RoomError::Invalid("the resident server sent no state".to_owned()));
+        }
+        // What was known of the room before is out of date: the counts start over with the state.
+        for server in change.head.servers.keys().cloned().collect::<Vec<_>>() {
+            change.batch.delete(&schema::ROOM_SERVERS, &(self.room, server));
+        }
+        change.head.servers = imbl::OrdMap::new();
+        (change.head.joined, change.head.invited) = (0, 0);
+        change.head.root = StateRoot::default();
+        change.head.tips = Vec::new();
+        change.hot = imbl::OrdMap::new();
+        let floor = if change.head.latest == TimelineIndex(0) { BEFORE_ALL } else { change.head.latest };
+        let (auth_events, _) = self.known_events(change, join.auth_events()).await?;
+        let known = self.known_event(change, join.event_id()).await?;
+        let at = TimelineIndex::from(self.shared.store.storage().reserve(1).last());
+        self.move_state(change, before, at).await?;
+        let evidence = self.evidence(change, &join, &auth_events, before).await?;
+        if let Verdict::Rejected(reason) | Verdict::SoftFailed(reason) = evidence.judge(&join, self.rules) {
+            return Err(RoomError::Forbidden(reason));
+        }
+        let missing = join.prev_events().to_vec();
+        let placement = Placement {
+            before,
+            rank: rank(&auth_events),
+            short: known.map(|known| known.short),
+            origin: origin.clone(),
+            missing: Vec::new(),
+        };
+        let event = self.accept(change, Arc::new(join), placement).await?;
+        if let Some(at) = event.index {
+            self.open_gap(change, at, GapRecord { missing, floor, origin });
+        }
+        Ok(())
+    }
+
+    /// Takes note of a local user's membership in a room that this server is not in.
+    pub(super) async fn outside(&self, change: &mut Change, outside: Outside) -> Result<(), RoomError> {
+        let Outside { user, event, stripped, .. } = outside;
+        let pdu = match event {
+            Some(pdu) => pdu,
+            None => self.own_leave(&user)?,
+        };
+        let after = super::content::membership(&pdu);
+        let before = self.membership_record(&user).await?.map(|record| record.membership);
+        let placement = Placement {
+            before: StateRoot::default(),
+            rank: 0,
+            short: self.known_event(change, pdu.event_id()).await?.map(|known| known.short),
+            origin: self.shared.server_name.clone(),
+            missing: Vec::new(),
+        };
+        let pdu = Arc::new(pdu);
+        self.hide(change, pdu.clone(), Standing::Outlier, &placement);
+        let event = change.hidden_ids.get(pdu.event_id()).copied().unwrap_or_default();
+        let at = change.position().into();
+        let membership = Membership { user: user.clone(), event, at, after: after.clone() };
+        self.set_membership(change, membership, before.as_deref().unwrap_or("leave")).await?;
+        let key = (user, self.room_id.clone());
+        match stripped {
+            Some(events) if after != "leave" => {
+                change.batch.put(&schema::STRIPPED_STATES, &key, &StrippedStateRecord { events });
+            }
+            _ => drop(change.batch.delete(&schema::STRIPPED_STATES, &key)),
+        }
+        Ok(())
+    }
+
+    /// A leave that only this server knows of, for when no other server can be reached.
+    fn own_leave(&self, user: &ruma::UserId) -> Result<Pdu, RoomError> {
+        let content = serde_json::value::to_raw_value(&serde_json::json!({ "membership": "leave" }))
+            .map_err(|error| RoomError::Invalid(error.to_string()))?;
+        let draft =
+            Draft { kind: "m.room.member".into(), state_key: Some(user.to_string()), content, redacts: None };
+        let seed = self.shared.env.entropy.token(18);
+        let context = BuildContext {
+            room_id: Some(&self.room_id),
+            sender: user,
+            origin_server_ts: self.shared.env.clock.now(),
+            prev_events: &[],
+            auth_events: &[],
+            event_id_localpart: &seed,
+            rules: self.rules,
+            key: &self.shared.signing_key,
+            server_name: &self.shared.server_name,
+        };
+        Ok(pdu::build(draft, &context)?)
+    }
+}
