@@ -24,6 +24,8 @@ mod membership;
 mod page;
 mod read;
 mod receive;
+mod related;
+mod relations;
 mod snapshot;
 
 use std::{
@@ -56,11 +58,13 @@ pub use self::{
     page::{Page, PageDirection, PageQuery},
     read::{Access, Viewer},
     receive::{Receive, Received},
+    related::{RECURSION_DEPTH, RelatedCache, RelationQuery},
     snapshot::{Published, RECENT_MAX, Receipt, Receipts, RoomHead, RoomSnapshot, Typing},
 };
 use self::{
     change::{Change, Pending},
     ephemeral::Typists,
+    relations::RelationChange,
 };
 use crate::{
     directory::{DirectoryActor, Meter},
@@ -431,7 +435,10 @@ impl ActiveRoom {
             Some(event_id) => Ok(event_id),
             None => match self.same_state(&change, &sender, &draft).await {
                 Ok(Some(event_id)) => Ok(event_id),
-                Ok(None) => self.append(&mut change, &sender, draft, sent_by).await,
+                Ok(None) => match self.check_relation(&change, &sender, &draft).await {
+                    Ok(()) => self.append(&mut change, &sender, draft, sent_by).await,
+                    Err(error) => Err(error),
+                },
                 Err(error) => Err(error),
             },
         };
@@ -502,6 +509,7 @@ impl ActiveRoom {
             position: change.position(),
             hidden: change.hidden.values().cloned().collect(),
             events: change.events.iter().chain(&change.replaced).cloned().collect(),
+            relations: std::mem::take(&mut change.relations),
             entries: change.entries(),
         };
         self.pending.add(&mut change);
@@ -545,6 +553,7 @@ struct Completion {
     position: engine::id::Position,
     hidden: Vec<Arc<StoredEvent>>,
     events: Vec<Arc<StoredEvent>>,
+    relations: Vec<RelationChange>,
     entries: Vec<(OwnedUserId, crate::session::RoomEntry)>,
 }
 
@@ -555,6 +564,7 @@ impl Completion {
         }
         let room_id = self.snapshot.room_id.clone();
         let room = self.snapshot.room;
+        self.published.related.change(self.relations);
         self.published.snapshot.store(self.snapshot);
         for (user, entry) in self.entries {
             self.shared.hub.set_membership(&user, &room_id, entry);

@@ -146,6 +146,8 @@ impl From<RoomError> for ApiError {
                 Self::bad_request("M_UNSUPPORTED_ROOM_VERSION", message)
             }
             RoomError::AliasInUse => Self::bad_request("M_ROOM_IN_USE", message),
+            RoomError::BadRelation(_) => Self::bad_request("M_UNKNOWN", message),
+            RoomError::DuplicateAnnotation => Self::bad_request("M_DUPLICATE_ANNOTATION", message),
             RoomError::UnableToAuthoriseJoin => Self::bad_request("M_UNABLE_TO_AUTHORISE_JOIN", message),
             RoomError::Activate(error) => error.into(),
             RoomError::Read(_) | RoomError::Commit(_) | RoomError::Crashed | RoomError::TimedOut => {

@@ -15,7 +15,8 @@ use crate::{
     app::App,
     client::{
         account, account_data, devices, directory, ephemeral, events, filters, login, membership, old,
-        openid, presence, profile, push_rules, register, rooms, summary, sync, timeline, well_known,
+        openid, presence, profile, push_rules, register, relations, rooms, summary, sync, timeline,
+        well_known,
     },
     error::ApiError,
 };
@@ -63,7 +64,11 @@ fn client_routes() -> Router<App> {
     let v1 = Router::new()
         .route("/register/m.login.registration_token/validity", get(register::token_validity))
         .route("/room_summary/{room}", get(summary::room_summary))
-        .route("/rooms/{room}/timestamp_to_event", get(timeline::timestamp_to_event));
+        .route("/rooms/{room}/timestamp_to_event", get(timeline::timestamp_to_event))
+        .route("/rooms/{room}/relations/{event}", get(relations::relations))
+        .route("/rooms/{room}/relations/{event}/{rel_type}", get(relations::relations_of_type))
+        .route("/rooms/{room}/relations/{event}/{rel_type}/{kind}", get(relations::relations_of_event_type))
+        .route("/rooms/{room}/threads", get(relations::threads));
     Router::new().nest("/_matrix/client/v3", v3).nest("/_matrix/client/v1", v1)
 }
 

@@ -168,6 +168,24 @@ tables! {
     /// Key: room, `origin_server_ts`, event. Writer: `RoomActor`, in the same batch as `TIMELINE`. Changes: append.
     14 => EVENTS_BY_TIME: (ShortRoomId, u64, ShortEventId) => ();
 
+    /// The events that relate to each event.
+    ///
+    /// Key: room, target, relation type, place in the timeline. Writer: `RoomActor`, in the same batch as `TIMELINE`.
+    /// Changes: deletion, once the relating event is redacted.
+    48 => RELATIONS: (ShortRoomId, OwnedEventId, String, TimelineIndex) => RelationRecord;
+
+    /// Who annotated which event with what, so that nobody does so twice.
+    ///
+    /// Key: room, target, sender, SHA-256 of event type and annotation key. Writer: `RoomActor`, in the same batch as
+    /// `RELATIONS`. Changes: overwritten; deletion with the row of `RELATIONS`.
+    49 => ANNOTATIONS: (ShortRoomId, OwnedEventId, OwnedUserId, [u8; 32]) => ShortEventId;
+
+    /// The thread of which a place in the timeline is the latest one.
+    ///
+    /// Key: room, place. Value: the thread's root. Writer: `RoomActor`, in the same batch as `RELATIONS`. Changes:
+    /// deletion, once the thread goes on elsewhere.
+    50 => THREADS: (ShortRoomId, TimelineIndex) => OwnedEventId;
+
     /// How many joined members each server has in each room.
     ///
     /// Key: room, server. Writer: `RoomActor`, with the membership event. Changes: overwritten; deletion at none.

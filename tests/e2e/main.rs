@@ -19,5 +19,6 @@ mod profile;
 mod push_rules;
 mod receipts_typing;
 mod registration;
+mod relations;
 mod rooms;
 mod sync;

@@ -21,7 +21,7 @@ use storage::{
     schema::{self, MembershipRecord, RoomRecord, SentBy, Standing, TxnKey},
 };
 
-use super::{ActiveRoom, RoomError, RoomHead, StateKey, StoredEvent, content};
+use super::{ActiveRoom, RoomError, RoomHead, StateKey, StoredEvent, content, relations::RelationChange};
 use crate::session::RoomEntry;
 
 /// Forward extremities that an event refers to, at most; the specification allows 20.
@@ -43,6 +43,8 @@ pub(super) struct Change {
     pub(super) hidden_ids: BTreeMap<OwnedEventId, ShortEventId>,
     /// Older events that changed (were redacted).
     pub(super) replaced: Vec<Arc<StoredEvent>>,
+    /// What relates to other events now, or does no more.
+    pub(super) relations: Vec<RelationChange>,
     /// New nodes of the state tree.
     pub(super) nodes: BTreeMap<NodeId, Arc<Node>>,
     /// New relations of local users to the room.
@@ -61,6 +63,7 @@ impl Change {
             hidden: BTreeMap::new(),
             hidden_ids: BTreeMap::new(),
             replaced: Vec::new(),
+            relations: Vec::new(),
             nodes: BTreeMap::new(),
             memberships: Vec::new(),
             tickets: Vec::new(),
@@ -74,6 +77,23 @@ impl Change {
             self.nodes.insert(id, node);
         }
         applied.root
+    }
+
+    /// Puts a changed event in the place of its former self.
+    pub(super) fn replace(&mut self, event: &Arc<StoredEvent>) {
+        self.batch.put(&schema::EVENTS, &event.short, &event.to_record());
+        if let Some(state_key) = event.pdu.state_key() {
+            let key = (event.pdu.kind().to_owned(), state_key.to_owned());
+            if self.hot.get(&key).is_some_and(|held| held.short == event.short) {
+                self.hot.insert(key, event.clone());
+            }
+        }
+        self.head.replace_recent(event);
+        if let Some(held) = self.hidden.get_mut(&event.short) {
+            *held = event.clone();
+        }
+        self.replaced.retain(|held| held.short != event.short);
+        self.replaced.push(event.clone());
     }
 
     /// The newest position of the change.
@@ -157,8 +177,13 @@ impl Pending {
         self.0.iter().rev().find_map(|change| change.nodes.get(&id).cloned())
     }
 
+    /// Events that are not durable yet, the newest form of each first.
+    pub(super) fn events(&self) -> impl Iterator<Item = &Arc<StoredEvent>> {
+        self.0.iter().rev().flat_map(|change| change.events.iter().rev())
+    }
+
     fn find(&self, is_it: impl Fn(&StoredEvent) -> bool) -> Option<&Arc<StoredEvent>> {
-        self.0.iter().rev().flat_map(|change| change.events.iter().rev()).find(|event| is_it(event))
+        self.events().find(|event| is_it(event))
     }
 }
 
@@ -191,7 +216,7 @@ impl ActiveRoom {
         let rank = auth_events.values().map(|event| event.rank + 1).max().unwrap_or(0);
         let event = self.insert(change, Arc::new(pdu), rank, sent_by).await?;
         if let Some(target) = target {
-            self.redact(change, &target, &event)?;
+            self.redact(change, &target, &event).await?;
         }
         Ok(event.pdu.event_id().to_owned())
     }
@@ -327,6 +352,7 @@ impl ActiveRoom {
             redacted_by: None,
             sent_by,
             rank,
+            has_relations: false,
         });
         self.count_members(change, &event, replaces.as_deref()).await?;
         if let Some(state_key) = event.pdu.state_key() {
@@ -339,6 +365,7 @@ impl ActiveRoom {
         self.store_event(change, &event);
         change.tickets.push(ticket);
         change.events.push(event.clone());
+        self.relate(change, &event).await?;
         Ok(event)
     }
 
@@ -501,7 +528,7 @@ impl ActiveRoom {
     }
 
     /// Strips an event in place: its ID, hashes and signatures hold for the stripped form too.
-    pub(super) fn redact(
+    pub(super) async fn redact(
         &self,
         change: &mut Change,
         target: &Arc<StoredEvent>,
@@ -510,21 +537,14 @@ impl ActiveRoom {
         if target.redacted_by.is_some() {
             return Ok(());
         }
+        self.unrelate(change, target).await?;
         let stripped = Arc::new(StoredEvent {
             pdu: Arc::new(pdu::redact(&target.pdu, self.rules)?),
             redacted_by: Some(redaction.short),
             sent_by: target.sent_by.clone(),
             ..**target
         });
-        change.batch.put(&schema::EVENTS, &stripped.short, &stripped.to_record());
-        if let Some(state_key) = stripped.pdu.state_key() {
-            let key = (stripped.pdu.kind().to_owned(), state_key.to_owned());
-            if change.hot.get(&key).is_some_and(|held| held.short == stripped.short) {
-                change.hot.insert(key, stripped.clone());
-            }
-        }
-        change.head.replace_recent(&stripped);
-        change.replaced.push(stripped);
+        change.replace(&stripped);
         Ok(())
     }
 

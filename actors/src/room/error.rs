@@ -35,6 +35,12 @@ pub enum RoomError {
     /// The request contradicts itself or the room.
     #[error("{0}")]
     Invalid(String),
+    /// The event relates to another one in a way that the specification rules out.
+    #[error("{0}")]
+    BadRelation(&'static str),
+    /// The user has annotated the event so already.
+    #[error("you have sent this annotation already")]
+    DuplicateAnnotation,
     /// The event is too large or malformed; nothing was stored.
     #[error(transparent)]
     Pdu(#[from] PduError),

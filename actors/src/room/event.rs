@@ -39,6 +39,8 @@ pub struct StoredEvent {
     pub sent_by: Option<SentBy>,
     /// One more than the highest rank of its auth events; 0 without any.
     pub rank: u64,
+    /// Whether other events may relate to it.
+    pub has_relations: bool,
 }
 
 impl StoredEvent {
@@ -59,6 +61,7 @@ impl StoredEvent {
             redacted_by: record.redacted_by,
             sent_by: record.sent_by,
             rank: record.rank,
+            has_relations: record.has_relations,
         })
     }
 
@@ -76,6 +79,7 @@ impl StoredEvent {
             redacted_by: self.redacted_by,
             sent_by: self.sent_by.clone(),
             rank: self.rank,
+            has_relations: self.has_relations,
         }
     }
 

@@ -16,8 +16,8 @@ use storage::{
 };
 
 use super::{
-    Backfill, MembershipChange, Published, Receipt, Receipts, Receive, Received, RoomActor, RoomError,
-    RoomMessage, RoomShared, RoomSnapshot, Send, StoredEvent, Typing, change::txn_key,
+    Backfill, MembershipChange, Published, Receipt, Receipts, Receive, Received, RelatedCache, RoomActor,
+    RoomError, RoomMessage, RoomShared, RoomSnapshot, Send, StoredEvent, Typing, change::txn_key,
 };
 use crate::directory::Handle;
 
@@ -117,6 +117,11 @@ impl RoomHandle {
     /// The store, for the reads of this module.
     pub(super) fn storage(&self) -> &storage::Storage {
         self.shared.store.storage()
+    }
+
+    /// What relates to the events that were lately looked at.
+    pub(super) fn related_cache(&self) -> &RelatedCache {
+        &self.published.related
     }
 
     /// The time, in milliseconds since the epoch.

@@ -88,12 +88,18 @@ impl ActiveRoom {
         }
         let skipped = accepted.len().saturating_sub(room_for);
         let count = accepted.len() - skipped;
+        let mut placed = Vec::with_capacity(count);
         for (place, mut event) in accepted.into_iter().rev().take(count).enumerate() {
             let place = i64::try_from(place).unwrap_or(i64::MAX);
             event.index = Some(TimelineIndex(at.0 - 1 - place));
             let event = Arc::new(event);
             self.store_event(change, &event);
-            change.hidden.insert(event.short, event);
+            change.hidden.insert(event.short, event.clone());
+            placed.push(event);
+        }
+        // Only now that all are in their places, so that none marks a target that is written once more.
+        for event in placed {
+            self.relate(change, &event).await?;
         }
         self.move_gap(change, at, count, GapRecord { missing: open.into_iter().collect(), ..gap });
         Ok(count)
@@ -132,6 +138,7 @@ impl ActiveRoom {
     ) -> Result<StoredEvent, RoomError> {
         let ticket = self.shared.store.storage().reserve(1);
         let before = placement.before;
+        let has_relations = self.has_relations(change, pdu.event_id()).await?;
         let mut event = StoredEvent {
             short: placement.short.unwrap_or(ShortEventId(ticket.last().0)),
             room: self.room,
@@ -144,6 +151,7 @@ impl ActiveRoom {
             redacted_by: None,
             sent_by: None,
             rank: placement.rank,
+            has_relations,
         };
         change.tickets.push(ticket);
         if let Some(state_key) = event.pdu.state_key() {

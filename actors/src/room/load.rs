@@ -18,7 +18,8 @@ use storage::{
 };
 
 use super::{
-    ActiveRoom, Empty, Published, RECENT_MAX, Receipt, Receipts, RoomError, RoomHead, RoomSnapshot, Typing,
+    ActiveRoom, Empty, Published, RECENT_MAX, Receipt, Receipts, RelatedCache, RoomError, RoomHead,
+    RoomSnapshot, Typing,
     change::{Pending, txn_key},
     ephemeral::Typists,
 };
@@ -126,6 +127,7 @@ impl Empty {
             snapshot: ArcSwap::from_pointee(snapshot),
             receipts: ArcSwap::from_pointee(receipts.clone()),
             typing: ArcSwap::from_pointee(Typing::default()),
+            related: RelatedCache::default(),
         });
         let mut active = ActiveRoom {
             shared: self.shared.clone(),

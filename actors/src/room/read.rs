@@ -179,13 +179,29 @@ impl RoomHandle {
         viewer: &Viewer,
         room_id: RoomIdField,
     ) -> Result<Vec<Box<RawValue>>, RoomError> {
+        self.render_nested(events, viewer, room_id, false).await
+    }
+
+    /// Events in client format; `is_nested` ones are bundled with another event.
+    pub(super) async fn render_nested(
+        &self,
+        events: &[Arc<StoredEvent>],
+        viewer: &Viewer,
+        room_id: RoomIdField,
+        is_nested: bool,
+    ) -> Result<Vec<Box<RawValue>>, RoomError> {
         let related = self.related(events).await?;
+        let bundles = self.bundles(events, viewer, room_id, is_nested).await?;
         let now_ms = self.now_ms();
         let mut sights = Sights::default();
         let mut rendered = Vec::with_capacity(events.len());
         for event in events {
             let membership = self.membership_at(event, viewer, &mut sights).await?;
-            rendered.push(render_one(event, viewer, room_id, &related, membership.as_deref(), now_ms));
+            let extra = Extra {
+                membership: membership.as_deref(),
+                bundle: bundles.get(&event.short).map(String::as_str),
+            };
+            rendered.push(render_one(event, viewer, room_id, &related, extra, now_ms));
         }
         Ok(rendered)
     }
@@ -221,19 +237,29 @@ impl RoomHandle {
     }
 }
 
+/// What an event's `unsigned` part holds for its reader alone.
+#[derive(Clone, Copy, Default)]
+struct Extra<'a> {
+    /// The reader's membership at the event.
+    membership: Option<&'a str>,
+    /// What is aggregated of the events that relate to it.
+    bundle: Option<&'a str>,
+}
+
 /// One event in client format.
 fn render_one(
     event: &StoredEvent,
     viewer: &Viewer,
     room_id: RoomIdField,
     related: &BTreeMap<ShortEventId, Arc<StoredEvent>>,
-    membership: Option<&str>,
+    extra: Extra<'_>,
     now_ms: u64,
 ) -> Box<RawValue> {
     let find = |short: Option<ShortEventId>| short.and_then(|short| related.get(&short));
     let replaced = find(event.replaces);
-    let because = find(event.redacted_by)
-        .map(|redaction| render_one(redaction, viewer, RoomIdField::Present, &BTreeMap::new(), None, now_ms));
+    let because = find(event.redacted_by).map(|redaction| {
+        render_one(redaction, viewer, RoomIdField::Present, &BTreeMap::new(), Extra::default(), now_ms)
+    });
     let own_txn = event.sent_by.as_ref().filter(|sent_by| {
         *event.pdu.sender() == viewer.user_id && Some(&sent_by.device_id) == viewer.device_id.as_ref()
     });
@@ -245,8 +271,8 @@ fn render_one(
         replaces_state: replaced.map(|event| event.pdu.event_id().as_str()),
         prev_sender: replaced.map(|event| event.pdu.sender().as_str()),
         redacted_because: because.as_deref(),
-        membership,
-        more: None,
+        membership: extra.membership,
+        more: extra.bundle,
     };
     client_event(&event.pdu, &unsigned, room_id)
 }

@@ -174,6 +174,7 @@ impl ActiveRoom {
         placement: Placement,
     ) -> Result<Arc<StoredEvent>, RoomError> {
         let Placement { before, rank, short, origin, missing } = placement;
+        let has_relations = self.has_relations(change, pdu.event_id()).await?;
         let places = if missing.is_empty() { 1 } else { GAP_PLACES + 1 };
         let ticket = self.shared.store.storage().reserve(places);
         let position = ticket.last();
@@ -190,6 +191,7 @@ impl ActiveRoom {
             redacted_by: None,
             sent_by: None,
             rank,
+            has_relations,
         };
         if let Some(state_key) = event.pdu.state_key() {
             let held = self
@@ -223,6 +225,7 @@ impl ActiveRoom {
         self.store_event(change, &event);
         change.tickets.push(ticket);
         change.events.push(event.clone());
+        self.relate(change, &event).await?;
         self.apply_redactions(change, &event).await?;
         Ok(event)
     }
@@ -248,6 +251,7 @@ impl ActiveRoom {
             redacted_by: None,
             sent_by: None,
             rank: placement.rank,
+            has_relations: false,
         });
         self.store_event(change, &event);
         change.hidden_ids.insert(event.pdu.event_id().clone(), event.short);
@@ -284,7 +288,7 @@ impl ActiveRoom {
     ) -> Result<(), RoomError> {
         let Some(powers) = self.powers(change).await? else { return Ok(()) };
         if auth::redaction_applies(&redaction.pdu, &target.pdu, &powers) {
-            self.redact(change, target, redaction)?;
+            self.redact(change, target, redaction).await?;
         }
         Ok(())
     }

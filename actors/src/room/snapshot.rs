@@ -15,7 +15,7 @@ use ruma::{
 
 use storage::schema::GapRecord;
 
-use super::StoredEvent;
+use super::{RelatedCache, StoredEvent};
 
 /// How many events of the timeline an active room keeps in memory.
 pub const RECENT_MAX: usize = 64;
@@ -160,4 +160,6 @@ pub struct Published {
     pub receipts: ArcSwap<Receipts>,
     /// Who is typing.
     pub typing: ArcSwap<Typing>,
+    /// What relates to the events that were lately looked at.
+    pub related: RelatedCache,
 }

@@ -76,12 +76,14 @@ fn raw<T>(events: Vec<Box<serde_json::value::RawValue>>) -> Vec<Raw<T>> {
     events.into_iter().map(Raw::from_json).collect()
 }
 
-fn parse_token(text: &str, name: &str) -> ApiResult<TimelineIndex> {
+/// The boundary that a token in a parameter of this name stands for.
+pub(super) fn parse_token(text: &str, name: &str) -> ApiResult<TimelineIndex> {
     let token: Token = text.parse().map_err(|_| ApiError::invalid_param(format!("{name} is not a token")))?;
     Ok(token.boundary())
 }
 
-fn page_direction(direction: Direction) -> PageDirection {
+/// The direction of a page.
+pub(super) fn page_direction(direction: Direction) -> PageDirection {
     match direction {
         Direction::Backward => PageDirection::Backward,
         Direction::Forward => PageDirection::Forward,

@@ -86,6 +86,28 @@ pub struct EventRecord {
     /// One more than the highest rank of its auth events; 0 without any. State resolution walks by it.
     #[serde(default)]
     pub rank: u64,
+    /// Whether `RELATIONS` may have rows with this event as their target.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_relations: bool,
+}
+
+/// An event that relates to another one.
+///
+/// Spec: client-server API, "Forming relationships between events".
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelationRecord {
+    /// The relating event.
+    pub event: ShortEventId,
+    /// Its ID.
+    pub event_id: OwnedEventId,
+    /// Its type.
+    pub kind: String,
+    /// Who sent it.
+    pub sender: OwnedUserId,
+    /// When its server says it was sent, in milliseconds since the epoch.
+    pub sent_ms: u64,
+    /// Whether by itself it could replace a message: it has no state key, and brings a new content.
+    pub can_replace: bool,
 }
 
 /// Where the known timeline of a room has a hole: events before this place are missing.
@@ -154,6 +176,10 @@ impl Record for RoomRecord {
 }
 
 impl Record for EventRecord {
+    const VERSION: u8 = 1;
+}
+
+impl Record for RelationRecord {
     const VERSION: u8 = 1;
 }
 

@@ -72,6 +72,9 @@ fn room_rows() -> Vec<String> {
         row(&ROOM_ALIASES, &(room_id.clone(), alias), &()),
         row(&PUBLIC_ROOMS, &room_id, &()),
         row(&EVENTS_BY_TIME, &(ROOM, 1_000_000, EVENT), &()),
+        row(&RELATIONS, &(ROOM, event_id.clone(), "m.thread".to_owned(), INDEX), &relation_record()),
+        row(&ANNOTATIONS, &(ROOM, event_id.clone(), alice(), [3; 32]), &EVENT),
+        row(&THREADS, &(ROOM, INDEX), &event_id),
         row(&ROOM_SERVERS, &(ROOM, owned_server_name!("example.org")), &2),
         row(&STRIPPED_STATES, &(alice(), owned_room_id!("!room:example.org")), &stripped),
         row(&EARLY_REDACTIONS, &(ROOM, owned_event_id!("$event")), &EVENT),
@@ -106,6 +109,18 @@ fn event_record() -> EventRecord {
         redacted_by: Some(ShortEventId(701)),
         sent_by: Some(SentBy { device_id: phone(), txn_id: "txn".to_owned() }),
         rank: 4,
+        has_relations: false,
+    }
+}
+
+fn relation_record() -> RelationRecord {
+    RelationRecord {
+        event: EVENT,
+        event_id: owned_event_id!("$event"),
+        kind: "m.room.message".to_owned(),
+        sender: alice(),
+        sent_ms: 1_000_000,
+        can_replace: false,
     }
 }
 

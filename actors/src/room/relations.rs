@@ -1,0 +1,312 @@
+//! Which events relate to which: kept in step with the timeline.
+//!
+//! Spec: client-server API, "Forming relationships between events".
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use engine::{
+    id::{ShortEventId, TimelineIndex},
+    pdu::{Draft, Pdu},
+};
+use ruma::{EventId, OwnedEventId, UserId};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+use storage::{
+    Direction, KeyRange,
+    schema::{self, RelationRecord},
+};
+
+use super::{ActiveRoom, RoomError, StoredEvent, change::Change};
+
+/// The relation type of annotations, such as reactions.
+pub(super) const ANNOTATION: &str = "m.annotation";
+
+/// The relation type of generic references.
+pub(super) const REFERENCE: &str = "m.reference";
+
+/// The relation type of edits.
+pub(super) const REPLACE: &str = "m.replace";
+
+/// The relation type of messages in a thread.
+pub(super) const THREAD: &str = "m.thread";
+
+/// The longest relation type that is known, in bytes: no longer than the type of an event.
+const REL_TYPE_MAX: usize = 255;
+
+/// The newest rows of a thread that are looked at, to find one that no redaction under way removes.
+const THREAD_ROWS: usize = 16;
+
+/// What an event's content says of its relation to another event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Relation {
+    /// The event that it relates to.
+    pub(super) target: OwnedEventId,
+    /// How it relates to it.
+    pub(super) rel_type: String,
+    /// What it annotates it with.
+    key: Option<String>,
+    /// Whether it has a new content for its target.
+    has_new_content: bool,
+}
+
+#[derive(Deserialize)]
+struct Content<'a> {
+    #[serde(rename = "m.relates_to")]
+    relates_to: RelatesTo,
+    #[serde(borrow, rename = "m.new_content")]
+    new_content: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct RelatesTo {
+    rel_type: String,
+    event_id: OwnedEventId,
+    key: Option<String>,
+}
+
+impl Relation {
+    /// The relation that a content states, if it has the right shape.
+    fn read(content: &RawValue) -> Option<Self> {
+        // Few events relate to others: the rest is not worth parsing.
+        if !content.get().contains("\"m.relates_to\"") {
+            return None;
+        }
+        let Content { relates_to, new_content } = serde_json::from_str(content.get()).ok()?;
+        let has_new_content = new_content.is_some_and(|content| content.get().starts_with('{'));
+        let RelatesTo { rel_type, event_id: target, key } = relates_to;
+        (rel_type.len() <= REL_TYPE_MAX).then_some(Self { target, rel_type, key, has_new_content })
+    }
+
+    /// The relation that an event states.
+    pub(super) fn of(pdu: &Pdu) -> Option<Self> {
+        Self::read(pdu.content())
+    }
+
+    /// What an annotation by an event of this type is known by.
+    fn annotation(&self, kind: &str) -> Option<[u8; 32]> {
+        let key = self.key.as_ref().filter(|_| self.rel_type == ANNOTATION)?;
+        Some(Sha256::digest(format!("{kind}\0{key}")).into())
+    }
+}
+
+/// An event that relates to another one, with its place in the timeline.
+#[derive(Clone, Debug)]
+pub(super) struct RelationRow {
+    /// How it relates to its target.
+    pub(super) rel_type: String,
+    /// Its place.
+    pub(super) index: TimelineIndex,
+    /// What is known of it.
+    pub(super) record: RelationRecord,
+}
+
+/// A change of what relates to an event.
+#[derive(Clone, Debug)]
+pub(super) enum RelationChange {
+    /// Another event relates to this one.
+    Added(OwnedEventId, Arc<RelationRow>),
+    /// An event that related to this one was redacted.
+    Removed(OwnedEventId),
+}
+
+impl ActiveRoom {
+    /// Refuses an event of a local user whose relation the specification rules out.
+    ///
+    /// Spec: client-server API, "Avoiding duplicate annotations", "Validation of `m.thread` relationships".
+    pub(super) async fn check_relation(
+        &self,
+        change: &Change,
+        sender: &UserId,
+        draft: &Draft,
+    ) -> Result<(), RoomError> {
+        let Some(relation) = Relation::read(&draft.content) else { return Ok(()) };
+        if relation.rel_type == THREAD
+            && let Some(target) = self.known_event(change, &relation.target).await?
+            && Relation::of(&target.pdu).is_some()
+        {
+            return Err(RoomError::BadRelation(
+                "a thread cannot start from an event that relates to another",
+            ));
+        }
+        let kind = draft.kind.to_string();
+        let Some(annotation) = relation.annotation(&kind) else { return Ok(()) };
+        let is_same = |event: &StoredEvent| {
+            let other = Relation::of(&event.pdu).filter(|other| other.target == relation.target);
+            event.pdu.sender() == sender
+                && other.and_then(|other| other.annotation(event.pdu.kind())) == Some(annotation)
+        };
+        let key = (self.room, relation.target.clone(), sender.to_owned(), annotation);
+        let stored = self.shared.store.storage().get(&schema::ANNOTATIONS, &key).await?;
+        // The stored row may be that of an annotation whose redaction is not durable yet.
+        let held = match stored {
+            Some(short) => is_same(&*self.event(change, short).await?),
+            None => false,
+        };
+        if held || self.in_flight(change).iter().any(|event| is_same(event)) {
+            return Err(RoomError::DuplicateAnnotation);
+        }
+        Ok(())
+    }
+
+    /// Indexes an event of the timeline under the event that it relates to.
+    pub(super) async fn relate(&self, change: &mut Change, event: &StoredEvent) -> Result<(), RoomError> {
+        let (Some(relation), Some(index)) = (Relation::of(&event.pdu), event.index) else { return Ok(()) };
+        let is_encrypted = event.pdu.kind() == "m.room.encrypted";
+        let record = RelationRecord {
+            event: event.short,
+            event_id: event.pdu.event_id().clone(),
+            kind: event.pdu.kind().to_owned(),
+            sender: event.pdu.sender().to_owned(),
+            sent_ms: u64::from(event.pdu.origin_server_ts().get()),
+            can_replace: event.pdu.state_key().is_none() && (is_encrypted || relation.has_new_content),
+        };
+        let key = (self.room, relation.target.clone(), relation.rel_type.clone(), index);
+        change.batch.put(&schema::RELATIONS, &key, &record);
+        if let Some(annotation) = relation.annotation(event.pdu.kind()) {
+            let key = (self.room, relation.target.clone(), record.sender.clone(), annotation);
+            change.batch.put(&schema::ANNOTATIONS, &key, &event.short);
+        }
+        let target = self.known_event(change, &relation.target).await?;
+        if let Some(target) = &target
+            && target.index.is_some()
+            && !target.has_relations
+        {
+            Self::mark_related(change, target);
+        }
+        if relation.rel_type == THREAD && target.is_none_or(|target| Relation::of(&target.pdu).is_none()) {
+            let before = self.thread_latest(change, &relation.target, event.short).await?;
+            if before.is_none_or(|before| before < index) {
+                self.move_thread(change, &relation.target, before, Some(index));
+            }
+        }
+        let row = RelationRow { rel_type: relation.rel_type, index, record };
+        change.relations.push(RelationChange::Added(relation.target, Arc::new(row)));
+        Ok(())
+    }
+
+    /// Takes an event that is about to be redacted out of the index.
+    pub(super) async fn unrelate(&self, change: &mut Change, event: &StoredEvent) -> Result<(), RoomError> {
+        let (Some(relation), Some(index)) = (Relation::of(&event.pdu), event.index) else { return Ok(()) };
+        let key = (self.room, relation.target.clone(), relation.rel_type.clone(), index);
+        change.batch.delete(&schema::RELATIONS, &key);
+        if let Some(annotation) = relation.annotation(event.pdu.kind()) {
+            let key = (self.room, relation.target.clone(), event.pdu.sender().to_owned(), annotation);
+            change.batch.delete(&schema::ANNOTATIONS, &key);
+        }
+        if relation.rel_type == THREAD {
+            let after = self.thread_latest(change, &relation.target, event.short).await?;
+            if after.is_none_or(|after| after < index) {
+                self.move_thread(change, &relation.target, Some(index), after);
+            }
+        }
+        change.relations.push(RelationChange::Removed(relation.target));
+        Ok(())
+    }
+
+    /// Whether events that came earlier relate to this one.
+    pub(super) async fn has_relations(&self, change: &Change, event_id: &EventId) -> Result<bool, RoomError> {
+        let is_child = |event: &Arc<StoredEvent>| {
+            Relation::of(&event.pdu).is_some_and(|relation| relation.target == event_id)
+        };
+        if self.in_flight(change).iter().any(is_child) {
+            return Ok(true);
+        }
+        let range = KeyRange::prefix(&(self.room, event_id.to_owned()));
+        let storage = self.shared.store.storage();
+        let rows = storage.range(&schema::RELATIONS, range, Direction::Ascending, 1).await?;
+        Ok(!rows.is_empty())
+    }
+
+    fn mark_related(change: &mut Change, target: &StoredEvent) {
+        let marked = Arc::new(StoredEvent {
+            pdu: target.pdu.clone(),
+            sent_by: target.sent_by.clone(),
+            has_relations: true,
+            ..*target
+        });
+        change.replace(&marked);
+    }
+
+    /// What is not durable yet, each event in its newest form.
+    fn in_flight(&self, change: &Change) -> Vec<Arc<StoredEvent>> {
+        let own = change.replaced.iter().rev().chain(&change.events).chain(change.hidden.values());
+        let mut seen = BTreeSet::new();
+        own.chain(self.pending.events()).filter(|event| seen.insert(event.short)).cloned().collect()
+    }
+
+    fn move_thread(
+        &self,
+        change: &mut Change,
+        root: &OwnedEventId,
+        from: Option<TimelineIndex>,
+        to: Option<TimelineIndex>,
+    ) {
+        if let Some(from) = from {
+            change.batch.delete(&schema::THREADS, &(self.room, from));
+        }
+        if let Some(to) = to {
+            change.batch.put(&schema::THREADS, &(self.room, to), root);
+        }
+    }
+
+    /// The place of the newest event of a thread, one of them left out.
+    async fn thread_latest(
+        &self,
+        change: &Change,
+        root: &OwnedEventId,
+        without: ShortEventId,
+    ) -> Result<Option<TimelineIndex>, RoomError> {
+        let in_flight = self.in_flight(change);
+        let changed: BTreeSet<_> = in_flight.iter().map(|event| event.short).collect();
+        let is_in_thread = |event: &Arc<StoredEvent>| {
+            let relation = Relation::of(&event.pdu);
+            event.short != without
+                && relation.is_some_and(|relation| relation.rel_type == THREAD && relation.target == *root)
+        };
+        let newest =
+            in_flight.iter().filter(|event| is_in_thread(event)).filter_map(|event| event.index).max();
+        let range = KeyRange::prefix(&(self.room, root.clone(), THREAD.to_owned()));
+        let storage = self.shared.store.storage();
+        let rows = storage.range(&schema::RELATIONS, range, Direction::Descending, THREAD_ROWS).await?;
+        let stored = rows.into_iter().find(|(_, row)| row.event != without && !changed.contains(&row.event));
+        Ok(newest.max(stored.map(|((_, _, _, index), _)| index)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(content: &str) -> Option<Relation> {
+        Relation::read(&RawValue::from_string(content.to_owned()).unwrap())
+    }
+
+    #[test]
+    fn a_relation_has_a_type_and_a_target() {
+        let edit = read(r#"{"m.relates_to":{"rel_type":"m.replace","event_id":"$a"},"m.new_content":{}}"#);
+        let edit = edit.unwrap();
+        assert_eq!((edit.rel_type.as_str(), edit.target.as_str()), (REPLACE, "$a"));
+        assert!(edit.has_new_content);
+        for content in [
+            "{}",
+            r#"{"m.relates_to":{"m.in_reply_to":{"event_id":"$a"}}}"#,
+            r#"{"m.relates_to":{"rel_type":"m.replace","event_id":"a"}}"#,
+            r#"{"m.relates_to":{"rel_type":7,"event_id":"$a"}}"#,
+            r#"{"m.relates_to":"$a"}"#,
+        ] {
+            assert_eq!(read(content), None, "{content}");
+        }
+    }
+
+    #[test]
+    fn annotations_differ_by_type_and_key() {
+        let annotation = |key: &str, kind: &str| {
+            let relates_to = serde_json::json!({ "rel_type": ANNOTATION, "event_id": "$a", "key": key });
+            read(&serde_json::json!({ "m.relates_to": relates_to }).to_string()).unwrap().annotation(kind)
+        };
+        assert_eq!(annotation("tea", "m.reaction"), annotation("tea", "m.reaction"));
+        assert_ne!(annotation("tea", "m.reaction"), annotation("milk", "m.reaction"));
+        assert_ne!(annotation("tea", "m.reaction"), annotation("tea", "m.other"));
+    }
+}
