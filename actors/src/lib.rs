@@ -12,6 +12,7 @@ mod passivation;
 pub mod presence;
 pub mod room;
 pub mod session;
+pub mod spaces;
 pub mod sync;
 pub mod token;
 mod upgrade;

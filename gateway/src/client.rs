@@ -17,6 +17,7 @@ pub mod push_rules;
 pub mod register;
 pub mod relations;
 pub mod rooms;
+pub mod spaces;
 pub mod summary;
 pub mod sync;
 pub mod timeline;

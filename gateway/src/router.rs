@@ -15,7 +15,7 @@ use crate::{
     app::App,
     client::{
         account, account_data, devices, directory, ephemeral, events, filters, login, membership, old,
-        openid, presence, profile, push_rules, register, relations, rooms, summary, sync, timeline,
+        openid, presence, profile, push_rules, register, relations, rooms, spaces, summary, sync, timeline,
         well_known,
     },
     error::ApiError,
@@ -68,7 +68,8 @@ fn client_routes() -> Router<App> {
         .route("/rooms/{room}/relations/{event}", get(relations::relations))
         .route("/rooms/{room}/relations/{event}/{rel_type}", get(relations::relations_of_type))
         .route("/rooms/{room}/relations/{event}/{rel_type}/{kind}", get(relations::relations_of_event_type))
-        .route("/rooms/{room}/threads", get(relations::threads));
+        .route("/rooms/{room}/threads", get(relations::threads))
+        .route("/rooms/{room}/hierarchy", get(spaces::hierarchy));
     Router::new().nest("/_matrix/client/v3", v3).nest("/_matrix/client/v1", v1)
 }
 

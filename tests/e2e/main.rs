@@ -21,4 +21,5 @@ mod receipts_typing;
 mod registration;
 mod relations;
 mod rooms;
+mod spaces;
 mod sync;

@@ -77,6 +77,7 @@ const WITH_TOKEN: &[(&str, &str)] = &[
     ("GET", "/v1/rooms/{room}/relations/{event}/m.thread"),
     ("GET", "/v1/rooms/{room}/relations/{event}/m.thread/m.room.message"),
     ("GET", "/v1/rooms/{room}/threads"),
+    ("GET", "/v1/rooms/{room}/hierarchy"),
     ("GET", "/v3/rooms/{room}/aliases"),
     ("POST", "/v3/rooms/{room}/receipt/m.read/{event}"),
     ("POST", "/v3/rooms/{room}/read_markers"),

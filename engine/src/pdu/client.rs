@@ -67,9 +67,23 @@ pub fn client_event(pdu: &Pdu, unsigned: &Unsigned<'_>, room_id: RoomIdField) ->
 
 /// The event as someone sees it who is not in the room.
 pub fn stripped(pdu: &Pdu) -> Box<RawValue> {
+    strip(pdu, false)
+}
+
+/// The event as someone sees it who is not in the room, and when it was sent.
+///
+/// Spec: client-server API, `GET /_matrix/client/v1/rooms/{roomId}/hierarchy`, `children_state`.
+pub fn stripped_with_time(pdu: &Pdu) -> Box<RawValue> {
+    strip(pdu, true)
+}
+
+fn strip(pdu: &Pdu, with_time: bool) -> Box<RawValue> {
     let mut json = String::with_capacity(pdu.content.get().len() + 160);
     json.push_str("{\"content\":");
     json.push_str(pdu.content.get());
+    if with_time {
+        let _ = write!(json, ",\"origin_server_ts\":{}", pdu.origin_server_ts.get());
+    }
     push_text(&mut json, "sender", pdu.sender.as_str());
     push_text(&mut json, "state_key", pdu.state_key.as_deref().unwrap_or_default());
     push_text(&mut json, "type", &pdu.kind_text);

@@ -1,0 +1,376 @@
+//! Spaces: rooms that hold other rooms, and the tree that a user sees of them.
+//!
+//! Spec: client-server API, "Spaces".
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use engine::pdu::client;
+use futures_util::future::BoxFuture;
+use js_int::UInt;
+use ruma::{
+    OwnedRoomId, OwnedServerName, RoomId, ServerName, UserId,
+    room::{JoinRuleSummary, RestrictedSummary, RoomSummary, RoomType},
+};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use storage::schema;
+
+use crate::{
+    aliases::PublicRoom,
+    homeserver::Homeserver,
+    room::{RoomError, RoomHandle, StoredEvent, allowed_rooms, content_string},
+};
+
+/// Rooms that a walk through a space looks at, at most.
+const WALK_MAX: usize = 2000;
+
+/// How deep a walk goes, at most.
+const DEPTH_MAX: usize = 20;
+
+/// Children that another server is told of, at most.
+const CHILDREN_MAX: usize = 50;
+
+/// A room as part of a space.
+#[derive(Clone, Debug)]
+pub struct SpaceRoom {
+    /// What it is.
+    pub summary: RoomSummary,
+    /// The rooms that it holds, in order; none if it is no space.
+    pub children: Vec<SpaceChild>,
+}
+
+impl SpaceRoom {
+    fn childless(summary: RoomSummary) -> Self {
+        Self { summary, children: Vec::new() }
+    }
+}
+
+/// A room that a space holds.
+#[derive(Clone, Debug)]
+pub struct SpaceChild {
+    /// The room.
+    pub room_id: OwnedRoomId,
+    /// Servers that are likely to know it.
+    pub via: Vec<OwnedServerName>,
+    /// The `m.space.child` event, stripped but for its time.
+    pub event: Box<RawValue>,
+}
+
+/// What another server says of a space.
+///
+/// Spec: server-server API, `GET /_matrix/federation/v1/hierarchy/{roomId}`.
+#[derive(Clone, Debug)]
+pub struct ServerHierarchy {
+    /// The space.
+    pub room: SpaceRoom,
+    /// Rooms in it that the asking server may know of.
+    pub children: Vec<RoomSummary>,
+    /// Rooms in it that the asking server may not know of.
+    pub inaccessible_children: Vec<OwnedRoomId>,
+}
+
+/// Asks other servers for the rooms of spaces that this server is not in.
+pub trait RemoteSpaces: Send + Sync {
+    /// What one of these servers says of a space, if any of them does.
+    fn hierarchy<'a>(
+        &'a self,
+        room_id: &'a RoomId,
+        via: &'a [OwnedServerName],
+        suggested_only: bool,
+    ) -> BoxFuture<'a, Option<Arc<ServerHierarchy>>>;
+}
+
+/// A server on its own.
+pub struct NoRemoteSpaces;
+
+impl RemoteSpaces for NoRemoteSpaces {
+    fn hierarchy<'a>(
+        &'a self,
+        _room_id: &'a RoomId,
+        _via: &'a [OwnedServerName],
+        _suggested_only: bool,
+    ) -> BoxFuture<'a, Option<Arc<ServerHierarchy>>> {
+        Box::pin(std::future::ready(None))
+    }
+}
+
+/// Which part of a space a user asks for.
+pub struct SpaceQuery<'a> {
+    /// Who asks.
+    pub user_id: &'a UserId,
+    /// The space.
+    pub room_id: &'a RoomId,
+    /// Whether only suggested rooms are wanted.
+    pub suggested_only: bool,
+    /// How many levels to go down, if not all.
+    pub max_depth: Option<usize>,
+    /// How many rooms of the walk were returned before.
+    pub skip: usize,
+    /// Most rooms to return.
+    pub limit: usize,
+}
+
+/// A page of a walk through a space.
+pub struct SpacePage {
+    /// The rooms, each before those that it holds.
+    pub rooms: Vec<SpaceRoom>,
+    /// Whether there are more.
+    pub has_more: bool,
+}
+
+/// A room that a walk has yet to look at.
+struct Step {
+    room_id: OwnedRoomId,
+    via: Vec<OwnedServerName>,
+    depth: usize,
+    /// What another server said of it along with its parent.
+    told: Option<RoomSummary>,
+}
+
+impl Homeserver {
+    /// A page of the rooms of a space that a user may know of, in depth-first order.
+    ///
+    /// Spec: client-server API, `GET /_matrix/client/v1/rooms/{roomId}/hierarchy`.
+    pub async fn space(
+        &self,
+        query: &SpaceQuery<'_>,
+        remotes: &dyn RemoteSpaces,
+    ) -> Result<SpacePage, RoomError> {
+        let max_depth = query.max_depth.unwrap_or(DEPTH_MAX).min(DEPTH_MAX);
+        let root = Step { room_id: query.room_id.to_owned(), via: Vec::new(), depth: 0, told: None };
+        let mut steps = vec![root];
+        let mut seen = BTreeSet::new();
+        // Children that another server has called inaccessible, which are not asked for again.
+        let mut closed = BTreeSet::new();
+        let mut page = SpacePage { rooms: Vec::new(), has_more: false };
+        let mut skipped = 0;
+        while let Some(step) = steps.pop() {
+            if seen.len() >= WALK_MAX || !seen.insert(step.room_id.clone()) {
+                continue;
+            }
+            let (room, told) = match self.local_space_room(&step.room_id, query.suggested_only).await? {
+                Some(room) => (Some(room), Vec::new()),
+                None if closed.contains(&step.room_id) => (None, Vec::new()),
+                None => {
+                    let answer = remotes.hierarchy(&step.room_id, &step.via, query.suggested_only).await;
+                    answer.map_or_else(
+                        // Of a room that is no space, its parent's server has told everything.
+                        || (step.told.map(SpaceRoom::childless), Vec::new()),
+                        |answer| {
+                            closed.extend(answer.inaccessible_children.iter().cloned());
+                            (Some(answer.room.clone()), answer.children.clone())
+                        },
+                    )
+                }
+            };
+            let room = match room {
+                Some(room) if self.may_know(query.user_id, &room.summary).await? => room,
+                _ if step.depth == 0 => {
+                    return Err(RoomError::NotAllowed("you may not view this room".to_owned()));
+                }
+                _ => continue,
+            };
+            if step.depth < max_depth {
+                for child in room.children.iter().rev() {
+                    let told = told.iter().find(|summary| summary.room_id == child.room_id);
+                    steps.push(Step {
+                        room_id: child.room_id.clone(),
+                        via: child.via.clone(),
+                        depth: step.depth + 1,
+                        told: told.cloned(),
+                    });
+                }
+            }
+            if skipped < query.skip {
+                skipped += 1;
+            } else if page.rooms.len() == query.limit {
+                page.has_more = true;
+                break;
+            } else {
+                page.rooms.push(room);
+            }
+        }
+        Ok(page)
+    }
+
+    /// A space and the rooms in it, as far as another server may know of them.
+    ///
+    /// Spec: server-server API, `GET /_matrix/federation/v1/hierarchy/{roomId}`.
+    pub async fn space_for_server(
+        &self,
+        server: &ServerName,
+        room_id: &RoomId,
+        suggested_only: bool,
+    ) -> Result<ServerHierarchy, RoomError> {
+        let room = self.local_space_room(room_id, suggested_only).await?.ok_or(RoomError::NotFound)?;
+        if !self.server_may_know(server, &room.summary).await? {
+            return Err(RoomError::NotFound);
+        }
+        let mut children = Vec::new();
+        let mut inaccessible_children = Vec::new();
+        for child in room.children.iter().take(CHILDREN_MAX) {
+            let Some(known) = self.local_space_room(&child.room_id, suggested_only).await? else { continue };
+            if self.server_may_know(server, &known.summary).await? {
+                children.push(known.summary);
+            } else {
+                inaccessible_children.push(child.room_id.clone());
+            }
+        }
+        Ok(ServerHierarchy { room, children, inaccessible_children })
+    }
+
+    /// A room that this server is in.
+    async fn local_space_room(
+        &self,
+        room_id: &RoomId,
+        suggested_only: bool,
+    ) -> Result<Option<SpaceRoom>, RoomError> {
+        let room = match self.room(room_id).await {
+            Err(RoomError::NotFound) => return Ok(None),
+            result => result?,
+        };
+        if !room.snapshot().head.has_server(self.server_name()) {
+            return Ok(None);
+        }
+        let summary = room.summary().await?;
+        let is_space = summary.room_type == Some(RoomType::Space);
+        let children = if is_space { room.space_children(suggested_only).await? } else { Vec::new() };
+        Ok(Some(SpaceRoom { summary, children }))
+    }
+
+    /// Whether a user may know what a room is: they are in it, may read it, or may ask to be let in.
+    ///
+    /// Spec: client-server API, `GET /_matrix/client/v1/rooms/{roomId}/hierarchy`.
+    pub async fn may_know(&self, user_id: &UserId, summary: &RoomSummary) -> Result<bool, RoomError> {
+        if is_open(summary) {
+            return Ok(true);
+        }
+        let membership = self.membership(user_id, &summary.room_id).await?;
+        if matches!(membership.as_deref(), Some("join" | "invite" | "knock")) {
+            return Ok(true);
+        }
+        for allowed in allowed_by(summary) {
+            if self.membership(user_id, allowed).await?.as_deref() == Some("join") {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn membership(&self, user_id: &UserId, room_id: &RoomId) -> Result<Option<String>, RoomError> {
+        let record = self.storage().get(&schema::MEMBERSHIPS, &(user_id, room_id)).await?;
+        Ok(record.map(|record| record.membership))
+    }
+
+    async fn server_may_know(&self, server: &ServerName, summary: &RoomSummary) -> Result<bool, RoomError> {
+        if is_open(summary) {
+            return Ok(true);
+        }
+        for room_id in std::iter::once(&summary.room_id).chain(allowed_by(summary)) {
+            match self.room(room_id).await {
+                Ok(room) if room.snapshot().head.has_server(server) => return Ok(true),
+                Ok(_) | Err(RoomError::NotFound) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Whether everyone may know what a room is.
+fn is_open(summary: &RoomSummary) -> bool {
+    let asks_nothing = matches!(
+        summary.join_rule,
+        JoinRuleSummary::Public | JoinRuleSummary::Knock | JoinRuleSummary::KnockRestricted(_)
+    );
+    summary.world_readable || asks_nothing
+}
+
+/// The rooms whose members may join.
+fn allowed_by(summary: &RoomSummary) -> &[OwnedRoomId] {
+    match &summary.join_rule {
+        JoinRuleSummary::Restricted(restricted) => &restricted.allowed_room_ids,
+        _ => &[],
+    }
+}
+
+#[derive(Deserialize)]
+struct ChildContent {
+    via: Vec<OwnedServerName>,
+    #[serde(default)]
+    order: Option<serde_json::Value>,
+    #[serde(default)]
+    suggested: Option<serde_json::Value>,
+}
+
+impl ChildContent {
+    /// The order, if it is one.
+    ///
+    /// Spec: client-server API, `m.space.child`, `order`.
+    fn order(&self) -> Option<&str> {
+        let order = self.order.as_ref()?.as_str()?;
+        let is_valid = order.len() <= 50 && order.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+        is_valid.then_some(order)
+    }
+}
+
+impl RoomHandle {
+    /// What the room is, for those who may know of it.
+    ///
+    /// Spec: client-server API, "Room Summaries".
+    pub async fn summary(&self) -> Result<RoomSummary, RoomError> {
+        let face: PublicRoom = self.public_face().await?;
+        let rules = self.current("m.room.join_rules", "").await?;
+        let allowed = rules.map(|event| allowed_rooms(&event.pdu)).unwrap_or_default();
+        let join_rule = match face.join_rule.as_str() {
+            "restricted" => JoinRuleSummary::Restricted(RestrictedSummary::new(allowed)),
+            "knock_restricted" => JoinRuleSummary::KnockRestricted(RestrictedSummary::new(allowed)),
+            "public" => JoinRuleSummary::Public,
+            "knock" => JoinRuleSummary::Knock,
+            "private" => JoinRuleSummary::Private,
+            // An unknown rule lets nobody in without an invite.
+            _ => JoinRuleSummary::Invite,
+        };
+        let joined = UInt::new_saturating(face.joined);
+        let mut summary =
+            RoomSummary::new(face.room_id, join_rule, face.guest_can_join, joined, face.world_readable);
+        summary.canonical_alias = face.canonical_alias;
+        summary.name = face.name;
+        summary.topic = face.topic;
+        summary.avatar_url = face.avatar_url.map(Into::into);
+        summary.room_type = face.room_type.map(RoomType::from);
+        let encryption = self.current("m.room.encryption", "").await?;
+        let algorithm = encryption.and_then(|event| content_string(&event.pdu, "algorithm"));
+        summary.encryption = algorithm.map(Into::into);
+        summary.room_version = Some(self.snapshot().version.clone());
+        Ok(summary)
+    }
+
+    /// The rooms that this space holds, in order.
+    ///
+    /// Spec: client-server API, "Ordering of children within a space".
+    async fn space_children(&self, suggested_only: bool) -> Result<Vec<SpaceChild>, RoomError> {
+        let events = self.state(self.snapshot().head.root, Some("m.space.child")).await?;
+        let mut children = Vec::with_capacity(events.len());
+        for event in &events {
+            if let Some((content, child)) = child_of(event)
+                && (!suggested_only || content.suggested == Some(true.into()))
+            {
+                let sent = event.pdu.origin_server_ts();
+                let order = content.order().map(ToOwned::to_owned);
+                children.push(((order.is_none(), order, sent, child.room_id.clone()), child));
+            }
+        }
+        children.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(children.into_iter().map(|(_, child)| child).collect())
+    }
+}
+
+/// The room that a valid `m.space.child` event names.
+fn child_of(event: &StoredEvent) -> Option<(ChildContent, SpaceChild)> {
+    let room_id = OwnedRoomId::try_from(event.pdu.state_key()?).ok()?;
+    let content: ChildContent = serde_json::from_str(event.pdu.content().get()).ok()?;
+    let via = content.via.clone();
+    let child = SpaceChild { room_id, via, event: client::stripped_with_time(&event.pdu) };
+    (!content.via.is_empty()).then_some((content, child))
+}
