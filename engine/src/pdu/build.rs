@@ -64,14 +64,23 @@ pub fn build(draft: Draft, context: &BuildContext<'_>) -> Result<Pdu, PduError> 
         let id = format!("${}:{}", context.event_id_localpart, context.server_name);
         object.insert("event_id".to_owned(), id.into());
     }
+    hash_and_sign(&mut object, context.server_name, context.key, version)?;
+    Pdu::from_object(&object, version)
+}
+
+/// Adds the content hash and then the server's signature.
+pub(super) fn hash_and_sign(
+    object: &mut CanonicalJsonObject,
+    server_name: &ServerName,
+    key: &SigningKey,
+    version: &RoomVersion,
+) -> Result<(), PduError> {
     let malformed = |error: signatures::JsonError| match error {
         signatures::JsonError::PduTooLarge => PduError::TooLarge("over 65536 bytes".to_owned()),
         error => PduError::Malformed(error.to_string()),
     };
-    signatures::add_content_hash_to_event(&mut object).map_err(malformed)?;
-    signatures::sign_event(context.server_name.as_str(), context.key, &mut object, &version.redaction)
-        .map_err(malformed)?;
-    Pdu::from_object(&object, version)
+    signatures::add_content_hash_to_event(object).map_err(malformed)?;
+    signatures::sign_event(server_name.as_str(), key, object, &version.redaction).map_err(malformed)
 }
 
 fn header(draft: Draft, context: &BuildContext<'_>) -> Result<CanonicalJsonObject, PduError> {

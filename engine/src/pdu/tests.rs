@@ -6,6 +6,11 @@ use serde_json::{Value, json, value::to_raw_value};
 use super::{client::*, *};
 use crate::room_version::{SUPPORTED, rules};
 
+mod canonical;
+mod fuzz;
+mod redaction;
+mod vectors;
+
 fn make(version: &RoomVersionId, draft: Draft, prev: &[Arc<Pdu>]) -> Pdu {
     let rules = rules(version).unwrap();
     let named = rules.authorization.room_create_event_id_as_room_id && prev.is_empty();
