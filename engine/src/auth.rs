@@ -6,13 +6,14 @@
 use std::sync::Arc;
 
 use ruma::{
-    EventId, UserId,
+    EventId, RoomVersionId, UserId,
     events::{StateEventType, TimelineEventType},
     state_res::{
         self,
         events::{RoomCreateEvent, RoomPowerLevelsEvent, RoomPowerLevelsIntField},
     },
 };
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::{pdu::Pdu, room_version::RoomVersion};
@@ -43,9 +44,33 @@ pub fn check(
     state: impl Fn(&StateEventType, &str) -> Option<Arc<Pdu>>,
     version: &RoomVersion,
 ) -> Result<(), AuthFailure> {
+    check_room_version(pdu, version)?;
     state_res::check_state_independent_auth_rules(&version.authorization, pdu, auth_event)
         .map_err(AuthFailure)?;
     check_against(pdu, state, version)
+}
+
+/// Rule 1.3, which ruma leaves to its caller: a create event's version is recognised, and is the one that it is
+/// read by.
+fn check_room_version(pdu: &Pdu, version: &RoomVersion) -> Result<(), AuthFailure> {
+    #[derive(Deserialize)]
+    struct Content {
+        #[serde(default = "first")]
+        room_version: String,
+    }
+    /// The version of rooms that name none.
+    fn first() -> String {
+        RoomVersionId::V1.to_string()
+    }
+    if *pdu.event_type() != TimelineEventType::RoomCreate {
+        return Ok(());
+    }
+    let content: Content = serde_json::from_str(pdu.content().get())
+        .map_err(|error| AuthFailure(format!("content of the create event: {error}")))?;
+    if content.room_version == version.id.as_str() {
+        return Ok(());
+    }
+    Err(AuthFailure(format!("the create event is not one of room version {}", version.id)))
 }
 
 /// Checks an event against one state.
@@ -144,3 +169,6 @@ pub fn redaction_applies(redaction: &Pdu, target: &Pdu, powers: &Powers) -> bool
     let same_server = redaction.sender().server_name() == target.sender().server_name();
     same_server || powers.may_redact(redaction.sender())
 }
+
+#[cfg(test)]
+mod tests;
