@@ -8,16 +8,18 @@ use engine::{
     room_version::{self, RoomVersion},
 };
 use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, ServerName,
-    UserId,
+    EventId, MilliSecondsSinceUnixEpoch, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId,
+    ServerName, UserId,
 };
 use serde_json::{Map, Value};
 use storage::{Storage, schema};
 use tokio::sync::watch;
 
 use crate::{
-    directory::{ClassConfig, Directory, Stats},
+    destination::{DestinationShared, Outbox},
+    directory::{ClassConfig, Directory, Handle, Stats},
     env::Env,
+    federation::{Federation, FederationConfig},
     hub::Hub,
     room::{
         Create, MembershipAction, MembershipChange, RoomActor, RoomError, RoomHandle, RoomShared, RoomStore,
@@ -31,7 +33,7 @@ pub struct HomeserverConfig {
     /// This server's name.
     pub server_name: OwnedServerName,
     /// Signs this server's events.
-    pub signing_key: SigningKey,
+    pub signing_key: Arc<SigningKey>,
     /// The version of new rooms that name none.
     pub default_room_version: RoomVersionId,
     /// Bytes for rooms in memory, half of them for the caches of events and state.
@@ -40,6 +42,8 @@ pub struct HomeserverConfig {
     pub rooms: ClassConfig,
     /// Limits of the session actors.
     pub sessions: ClassConfig,
+    /// How other servers are reached; none without federation.
+    pub federation: Option<FederationConfig>,
 }
 
 /// A running server. Cloning shares it.
@@ -56,12 +60,16 @@ struct Inner {
     rooms: Directory<RoomActor>,
     session_shared: Arc<SessionShared>,
     sessions: Directory<SessionActor>,
+    federation: Option<Federation>,
 }
 
 impl Homeserver {
     /// Starts the actors' supervisors over an open store.
     pub async fn start(config: HomeserverConfig, env: Env, storage: Storage) -> Self {
+        let (outbox, announcements) =
+            Outbox::new(config.server_name.clone(), storage.clone(), config.federation.is_some());
         let room_shared = Arc::new(RoomShared {
+            outbox: outbox.clone(),
             server_name: config.server_name.clone(),
             signing_key: config.signing_key,
             env: env.clone(),
@@ -70,8 +78,22 @@ impl Homeserver {
             published: dashmap::DashMap::new(),
         });
         let rooms = ClassConfig { budget_bytes: config.room_memory / 2, ..config.rooms };
+        let federation = match (config.federation, announcements) {
+            (Some(federation), Some(announcements)) => {
+                let shared = Arc::new(DestinationShared {
+                    server_name: config.server_name.clone(),
+                    env: env.clone(),
+                    storage: storage.clone(),
+                    client: federation.client.clone(),
+                    outbox,
+                    rooms: room_shared.clone(),
+                });
+                Some(Federation::start(shared, announcements, federation).await)
+            }
+            _ => None,
+        };
         let session_shared = Arc::new(SessionShared::new(env.clone(), storage.clone(), room_shared.clone()));
-        Self(Arc::new(Inner {
+        let homeserver = Self(Arc::new(Inner {
             server_name: config.server_name,
             default_room_version: config.default_room_version,
             env,
@@ -81,7 +103,22 @@ impl Homeserver {
             sessions: Directory::start(session_shared.clone(), config.sessions).await,
             session_shared,
             room_shared,
-        }))
+            federation,
+        }));
+        homeserver.resume();
+        homeserver
+    }
+
+    /// Takes up, in the background, what was under way when the server stopped.
+    fn resume(&self) {
+        if self.federates() {
+            let homeserver = self.clone();
+            tokio::spawn(async move {
+                if let Err(error) = homeserver.resume_staged().await {
+                    tracing::error!(%error, "cannot deal with events that were received before the restart");
+                }
+            });
+        }
     }
 
     /// This server's name.
@@ -92,6 +129,47 @@ impl Homeserver {
     /// Clock and randomness.
     pub fn env(&self) -> &Env {
         &self.0.env
+    }
+
+    /// The key that this server signs with.
+    pub fn signing_key(&self) -> &SigningKey {
+        &self.0.room_shared.signing_key
+    }
+
+    /// Whether this server talks to others.
+    pub fn federates(&self) -> bool {
+        self.0.federation.is_some()
+    }
+
+    /// Servers that vouch for others' keys.
+    pub(crate) fn trusted_key_servers(&self) -> &[OwnedServerName] {
+        self.0.federation.as_ref().map_or(&[], |federation| federation.trusted_key_servers())
+    }
+
+    /// Another server gave a sign of life: what waits for it goes out at once.
+    pub fn server_is_alive(&self, server: &ServerName) {
+        self.0.room_shared.outbox.alive(server);
+    }
+
+    /// The room that an event belongs to, if the event is known.
+    pub async fn room_of_event(&self, event_id: &EventId) -> Result<Option<OwnedRoomId>, RoomError> {
+        let event = self.0.room_shared.store.event_by_id(event_id).await?;
+        Ok(event.map(|event| event.pdu.room_id().to_owned()))
+    }
+
+    /// What only a server that federates has.
+    pub(crate) fn federation(&self) -> Option<&Federation> {
+        self.0.federation.as_ref()
+    }
+
+    /// What all rooms share.
+    pub(crate) fn room_shared(&self) -> &Arc<RoomShared> {
+        &self.0.room_shared
+    }
+
+    /// The actor of a room, which need not exist yet.
+    pub(crate) async fn room_actor(&self, room_id: &RoomId) -> Result<Handle<RoomActor>, RoomError> {
+        self.0.rooms.get(&room_id.to_owned()).await.map_err(RoomError::Activate)
     }
 
     /// The store, for the modules of this crate.
@@ -234,6 +312,11 @@ impl Homeserver {
         self.0.rooms.stats()
     }
 
+    /// What the destination actors do; nothing without federation.
+    pub fn destination_stats(&self) -> Stats {
+        self.0.federation.as_ref().map(Federation::stats).unwrap_or_default()
+    }
+
     /// What the session actors do.
     pub fn session_stats(&self) -> Stats {
         self.0.sessions.stats()
@@ -255,6 +338,9 @@ impl Homeserver {
         self.0.session_shared.finish_background().await;
         self.0.sessions.drain_all().await;
         self.0.rooms.drain_all().await;
+        if let Some(federation) = &self.0.federation {
+            federation.stop().await;
+        }
         if let Err(error) = self.0.storage.close().await {
             tracing::error!(%error, "the store did not close cleanly");
         }

@@ -3,8 +3,10 @@
 mod admission;
 pub mod aliases;
 mod budget;
+pub mod destination;
 pub mod directory;
 pub mod env;
+pub mod federation;
 pub mod filter;
 pub mod homeserver;
 pub mod hub;

@@ -44,7 +44,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomVersionId};
 use storage::{
     CommitError,
-    schema::{self, AliasRecord, SentBy, TxnKey},
+    schema::{self, AliasRecord, OutboxRecord, SentBy, TxnKey},
 };
 
 pub use self::{
@@ -52,7 +52,7 @@ pub use self::{
     content::{allowed_rooms, join_rule, membership as membership_of, string as content_string},
     error::RoomError,
     event::{ReadError, RoomStore, StoredEvent},
-    handle::RoomHandle,
+    handle::{RoomHandle, STRIPPED},
     history::Backfill,
     membership::{MembershipAction, MembershipChange},
     page::{Page, PageDirection, PageQuery},
@@ -67,6 +67,7 @@ use self::{
     relations::RelationChange,
 };
 use crate::{
+    destination::{Outbox, Outgoing},
     directory::{DirectoryActor, Meter},
     env::Env,
     hub::Hub,
@@ -80,13 +81,15 @@ pub struct RoomShared {
     /// This server's name.
     pub server_name: OwnedServerName,
     /// Signs this server's events.
-    pub signing_key: SigningKey,
+    pub signing_key: Arc<SigningKey>,
     /// Clock and randomness.
     pub env: Env,
     /// Events and state, cached.
     pub store: RoomStore,
     /// Whom to tell of changes.
     pub hub: Hub,
+    /// What other servers are to have.
+    pub outbox: Arc<Outbox>,
     /// The views of active rooms.
     pub published: DashMap<OwnedRoomId, Arc<Published>>,
 }
@@ -127,6 +130,8 @@ pub enum RoomMessage {
     Send(Box<Send>, RpcReplyPort<Result<OwnedEventId, RoomError>>),
     /// Change a membership on behalf of a local user.
     Membership(Box<MembershipChange>, RpcReplyPort<Result<Option<OwnedEventId>, RoomError>>),
+    /// Build a membership event without appending it.
+    Prepare(Box<MembershipChange>, RpcReplyPort<Result<Pdu, RoomError>>),
     /// Take in an event from another server.
     Receive(Box<Receive>, RpcReplyPort<Result<Received, RoomError>>),
     /// Keep events that others refer to.
@@ -273,6 +278,7 @@ impl Empty {
             RoomMessage::Outside(outside, reply) => {
                 return Self::begin(myself, self.outside(*outside).await, reply);
             }
+            RoomMessage::Prepare(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
             RoomMessage::Receive(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
             RoomMessage::Backfill(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
             RoomMessage::Send(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
@@ -355,6 +361,9 @@ impl ActiveRoom {
                 let outcome = self.change_membership(&mut change, *membership).await;
                 self.conclude(myself, change, outcome, reply);
             }
+            RoomMessage::Prepare(membership, reply) => {
+                drop(reply.send(self.prepare_membership(*membership).await));
+            }
             RoomMessage::Receive(receive, reply) => {
                 let mut change = Change::new(self);
                 let outcome = self.receive(&mut change, *receive).await;
@@ -374,7 +383,7 @@ impl ActiveRoom {
                 let mut change = Change::new(self);
                 let outcome = if self.is_resident(&change) {
                     let Adopt { join, origin, .. } = *adopt;
-                    let receive = Receive { pdu: join, origin, prev_states: BTreeMap::new() };
+                    let receive = Receive { pdu: join, origin, prev_states: BTreeMap::new(), relay: false };
                     self.receive(&mut change, receive).await.map(drop)
                 } else {
                     self.adopt(&mut change, *adopt).await
@@ -393,7 +402,7 @@ impl ActiveRoom {
             RoomMessage::Forget(user, reply) => self.forget(user, reply).await,
             RoomMessage::Receipt(receipt, reply) => self.set_receipt(myself, *receipt, reply),
             RoomMessage::Typing(user, timeout, reply) => {
-                self.set_typing(myself, user, timeout);
+                self.set_typing(myself, &user, timeout);
                 let _ = reply.send(Ok(()));
             }
             RoomMessage::TypingDue => self.typing_due(),
@@ -494,6 +503,7 @@ impl ActiveRoom {
     ) {
         let mut batch = std::mem::take(&mut change.batch);
         batch.append(extra);
+        let outgoing = self.outgoing(&change, &mut batch);
         self.head = change.head.clone();
         if !change.tickets.is_empty() {
             batch.put(&schema::ROOMS, &self.room, &self.record(change.position()));
@@ -511,6 +521,7 @@ impl ActiveRoom {
             events: change.events.iter().chain(&change.replaced).cloned().collect(),
             relations: std::mem::take(&mut change.relations),
             entries: change.entries(),
+            outgoing,
         };
         self.pending.add(&mut change);
         let tickets = std::mem::take(&mut change.tickets);
@@ -526,6 +537,33 @@ impl ActiveRoom {
                 done(Err(RoomError::Commit(error)));
             }
         });
+    }
+
+    /// The change's events that other servers are to have, with those servers; notes them in the batch.
+    fn outgoing(&self, change: &Change, batch: &mut storage::Batch) -> Vec<(Outgoing, Vec<OwnedServerName>)> {
+        if !self.shared.outbox.is_open() {
+            return Vec::new();
+        }
+        let mut servers = self.shared.outbox.others(change.head.servers.keys());
+        let removed = self.head.servers.keys().filter(|server| !change.head.has_server(server));
+        let also = self.shared.outbox.others(removed);
+        servers.extend(also.iter().cloned());
+        if servers.is_empty() {
+            return Vec::new();
+        }
+        let is_ours = |event: &&Arc<StoredEvent>| {
+            change.relays || event.pdu.sender().server_name() == self.shared.server_name
+        };
+        let mut outgoing = Vec::new();
+        for event in change.events.iter().filter(is_ours) {
+            let position = event.index.unwrap_or_default().into();
+            let record =
+                OutboxRecord { room_id: self.room_id.clone(), event: event.short, also: also.clone() };
+            batch.put(&schema::OUTBOX, &position, &record);
+            let event = event.clone();
+            outgoing.push((Outgoing { position, room_id: self.room_id.clone(), event }, servers.clone()));
+        }
+        outgoing
     }
 
     fn snapshot(&self) -> RoomSnapshot {
@@ -555,6 +593,7 @@ struct Completion {
     events: Vec<Arc<StoredEvent>>,
     relations: Vec<RelationChange>,
     entries: Vec<(OwnedUserId, crate::session::RoomEntry)>,
+    outgoing: Vec<(Outgoing, Vec<OwnedServerName>)>,
 }
 
 impl Completion {
@@ -571,6 +610,9 @@ impl Completion {
         }
         if !self.events.is_empty() {
             self.shared.hub.room_changed(room, &room_id, self.position);
+        }
+        for (outgoing, servers) in self.outgoing {
+            self.shared.outbox.announce(outgoing, servers);
         }
     }
 }

@@ -47,7 +47,8 @@ async fn homeserver(room_memory: u64) -> (Homeserver, Arc<FaultyClock>) {
     let env = Env { clock: clock.clone(), entropy: Arc::new(SeededEntropy::new(1)) };
     let config = HomeserverConfig {
         server_name: "example.org".try_into().unwrap(),
-        signing_key: SigningKey::new(&[1; 32], "test").unwrap(),
+        signing_key: Arc::new(SigningKey::new(&[1; 32], "test").unwrap()),
+        federation: None,
         default_room_version: room_version::DEFAULT,
         room_memory,
         rooms: ClassConfig::default(),

@@ -18,7 +18,7 @@ use ruma::{
 use serde_json::value::RawValue;
 
 pub use self::{
-    build::{BuildContext, Draft, build, redact},
+    build::{BuildContext, Draft, build, countersign, redact, seal, template},
     sign::{SigningKey, Verified, verify},
 };
 

@@ -162,8 +162,8 @@ section! {
 section! {
     /// `[federation]`
     Federation {
-        /// Whether to talk to other servers.
-        enabled: bool = false,
+        /// Whether to talk to other servers; if it is not set, a `[tls]` section decides.
+        enabled: Option<bool> = None,
         /// Additional trusted roots, PEM files.
         extra_ca: Vec<PathBuf> = Vec::new(),
         /// Whether outbound requests may go to loopback and private addresses.
@@ -350,11 +350,8 @@ impl Config {
     pub fn without_effect(&self) -> Vec<&'static str> {
         let mut keys = Vec::new();
         let mut note = |is_set: bool, key| keys.extend(is_set.then_some(key));
-        note(!self.listen.tls.is_empty(), "listen.tls");
-        note(self.tls.is_some(), "tls");
-        note(self.federation.enabled, "federation.enabled");
-        note(!self.federation.extra_ca.is_empty(), "federation.extra_ca");
-        note(!self.federation.trusted_key_servers.is_empty(), "federation.trusted_key_servers");
+        note(!self.listen.tls.is_empty() && self.tls.is_none(), "listen.tls");
+        note(self.tls.as_ref().is_some_and(|tls| tls.acme.is_some()), "tls.acme");
         note(!self.appservices.registrations.is_empty(), "appservices.registrations");
         keys
     }

@@ -2,10 +2,11 @@
 //!
 //! Spec: client-server API, "Standard error response".
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use actors::{
     directory::{ActivateError, CallError},
+    federation::FederationError,
     room::RoomError,
     session::SessionError,
     sync::SyncError,
@@ -25,7 +26,7 @@ use crate::password::PasswordError;
 #[derive(Debug)]
 pub struct ApiError {
     status: StatusCode,
-    errcode: &'static str,
+    errcode: Cow<'static, str>,
     message: String,
     /// Further members of the body.
     fields: Map<String, Value>,
@@ -37,7 +38,7 @@ pub type ApiResult<T> = Result<T, ApiError>;
 impl ApiError {
     /// An error of this status and errcode.
     pub fn new(status: StatusCode, errcode: &'static str, message: impl Into<String>) -> Self {
-        Self { status, errcode, message: message.into(), fields: Map::new() }
+        Self { status, errcode: errcode.into(), message: message.into(), fields: Map::new() }
     }
 
     /// 400 with an errcode.
@@ -98,8 +99,8 @@ impl ApiError {
     }
 
     /// The errcode.
-    pub fn errcode(&self) -> &'static str {
-        self.errcode
+    pub fn errcode(&self) -> &str {
+        &self.errcode
     }
 }
 
@@ -112,7 +113,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let retry_after = self.fields.get("retry_after_ms").and_then(Value::as_u64);
         let mut body = self.fields;
-        body.insert("errcode".to_owned(), self.errcode.into());
+        body.insert("errcode".to_owned(), self.errcode.into_owned().into());
         body.insert("error".to_owned(), self.message.into());
         let mut response = (self.status, Json(Value::Object(body))).into_response();
         if let Some(retry_ms) = retry_after {
@@ -150,10 +151,22 @@ impl From<RoomError> for ApiError {
             RoomError::DuplicateAnnotation => Self::bad_request("M_DUPLICATE_ANNOTATION", message),
             RoomError::UnableToAuthoriseJoin => Self::bad_request("M_UNABLE_TO_AUTHORISE_JOIN", message),
             RoomError::Activate(error) => error.into(),
+            RoomError::Remote(error) => remote(error),
             RoomError::Read(_) | RoomError::Commit(_) | RoomError::Crashed | RoomError::TimedOut => {
                 Self::internal(&message)
             }
         }
+    }
+}
+
+/// What another server said, as far as a client can make use of it.
+fn remote(error: FederationError) -> ApiError {
+    match error {
+        FederationError::Status { status, errcode, error, .. } if status.is_client_error() => {
+            let status = if status == StatusCode::UNAUTHORIZED { StatusCode::FORBIDDEN } else { status };
+            ApiError { errcode: errcode.into(), ..ApiError::new(status, "M_UNKNOWN", error) }
+        }
+        error => ApiError::new(StatusCode::BAD_GATEWAY, "M_UNKNOWN", error.to_string()),
     }
 }
 

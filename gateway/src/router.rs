@@ -19,6 +19,7 @@ use crate::{
         well_known,
     },
     error::ApiError,
+    federation,
 };
 
 /// The server's routes. Paths under `r0` and `unstable` are spelled as they are under `v3` here; see [`alias`].
@@ -29,6 +30,7 @@ pub fn router(app: App) -> Router {
         .route("/.well-known/matrix/server", get(well_known::server))
         .route("/.well-known/matrix/support", get(well_known::support))
         .merge(client_routes())
+        .merge(federation::routes())
         .route("/_synapse/admin/v1/register", get(admin::register::nonce).post(admin::register::register))
         .route("/_matrix/federation/v1/openid/userinfo", get(openid::user_info))
         .fallback(unrecognized)

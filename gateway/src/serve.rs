@@ -10,6 +10,7 @@ use std::{
 use actors::{
     directory::ClassConfig,
     env::{Clock, Entropy, Env},
+    federation::FederationConfig,
     homeserver::{Homeserver, HomeserverConfig},
 };
 use anyhow::{Context, bail};
@@ -41,9 +42,11 @@ use crate::{
     config::{self, Config, Secret, Size},
     control,
     extract::ClientIp,
+    outbound::{Outbound, OutboundOptions},
     password::{PasswordCost, Passwords},
     rate_limit::Rates,
     router,
+    tls::{Tls, TlsFiles},
 };
 
 /// How long requests under way may take to finish once the server stops.
@@ -97,6 +100,21 @@ pub struct Options {
     pub password_cost: PasswordCost,
     /// What handlers need to know.
     pub settings: Settings,
+    /// Where it listens with TLS, and with which certificate.
+    pub tls: Option<(Vec<SocketAddr>, TlsFiles)>,
+    /// How it talks to other servers, if it does.
+    pub federation: Option<FederationOptions>,
+}
+
+/// How a server talks to others.
+#[derive(Clone, Debug)]
+pub struct FederationOptions {
+    /// The outbound client.
+    pub outbound: OutboundOptions,
+    /// Servers that vouch for others' keys.
+    pub trusted_key_servers: Vec<OwnedServerName>,
+    /// Limits of the destination actors.
+    pub destinations: ClassConfig,
 }
 
 impl Options {
@@ -110,7 +128,26 @@ impl Options {
             ..ClassConfig::default()
         };
         let secret = |secret: &Secret| secret.0.clone();
+        let tls = config.tls.as_ref().and_then(|tls| {
+            let files =
+                TlsFiles { certificate: tls.certificate.clone()?, private_key: tls.private_key.clone()? };
+            let listen = &config.listen.tls;
+            let anywhere = SocketAddr::from(([0, 0, 0, 0], 8448));
+            Some((if listen.is_empty() { vec![anywhere] } else { listen.clone() }, files))
+        });
+        let federates = config.federation.enabled.unwrap_or(tls.is_some());
+        let federation = federates.then(|| FederationOptions {
+            outbound: OutboundOptions {
+                extra_ca: config.federation.extra_ca.clone(),
+                allow_private_addresses: config.federation.allow_private_addresses,
+                max_concurrent_connects: config.federation.max_concurrent_connects as usize,
+            },
+            trusted_key_servers: config.federation.trusted_key_servers.clone(),
+            destinations: class(actors.destination_memory),
+        });
         Self {
+            tls,
+            federation,
             server_name: config.server_name.clone(),
             data_dir: config.data_dir.clone(),
             listen: config.listen.client.clone(),
@@ -189,7 +226,7 @@ pub struct Running {
     pub app: App,
     /// The addresses that it listens on.
     pub addresses: Vec<SocketAddr>,
-    listeners: Vec<TcpListener>,
+    listeners: Vec<(TcpListener, Option<Arc<Tls>>)>,
     control: Option<UnixListener>,
 }
 
@@ -204,9 +241,24 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
         let token = secret_file(&options.data_dir.join("registration-token"), || env.entropy.token(32))?;
         registration.tokens.push(token);
     }
+    let signing_key = Arc::new(signing_key(&options.data_dir, &*env.entropy)?);
+    let federation = match options.federation {
+        Some(federation) => Some(FederationConfig {
+            client: Arc::new(Outbound::new(
+                options.server_name.clone(),
+                signing_key.clone(),
+                &federation.outbound,
+                env.clock.clone(),
+            )?),
+            trusted_key_servers: federation.trusted_key_servers,
+            destinations: federation.destinations,
+        }),
+        None => None,
+    };
     let config = HomeserverConfig {
+        federation,
         server_name: options.server_name.clone(),
-        signing_key: signing_key(&options.data_dir, &*env.entropy)?,
+        signing_key,
         default_room_version: options.default_room_version,
         room_memory: options.room_memory,
         rooms: options.rooms,
@@ -217,14 +269,22 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
     let app = App::new(homeserver, passwords, options.settings);
     let mut listeners = Vec::new();
     for address in &options.listen {
-        let listener =
-            TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
-        listeners.push(listener);
+        listeners.push((bind(*address).await?, None));
     }
-    let addresses = listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
+    if let Some((addresses, files)) = options.tls {
+        let tls = Arc::new(Tls::load(files)?);
+        for address in addresses {
+            listeners.push((bind(address).await?, Some(tls.clone())));
+        }
+    }
+    let addresses = listeners.iter().map(|(listener, _)| listener.local_addr()).collect::<Result<_, _>>()?;
     // One that answers nobody else, as the commands start it, needs no commands either.
     let control = if listeners.is_empty() { None } else { bind_control(&options.data_dir) };
     Ok(Running { app, addresses, listeners, control })
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
 }
 
 /// The control socket; a server without it works, but not for commands beside it.
@@ -315,7 +375,7 @@ impl Running {
 }
 
 async fn accept(
-    listener: &TcpListener,
+    (listener, tls): &(TcpListener, Option<Arc<Tls>>),
     router: &Router,
     graceful: &GracefulShutdown,
     closed: watch::Receiver<bool>,
@@ -342,12 +402,24 @@ async fn accept(
             request.extensions_mut().insert(ClientIp(client));
             router.clone().oneshot(request)
         });
-        let builder = connection_builder();
-        let connection =
-            builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned();
-        let connection = graceful.watch(connection);
+        let (tls, watcher) = (tls.clone(), graceful.watcher());
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            let service = TowerToHyperService::new(service);
+            let builder = connection_builder();
+            let ended = match tls {
+                None => {
+                    let connection = builder.serve_connection(TokioIo::new(stream), service);
+                    watcher.watch(connection.into_owned()).await
+                }
+                Some(tls) => match tls.accept(stream).await {
+                    Ok(stream) => {
+                        let connection = builder.serve_connection(TokioIo::new(stream), service);
+                        watcher.watch(connection.into_owned()).await
+                    }
+                    Err(error) => Err(error.into()),
+                },
+            };
+            if let Err(error) = ended {
                 tracing::debug!(%error, "connection ended early");
             }
         });

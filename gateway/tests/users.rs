@@ -16,6 +16,8 @@ use storage::Durability;
 
 fn options(data_dir: &Path) -> Options {
     Options {
+        tls: None,
+        federation: None,
         server_name: "a.example".try_into().unwrap(),
         data_dir: data_dir.to_owned(),
         listen: Vec::new(),

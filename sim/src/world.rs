@@ -148,7 +148,8 @@ async fn boot(store: &Arc<MemoryStore>, seed: u64, now_ms: u64) -> Result<Homese
     let env = Env { clock: Arc::new(TokioClock::new(now_ms)), entropy: Arc::new(SeededEntropy::new(seed)) };
     let config = HomeserverConfig {
         server_name: "sim".try_into()?,
-        signing_key: SigningKey::new(&[1; 32], "sim").context("the key's version is valid")?,
+        signing_key: Arc::new(SigningKey::new(&[1; 32], "sim").context("the key's version is valid")?),
+        federation: None,
         default_room_version: room_version::DEFAULT,
         room_memory: 16 << 20,
         rooms: ClassConfig::default(),

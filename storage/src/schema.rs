@@ -6,13 +6,14 @@
 use std::{fmt, marker::PhantomData};
 
 use bytes::Bytes;
-use engine::id::{ShortEventId, ShortRoomId, TimelineIndex};
+use engine::id::{Position, ShortEventId, ShortRoomId, TimelineIndex};
 use ruma::{OwnedDeviceId, OwnedEventId, OwnedRoomAliasId, OwnedRoomId, OwnedServerName, OwnedUserId};
 
+mod federation;
 mod rooms;
 mod users;
 
-pub use self::{rooms::*, users::*};
+pub use self::{federation::*, rooms::*, users::*};
 
 /// The number of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -201,10 +202,40 @@ tables! {
     /// Key: room, target. Writer: `RoomActor`, with the redaction. Changes: deletion, once the target is there.
     59 => EARLY_REDACTIONS: (ShortRoomId, OwnedEventId) => ShortEventId;
 
+    /// The keys of other servers.
+    ///
+    /// Key: server, key ID. Writer: the key ring. Changes: overwritten.
+    60 => SERVER_KEYS: (OwnedServerName, String) => ServerKeyRecord;
+
     /// Holes in the known timelines.
     ///
     /// Key: room, the place after the hole. Writer: `RoomActor`. Changes: overwritten; deletion once it is filled.
     64 => GAPS: (ShortRoomId, TimelineIndex) => GapRecord;
+
+    /// Received events that are not dealt with yet, as JSON text.
+    ///
+    /// Key: room ID, when it came, its server. Writer: the receiving of transactions. Changes: deletion, once dealt with.
+    65 => STAGED: (OwnedRoomId, Position, OwnedServerName) => Bytes;
+
+    /// Events that other servers are to have and do not have yet, as far as it is known.
+    ///
+    /// Key: position. Writer: `RoomActor`, in the same batch as `EVENTS`. Changes: deletion, by the outbox.
+    66 => OUTBOX: Position => OutboxRecord;
+
+    /// Servers that did not take the last transaction.
+    ///
+    /// Key: server. Writer: `DestinationActor`. Changes: overwritten; deletion once the server takes events again.
+    67 => DESTINATIONS: OwnedServerName => DestinationRecord;
+
+    /// Rooms that have events which a server missed, and where the first of them is.
+    ///
+    /// Key: server, room ID. Writer: `DestinationActor`. Changes: overwritten; deletion once it has caught up.
+    68 => CATCH_UP: (OwnedServerName, OwnedRoomId) => Position;
+
+    /// EDUs that must not be lost, as JSON text.
+    ///
+    /// Key: server, position. Writer: whoever has one to send. Changes: deletion, by `DestinationActor`, once it is sent.
+    69 => EDU_QUEUE: (OwnedServerName, Position) => Bytes;
 
     /// Local accounts; the row makes the user exist, and stays when the account is deactivated.
     ///

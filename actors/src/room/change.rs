@@ -49,6 +49,8 @@ pub(super) struct Change {
     pub(super) nodes: BTreeMap<NodeId, Arc<Node>>,
     /// New relations of local users to the room.
     pub(super) memberships: Vec<(OwnedUserId, MembershipRecord)>,
+    /// Whether this server passes events of others on to the servers in the room: it let them in.
+    pub(super) relays: bool,
     /// The positions that the change takes.
     pub(super) tickets: Vec<Ticket>,
 }
@@ -66,6 +68,7 @@ impl Change {
             relations: Vec::new(),
             nodes: BTreeMap::new(),
             memberships: Vec::new(),
+            relays: false,
             tickets: Vec::new(),
         }
     }
@@ -199,6 +202,20 @@ impl ActiveRoom {
         let auth_events = self.auth_events(change, sender, &draft).await?;
         let pdu = self.build(change, sender, draft, &auth_events)?;
         self.admit(change, pdu, &auth_events, sent_by).await
+    }
+
+    /// Builds and authorises an event without appending it.
+    pub(super) async fn prepare(
+        &self,
+        change: &Change,
+        sender: &UserId,
+        draft: Draft,
+    ) -> Result<Pdu, RoomError> {
+        let auth_events = self.auth_events(change, sender, &draft).await?;
+        let pdu = self.build(change, sender, draft, &auth_events)?;
+        let create = self.current(change, "m.room.create", "").await?;
+        check(&pdu, &auth_events, create.as_deref(), self.rules)?;
+        Ok(pdu)
     }
 
     /// Authorises and appends an event that is already built.

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ractor::{ActorRef, RpcReplyPort};
-use ruma::OwnedUserId;
+use ruma::{OwnedUserId, UserId};
+use serde_json::json;
 use storage::{
     Batch,
     schema::{self, ReceiptRecord},
@@ -24,19 +25,55 @@ impl ActiveRoom {
     pub(super) fn set_typing(
         &mut self,
         myself: &ActorRef<RoomMessage>,
-        user: OwnedUserId,
+        user: &UserId,
         timeout: Option<Duration>,
     ) {
+        let is_typing = timeout.is_some();
         let changed = match timeout {
             Some(timeout) => {
                 let timeout = timeout.min(TYPING_MAX);
                 myself.send_after(timeout, || RoomMessage::TypingDue);
-                self.typists.0.insert(user, Instant::now() + timeout).is_none()
+                self.typists.0.insert(user.to_owned(), Instant::now() + timeout).is_none()
             }
-            None => self.typists.0.remove(&user).is_some(),
+            None => self.typists.0.remove(user).is_some(),
         };
         if changed {
             self.publish_typing();
+            self.send_typing(user, is_typing);
+        }
+    }
+
+    /// Tells other servers of a local user's typing.
+    ///
+    /// Spec: server-server API, "Typing Notifications".
+    fn send_typing(&self, user: &UserId, typing: bool) {
+        let content = json!({ "room_id": self.room_id, "user_id": user, "typing": typing });
+        self.send_edu(user, format!("typing {} {user}", self.room_id), "m.typing", &content);
+    }
+
+    /// Tells other servers of a local user's receipt.
+    ///
+    /// Spec: server-server API, "Receipts".
+    fn send_receipt(&self, receipt: &Receipt) {
+        let user = &receipt.user_id;
+        let mut data = json!({ "ts": receipt.ts });
+        if let Some(thread) = &receipt.thread {
+            data["thread_id"] = thread.as_str().into();
+        }
+        let read = json!({ user.as_str(): { "data": data, "event_ids": [receipt.event_id] } });
+        let content = json!({ self.room_id.as_str(): { "m.read": read } });
+        let thread = receipt.thread.as_deref().unwrap_or_default();
+        self.send_edu(user, format!("receipt {} {user} {thread}", self.room_id), "m.receipt", &content);
+    }
+
+    fn send_edu(&self, user: &UserId, key: String, edu_type: &str, content: &serde_json::Value) {
+        if user.server_name() != self.shared.server_name || !self.shared.outbox.is_open() {
+            return;
+        }
+        let servers = self.shared.outbox.others(self.head.servers.keys());
+        let edu = json!({ "edu_type": edu_type, "content": content });
+        if let Ok(edu) = serde_json::value::to_raw_value(&edu) {
+            self.shared.outbox.send_ephemeral(key, edu, servers);
         }
     }
 
@@ -83,6 +120,7 @@ impl ActiveRoom {
         batch.put(&schema::RECEIPTS, &(self.room, receipt.user_id.clone(), thread), &record);
         batch.put(&schema::ROOMS, &self.room, &self.record(receipt.position));
         let position = receipt.position;
+        self.send_receipt(&receipt);
         self.receipts.set(receipt);
         let receipts = Arc::new(self.receipts.clone());
         let (shared, published) = (self.shared.clone(), self.published.clone());

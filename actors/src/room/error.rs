@@ -6,7 +6,10 @@ use engine::{auth::AuthFailure, pdu::PduError, room::create::NewRoomError};
 use storage::{CommitError, StoreError};
 
 use super::ReadError;
-use crate::directory::{ActivateError, CallError};
+use crate::{
+    directory::{ActivateError, CallError},
+    federation::FederationError,
+};
 
 /// Why a room did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +56,9 @@ pub enum RoomError {
     /// No server can authorise a restricted join that the user is entitled to.
     #[error("no member of this server can authorise the join")]
     UnableToAuthoriseJoin,
+    /// Another server, which is needed for it, refused or did not answer.
+    #[error("another server did not do its part: {0}")]
+    Remote(#[from] FederationError),
     /// The store cannot be read; nothing was done.
     #[error(transparent)]
     Read(#[from] ReadError),

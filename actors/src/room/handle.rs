@@ -5,14 +5,18 @@ use std::{ops::Bound, sync::Arc, time::Duration};
 use engine::{
     auth::Powers,
     id::{ShortEventId, ShortRoomId, TimelineIndex},
-    pdu::Pdu,
+    pdu::{Pdu, client},
     state::{self, StateRoot},
 };
-use ruma::{EventId, OwnedEventId, OwnedUserId, UserId};
-use serde_json::value::RawValue;
+use ruma::{
+    EventId, OwnedEventId, OwnedServerName, OwnedUserId, ServerName, UserId,
+    events::room::server_acl::RoomServerAclEventContent,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
 use storage::{
     Direction, KeyRange,
-    schema::{self, MembershipRecord, SentBy},
+    schema::{self, MembershipRecord, SentBy, Standing},
 };
 
 use super::{
@@ -27,6 +31,29 @@ pub struct RoomHandle {
     actor: Handle<RoomActor>,
     published: Arc<Published>,
     shared: Arc<RoomShared>,
+}
+
+/// The state that an invited or knocking user is shown.
+///
+/// Spec: client-server API, "Stripped state".
+pub const STRIPPED: [&str; 7] = [
+    "m.room.create",
+    "m.room.name",
+    "m.room.avatar",
+    "m.room.topic",
+    "m.room.join_rules",
+    "m.room.canonical_alias",
+    "m.room.encryption",
+];
+
+/// A stripped state event; servers may send whole events in its place.
+#[derive(Deserialize, Serialize)]
+struct Stripped {
+    #[serde(rename = "type")]
+    kind: String,
+    state_key: String,
+    sender: OwnedUserId,
+    content: Box<RawValue>,
 }
 
 /// Keys of the state tree that are read at a time.
@@ -76,6 +103,67 @@ impl RoomHandle {
         change: MembershipChange,
     ) -> Result<Option<OwnedEventId>, RoomError> {
         self.actor.call(|reply| RoomMessage::Membership(Box::new(change), reply)).await?
+    }
+
+    /// A membership event as it would be now, signed by this server, without appending it.
+    pub async fn prepare_membership(&self, change: MembershipChange) -> Result<Pdu, RoomError> {
+        self.actor.call(|reply| RoomMessage::Prepare(Box::new(change), reply)).await?
+    }
+
+    /// Those of some events that are not known here, not even as outliers.
+    pub async fn unknown_events(&self, ids: &[OwnedEventId]) -> Result<Vec<OwnedEventId>, RoomError> {
+        let known = self.shared.store.storage().get_many(&schema::EVENT_IDS, ids.iter().cloned()).await?;
+        Ok(ids.iter().zip(known).filter(|(_, known)| known.is_none()).map(|(id, _)| id.clone()).collect())
+    }
+
+    /// Whether an event has a place in the graph here.
+    pub async fn is_placed(&self, event_id: &EventId) -> Result<bool, RoomError> {
+        let event = self.shared.store.event_by_id(event_id).await?;
+        Ok(event.is_some_and(|event| event.standing != Standing::Outlier))
+    }
+
+    /// An event of this room, wherever it stands.
+    pub async fn any_event(&self, event_id: &EventId) -> Result<Option<Arc<StoredEvent>>, RoomError> {
+        let room = self.snapshot().room;
+        let event = self.shared.store.event_by_id(event_id).await?;
+        Ok(event.filter(|event| event.room == room))
+    }
+
+    /// Whether a user is joined.
+    pub async fn is_joined(&self, user: &UserId) -> Result<bool, RoomError> {
+        let member = self.current("m.room.member", user.as_str()).await?;
+        Ok(member.is_some_and(|event| super::membership_of(&event.pdu) == "join"))
+    }
+
+    /// The server of whoever invited a local user, or of whom the user knocked with.
+    pub(crate) async fn inviting_server(&self, user: &UserId) -> Result<Option<OwnedServerName>, RoomError> {
+        let Some(record) = self.membership_record(user).await? else { return Ok(None) };
+        let event = self.shared.store.event(record.event).await?;
+        let server = event.pdu.sender().server_name().to_owned();
+        Ok((server != self.shared.server_name).then_some(server))
+    }
+
+    /// What someone who is not in the room yet is told of it, with the member who tells them: stripped state.
+    ///
+    /// Spec: client-server API, "Stripped state".
+    pub async fn stripped_state(&self, teller: &UserId) -> Result<Vec<Box<RawValue>>, RoomError> {
+        let mut events = Vec::new();
+        for kind in STRIPPED {
+            events.extend(self.current(kind, "").await?);
+        }
+        events.extend(self.current("m.room.member", teller.as_str()).await?);
+        Ok(events.iter().map(|event| client::stripped(&event.pdu)).collect())
+    }
+
+    /// Whether the room's access control list lets a server take part.
+    ///
+    /// Spec: client-server API, "Server Access Control Lists (ACLs) for rooms".
+    pub async fn admits_server(&self, server: &ServerName) -> Result<bool, RoomError> {
+        let Some(acl) = self.current("m.room.server_acl", "").await? else { return Ok(true) };
+        // Content that is no list denies everyone, like an empty list.
+        let content: RoomServerAclEventContent = serde_json::from_str(acl.pdu.content().get())
+            .unwrap_or_else(|_| RoomServerAclEventContent::new(true, Vec::new(), Vec::new()));
+        Ok(content.is_allowed(server))
     }
 
     /// Takes in an event from another server, whose signatures and hashes are checked.
@@ -318,6 +406,8 @@ impl RoomHandle {
         }
         let key = (user.to_owned(), snapshot.room_id.clone());
         let record = self.shared.store.storage().get(&schema::STRIPPED_STATES, &key).await?;
-        Ok(record.map(|record| serde_json::from_slice(&record.events).unwrap_or_default()))
+        let events =
+            record.map(|record| serde_json::from_slice::<Vec<Stripped>>(&record.events).unwrap_or_default());
+        Ok(events.map(|events| events.iter().filter_map(|event| to_raw_value(event).ok()).collect()))
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Spec: client-server API, "Room membership".
 
-use engine::pdu::Draft;
+use engine::pdu::{Draft, Pdu};
 use ractor::RpcReplyPort;
 use ruma::{OwnedEventId, OwnedUserId, UserId};
 use serde_json::{Map, Value};
@@ -53,7 +53,31 @@ impl ActiveRoom {
         change: &mut Change,
         request: MembershipChange,
     ) -> Result<Option<OwnedEventId>, RoomError> {
-        let MembershipChange { sender, target, action, mut content } = request;
+        let sender = request.sender.clone();
+        match self.membership_draft(change, request).await? {
+            Some(draft) => self.append(change, &sender, draft, None).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The membership event as it would be now, signed by this server, without appending it.
+    ///
+    /// It is what another server completes to join, or signs too when one of its users is invited.
+    pub(super) async fn prepare_membership(&self, request: MembershipChange) -> Result<Pdu, RoomError> {
+        let change = Change::new(self);
+        let sender = request.sender.clone();
+        let draft = self.membership_draft(&change, request).await?;
+        let draft =
+            draft.ok_or_else(|| RoomError::Invalid("the user has this membership already".to_owned()))?;
+        self.prepare(&change, &sender, draft).await
+    }
+
+    async fn membership_draft(
+        &self,
+        change: &Change,
+        request: MembershipChange,
+    ) -> Result<Option<Draft>, RoomError> {
+        let MembershipChange { target, action, mut content, .. } = request;
         let held = self.current(change, "m.room.member", target.as_str()).await?;
         let present = held.as_ref().map(|event| content::membership(&event.pdu));
         let Some(next) = next_membership(present.as_deref(), action)? else { return Ok(None) };
@@ -61,14 +85,13 @@ impl ActiveRoom {
         if let MembershipAction::Join { meets_allow_rule } = action {
             self.authorise_restricted(change, present.as_deref(), meets_allow_rule, &mut content).await?;
         }
-        let draft = Draft {
+        Ok(Some(Draft {
             kind: "m.room.member".into(),
             state_key: Some(target.to_string()),
             content: serde_json::value::to_raw_value(&content)
                 .map_err(|error| RoomError::Invalid(error.to_string()))?,
             redacts: None,
-        };
-        self.append(change, &sender, draft, None).await.map(Some)
+        }))
     }
 
     /// Names the member who lets the user into a restricted room.

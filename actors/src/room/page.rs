@@ -97,6 +97,26 @@ impl RoomHandle {
         Ok(Page { events, end: Some(boundary) })
     }
 
+    /// The event closest to a moment, looking in one direction, whoever may see it.
+    pub async fn any_event_near(
+        &self,
+        moment: MilliSecondsSinceUnixEpoch,
+        direction: PageDirection,
+    ) -> Result<Option<Arc<StoredEvent>>, RoomError> {
+        let room = self.snapshot().room;
+        let all = KeyRange::prefix(&(room,));
+        let moment = u64::from(moment.get());
+        let (range, order) = match direction {
+            PageDirection::Forward => (all.from(&(room, moment, ShortEventId(0))), Direction::Ascending),
+            PageDirection::Backward => {
+                (all.up_to(&(room, moment, ShortEventId(u64::MAX))), Direction::Descending)
+            }
+        };
+        let rows = self.storage().range(&schema::EVENTS_BY_TIME, range, order, 1).await?;
+        let shorts: Vec<_> = rows.iter().map(|((_, _, short), ())| *short).collect();
+        Ok(self.events(&shorts).await?.into_iter().next())
+    }
+
     /// The event closest to a moment, looking in one direction.
     ///
     /// Spec: client-server API, `GET /_matrix/client/v1/rooms/{roomId}/timestamp_to_event`.

@@ -4,11 +4,14 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use engine::{
     id::{ShortEventId, TimelineIndex},
-    pdu::client::{RoomIdField, Unsigned, client_event},
+    pdu::{
+        self,
+        client::{RoomIdField, Unsigned, client_event},
+    },
     state::StateRoot,
     visibility::{HistoryVisibility, Presence, may_see},
 };
-use ruma::{OwnedDeviceId, OwnedUserId, UserId};
+use ruma::{OwnedDeviceId, OwnedUserId, ServerName, UserId};
 use serde_json::value::RawValue;
 
 use super::{RoomError, RoomHandle, StoredEvent, membership_of};
@@ -111,6 +114,50 @@ impl RoomHandle {
             best |= after != Presence::Outside || sight.presence() != Presence::Outside;
         }
         Ok(best)
+    }
+
+    /// Events as another server may have them: those that none of its users could see are redacted.
+    ///
+    /// Spec: server-server API, "Retrieving events"; client-server API, "Room history visibility".
+    pub async fn for_server(
+        &self,
+        server: &ServerName,
+        events: Vec<Arc<StoredEvent>>,
+    ) -> Result<Vec<Arc<StoredEvent>>, RoomError> {
+        let mut last = None;
+        let mut shown = Vec::with_capacity(events.len());
+        for event in events {
+            let may_see = match last {
+                Some((root, may_see)) if root == event.before => may_see,
+                _ => self.server_may_see(server, event.before).await?,
+            };
+            last = Some((event.before, may_see));
+            if may_see || event.pdu.state_key().is_some() {
+                shown.push(event);
+            } else {
+                let pdu = Arc::new(pdu::redact(&event.pdu, self.snapshot().rules)?);
+                shown.push(Arc::new(StoredEvent { pdu, ..StoredEvent::clone(&event) }));
+            }
+        }
+        Ok(shown)
+    }
+
+    async fn server_may_see(&self, server: &ServerName, root: StateRoot) -> Result<bool, RoomError> {
+        let visibility = self.state_event(root, "m.room.history_visibility", "").await?;
+        let wanted: &[&str] = match HistoryVisibility::of(visibility.as_ref().map(|event| &*event.pdu)) {
+            HistoryVisibility::WorldReadable | HistoryVisibility::Shared => return Ok(true),
+            HistoryVisibility::Invited => &["join", "invite"],
+            HistoryVisibility::Joined => &["join"],
+        };
+        let members = self.state(root, Some("m.room.member")).await?;
+        Ok(members.iter().any(|event| {
+            let is_theirs = event
+                .pdu
+                .state_key()
+                .and_then(|user| <&UserId>::try_from(user).ok())
+                .is_some_and(|user| user.server_name() == server);
+            is_theirs && wanted.contains(&membership_of(&event.pdu).as_str())
+        }))
     }
 
     async fn sight(

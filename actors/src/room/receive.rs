@@ -32,6 +32,8 @@ pub struct Receive {
     pub origin: OwnedServerName,
     /// For prev events that cannot be had: the events of the state after each of them.
     pub prev_states: BTreeMap<OwnedEventId, Vec<OwnedEventId>>,
+    /// Whether this server is to pass it on: its server is not in the room (yet), and came to us with it.
+    pub relay: bool,
 }
 
 /// What became of a received event.
@@ -69,7 +71,8 @@ pub(super) struct Placement {
 impl ActiveRoom {
     /// Judges a received event and takes it in accordingly.
     pub(super) async fn receive(&self, change: &mut Change, receive: Receive) -> Result<Received, RoomError> {
-        let Receive { pdu, origin, prev_states } = receive;
+        let Receive { pdu, origin, prev_states, relay } = receive;
+        change.relays = relay;
         if *pdu.room_id() != *self.room_id {
             return Ok(Received::Rejected("the event belongs to another room".to_owned()));
         }

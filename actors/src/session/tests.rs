@@ -35,7 +35,8 @@ impl World {
         let storage = Storage::open(store.clone(), Durability::Always).await.unwrap();
         let config = HomeserverConfig {
             server_name: "a".try_into().unwrap(),
-            signing_key: SigningKey::new(&[7; 32], "1").unwrap(),
+            signing_key: Arc::new(SigningKey::new(&[7; 32], "1").unwrap()),
+            federation: None,
             default_room_version: room_version::DEFAULT,
             room_memory: 16 << 20,
             rooms: ClassConfig::default(),

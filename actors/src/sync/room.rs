@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     filter,
-    room::{Receipt, RoomError, RoomHandle, StoredEvent, Viewer, membership_of},
+    room::{Receipt, RoomError, RoomHandle, STRIPPED, StoredEvent, Viewer, membership_of},
     session::RoomEntry,
     token::Token,
 };
@@ -30,19 +30,6 @@ const TIMELINE_MAX: usize = 100;
 
 /// Events that are looked at, at most, to fill a timeline through a narrow filter.
 const SCAN_MAX: usize = 1000;
-
-/// The state that an invited or knocking user is shown.
-///
-/// Spec: client-server API, "Stripped state".
-const STRIPPED: [&str; 7] = [
-    "m.room.create",
-    "m.room.name",
-    "m.room.avatar",
-    "m.room.topic",
-    "m.room.join_rules",
-    "m.room.canonical_alias",
-    "m.room.encryption",
-];
 
 /// How many members name a room.
 const HEROES: usize = 5;

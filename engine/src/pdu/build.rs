@@ -53,6 +53,13 @@ pub struct BuildContext<'a> {
 ///
 /// Spec: server-server API, "Adding hashes and signatures to outgoing events".
 pub fn build(draft: Draft, context: &BuildContext<'_>) -> Result<Pdu, PduError> {
+    seal(template(draft, context)?, context.key, context.server_name, context.rules)
+}
+
+/// An event without hashes and signatures, for whoever is to sign it.
+///
+/// Spec: server-server API, `GET /_matrix/federation/v1/make_join/{roomId}/{userId}`.
+pub fn template(draft: Draft, context: &BuildContext<'_>) -> Result<CanonicalJsonObject, PduError> {
     let version = context.rules;
     let mut object = header(draft, context)?;
     let prev_events = references(context.prev_events, version)?;
@@ -64,7 +71,19 @@ pub fn build(draft: Draft, context: &BuildContext<'_>) -> Result<Pdu, PduError> 
         let id = format!("${}:{}", context.event_id_localpart, context.server_name);
         object.insert("event_id".to_owned(), id.into());
     }
-    hash_and_sign(&mut object, context.server_name, context.key, version)?;
+    Ok(object)
+}
+
+/// Adds the content hash and the server's signature to an event that lacks them.
+///
+/// Spec: server-server API, "Adding hashes and signatures to outgoing events".
+pub fn seal(
+    mut object: CanonicalJsonObject,
+    key: &SigningKey,
+    server_name: &ServerName,
+    version: &RoomVersion,
+) -> Result<Pdu, PduError> {
+    hash_and_sign(&mut object, server_name, key, version)?;
     Pdu::from_object(&object, version)
 }
 
@@ -75,12 +94,29 @@ pub(super) fn hash_and_sign(
     key: &SigningKey,
     version: &RoomVersion,
 ) -> Result<(), PduError> {
-    let malformed = |error: signatures::JsonError| match error {
-        signatures::JsonError::PduTooLarge => PduError::TooLarge("over 65536 bytes".to_owned()),
-        error => PduError::Malformed(error.to_string()),
-    };
     signatures::add_content_hash_to_event(object).map_err(malformed)?;
     signatures::sign_event(server_name.as_str(), key, object, &version.redaction).map_err(malformed)
+}
+
+/// Adds a server's signature to an event that others have signed.
+///
+/// Spec: server-server API, "Inviting to a room"; room version 8, "Restricted rooms".
+pub fn countersign(
+    pdu: &Pdu,
+    key: &SigningKey,
+    server_name: &ServerName,
+    version: &RoomVersion,
+) -> Result<Pdu, PduError> {
+    let mut object = pdu.to_object()?;
+    signatures::sign_event(server_name.as_str(), key, &mut object, &version.redaction).map_err(malformed)?;
+    Pdu::from_object(&object, version)
+}
+
+fn malformed(error: signatures::JsonError) -> PduError {
+    match error {
+        signatures::JsonError::PduTooLarge => PduError::TooLarge("over 65536 bytes".to_owned()),
+        error => PduError::Malformed(error.to_string()),
+    }
 }
 
 fn header(draft: Draft, context: &BuildContext<'_>) -> Result<CanonicalJsonObject, PduError> {

@@ -30,10 +30,9 @@ pub async fn get_alias(
     State(app): State<App>,
     Open(request): Open<get_alias::v3::Request>,
 ) -> ApiResult<Matrix<get_alias::v3::Response>> {
-    let record = app.homeserver().resolve_alias(&request.room_alias).await?;
-    let record = record.ok_or_else(|| ApiError::not_found("room alias not found"))?;
-    let servers = vec![app.homeserver().server_name().to_owned()];
-    Ok(Matrix(get_alias::v3::Response::new(record.room_id, servers)))
+    let found = app.homeserver().find_alias(&request.room_alias).await?;
+    let (room_id, servers) = found.ok_or_else(|| ApiError::not_found("room alias not found"))?;
+    Ok(Matrix(get_alias::v3::Response::new(room_id, servers)))
 }
 
 /// `PUT /_matrix/client/v3/directory/room/{roomAlias}`

@@ -5,7 +5,7 @@
 use actors::room::{MembershipAction, MembershipChange, RoomError};
 use axum::extract::State;
 use ruma::{
-    OwnedRoomId, OwnedRoomOrAliasId, OwnedUserId, RoomId,
+    OwnedRoomId, OwnedRoomOrAliasId, OwnedServerName, OwnedUserId, RoomId, UserId,
     api::client::{
         knock::knock_room,
         membership::{
@@ -28,7 +28,7 @@ pub async fn join_room_by_id(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<join_room_by_id::v3::Request>,
 ) -> ApiResult<Matrix<join_room_by_id::v3::Response>> {
-    join(&app, requester, &request.room_id, request.reason).await?;
+    join(&app, requester, &request.room_id, &[], request.reason).await?;
     Ok(Matrix(join_room_by_id::v3::Response::new(request.room_id)))
 }
 
@@ -37,23 +37,55 @@ pub async fn join_room_by_id_or_alias(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<join_room_by_id_or_alias::v3::Request>,
 ) -> ApiResult<Matrix<join_room_by_id_or_alias::v3::Response>> {
-    let room_id = resolve(&app, request.room_id_or_alias).await?;
-    join(&app, requester, &room_id, request.reason).await?;
+    let (room_id, mut servers) = resolve(&app, request.room_id_or_alias).await?;
+    servers.splice(0..0, request.via);
+    join(&app, requester, &room_id, &servers, request.reason).await?;
     Ok(Matrix(join_room_by_id_or_alias::v3::Response::new(room_id)))
 }
 
-async fn join(app: &App, requester: Requester, room_id: &RoomId, reason: Option<String>) -> ApiResult<()> {
+async fn join(
+    app: &App,
+    requester: Requester,
+    room_id: &RoomId,
+    via: &[OwnedServerName],
+    reason: Option<String>,
+) -> ApiResult<()> {
     let homeserver = app.homeserver();
-    let meets_allow_rule = homeserver.meets_allow_rule(&requester.user_id, room_id).await?;
+    let user = requester.user_id;
+    if !homeserver.is_resident(room_id).await? {
+        if requester.is_guest {
+            return Err(guests_may_not_join());
+        }
+        let content = own_content(app, &user, reason).await?;
+        return Ok(homeserver.join_remote(&user, room_id, via, &content).await?);
+    }
+    let meets_allow_rule = homeserver.meets_allow_rule(&user, room_id).await?;
     if requester.is_guest && !homeserver.room(room_id).await?.public_face().await?.guest_can_join {
-        return Err(ApiError::new(
-            http::StatusCode::FORBIDDEN,
-            "M_GUEST_ACCESS_FORBIDDEN",
-            "guests may not join this room",
-        ));
+        return Err(guests_may_not_join());
     }
     let action = MembershipAction::Join { meets_allow_rule };
-    change(app, &requester.user_id, requester.user_id.clone(), room_id, action, reason).await
+    let reason_of_join = reason.clone();
+    match change(app, &user, user.clone(), room_id, action, reason_of_join).await {
+        // Another server of the room may have a member who can let the user in.
+        Err(error) if error.errcode() == "M_UNABLE_TO_AUTHORISE_JOIN" && homeserver.federates() => {
+            let others =
+                homeserver.room(room_id).await?.snapshot().head.servers.keys().cloned().collect::<Vec<_>>();
+            let content = own_content(app, &user, reason).await?;
+            homeserver.join_remote(&user, room_id, &others, &content).await.map_err(|_| error)
+        }
+        outcome => outcome,
+    }
+}
+
+fn guests_may_not_join() -> ApiError {
+    ApiError::new(http::StatusCode::FORBIDDEN, "M_GUEST_ACCESS_FORBIDDEN", "guests may not join this room")
+}
+
+/// The content of a membership event by which a user changes their own membership.
+async fn own_content(app: &App, user: &UserId, reason: Option<String>) -> ApiResult<Map<String, Value>> {
+    let mut content = app.homeserver().member_content(user).await?;
+    content.extend(reason.map(|reason| ("reason".to_owned(), Value::from(reason))));
+    Ok(content)
 }
 
 /// `POST /_matrix/client/v3/knock/{roomIdOrAlias}`
@@ -61,8 +93,15 @@ pub async fn knock_room(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<knock_room::v3::Request>,
 ) -> ApiResult<Matrix<knock_room::v3::Response>> {
-    let room_id = resolve(&app, request.room_id_or_alias).await?;
+    let (room_id, mut servers) = resolve(&app, request.room_id_or_alias).await?;
+    servers.splice(0..0, request.via);
     let user = requester.user_id;
+    let homeserver = app.homeserver();
+    if homeserver.federates() && !homeserver.is_resident(&room_id).await? {
+        let content = own_content(&app, &user, request.reason).await?;
+        homeserver.knock_remote(&user, &room_id, &servers, &content).await?;
+        return Ok(Matrix(knock_room::v3::Response::new(room_id)));
+    }
     change(&app, &user, user.clone(), &room_id, MembershipAction::Knock, request.reason).await?;
     Ok(Matrix(knock_room::v3::Response::new(room_id)))
 }
@@ -89,6 +128,16 @@ pub async fn leave_room(
     Authenticated { requester, request }: Authenticated<leave_room::v3::Request>,
 ) -> ApiResult<Matrix<leave_room::v3::Response>> {
     let user = requester.user_id;
+    let homeserver = app.homeserver();
+    if homeserver.federates() && !homeserver.is_resident(&request.room_id).await? {
+        let room = homeserver.room(&request.room_id).await?;
+        match room.membership_record(&user).await?.map(|record| record.membership).as_deref() {
+            Some("invite" | "knock") => homeserver.leave_remote(&user, &request.room_id).await?,
+            Some("leave") => {}
+            _ => return Err(RoomError::NotJoined.into()),
+        }
+        return Ok(Matrix(leave_room::v3::Response::new()));
+    }
     change(&app, &user, user.clone(), &request.room_id, MembershipAction::Leave, request.reason).await?;
     Ok(Matrix(leave_room::v3::Response::new()))
 }
@@ -147,14 +196,14 @@ pub async fn joined_rooms(
     Ok(Matrix(joined_rooms::v3::Response::new(joined)))
 }
 
-/// The room of an ID or a local alias.
-pub async fn resolve(app: &App, id: OwnedRoomOrAliasId) -> ApiResult<OwnedRoomId> {
+/// The room of an ID or an alias, with servers that are in it as far as its server names some.
+pub async fn resolve(app: &App, id: OwnedRoomOrAliasId) -> ApiResult<(OwnedRoomId, Vec<OwnedServerName>)> {
     let alias = match OwnedRoomId::try_from(id) {
-        Ok(room_id) => return Ok(room_id),
+        Ok(room_id) => return Ok((room_id, Vec::new())),
         Err(alias) => alias,
     };
-    let record = app.homeserver().resolve_alias(&alias).await?;
-    record.map(|record| record.room_id).ok_or_else(|| ApiError::not_found("room alias not found"))
+    let found = app.homeserver().find_alias(&alias).await?;
+    found.ok_or_else(|| ApiError::not_found("room alias not found"))
 }
 
 async fn change(
@@ -174,6 +223,11 @@ async fn change(
         _ => Map::new(),
     };
     content.extend(reason.map(|reason| ("reason".to_owned(), Value::from(reason))));
-    room.change_membership(MembershipChange { sender: sender.clone(), target, action, content }).await?;
+    let is_foreign = target.server_name() != homeserver.server_name();
+    let change = MembershipChange { sender: sender.clone(), target, action, content };
+    if action == MembershipAction::Invite && is_foreign && homeserver.federates() {
+        return Ok(homeserver.invite_remote(&room, change).await?);
+    }
+    room.change_membership(change).await?;
     Ok(())
 }

@@ -21,10 +21,27 @@ type Object = Map<String, Value>;
 
 /// `GET /_matrix/client/v3/profile/{userId}`
 pub async fn get_profile(State(app): State<App>, Path(user_id): Path<String>) -> ApiResult<Json<Object>> {
-    let profile = profile(&app, &user_id).await?;
-    Ok(Json(
-        profile.fields().filter_map(|(name, _)| Some((name.to_owned(), value(&profile, name)?))).collect(),
-    ))
+    let user_id = parse(&user_id)?;
+    if let Some(profile) = remote(&app, &user_id, None).await? {
+        return Ok(Json(profile));
+    }
+    public_fields(&app, &user_id).await.map(Json)
+}
+
+/// The profile of a local user, as everyone may see it.
+pub async fn public_fields(app: &App, user_id: &UserId) -> ApiResult<Object> {
+    let profile = profile(app, user_id).await?;
+    Ok(profile.fields().filter_map(|(name, _)| Some((name.to_owned(), value(&profile, name)?))).collect())
+}
+
+/// The profile of another server's user; none for users of this one.
+async fn remote(app: &App, user_id: &UserId, field: Option<&str>) -> ApiResult<Option<Object>> {
+    let homeserver = app.homeserver();
+    if user_id.server_name() == homeserver.server_name() || !homeserver.federates() {
+        return Ok(None);
+    }
+    let profile = homeserver.remote_profile(user_id, field).await?;
+    profile.map(Some).ok_or_else(|| ApiError::not_found("the user is not known"))
 }
 
 /// `GET /_matrix/client/v3/profile/{userId}/{keyName}`
@@ -32,6 +49,12 @@ pub async fn get_field(
     State(app): State<App>,
     Path((user_id, name)): Path<(String, String)>,
 ) -> ApiResult<Json<Object>> {
+    let user_id = parse(&user_id)?;
+    if let Some(mut profile) = remote(&app, &user_id, Some(&name)).await? {
+        let value =
+            profile.remove(&name).ok_or_else(|| ApiError::not_found("the profile has no such field"))?;
+        return Ok(Json(Object::from_iter([(name, value)])));
+    }
     let profile = profile(&app, &user_id).await?;
     let value = value(&profile, &name).ok_or_else(|| ApiError::not_found("the profile has no such field"))?;
     Ok(Json(Object::from_iter([(name, value)])))
@@ -79,12 +102,11 @@ fn value(profile: &Profile, name: &str) -> Option<Value> {
     serde_json::from_str(profile.get(name)?.get()).ok()
 }
 
-async fn profile(app: &App, user_id: &str) -> ApiResult<Profile> {
-    let user_id = parse(user_id)?;
+async fn profile(app: &App, user_id: &UserId) -> ApiResult<Profile> {
     if user_id.server_name() != app.homeserver().server_name() {
         return Err(ApiError::not_found("the user is not known here"));
     }
-    match app.homeserver().profile(&user_id).await {
+    match app.homeserver().profile(user_id).await {
         Err(SessionError::NotFound) => Err(ApiError::not_found("the user is not known here")),
         profile => Ok(profile?),
     }

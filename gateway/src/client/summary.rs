@@ -17,7 +17,7 @@ pub async fn room_summary(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<get_summary::v1::Request>,
 ) -> ApiResult<Matrix<get_summary::v1::Response>> {
-    let room_id = super::membership::resolve(&app, request.room_id_or_alias).await?;
+    let (room_id, _) = super::membership::resolve(&app, request.room_id_or_alias).await?;
     let room = app.homeserver().room(&room_id).await?;
     let record = room.membership_record(&requester.user_id).await?;
     let membership = record.map_or_else(|| "leave".to_owned(), |record| record.membership);

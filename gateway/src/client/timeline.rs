@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use actors::{
-    room::{PageDirection, PageQuery, RoomHandle, StoredEvent},
+    room::{Page, PageDirection, PageQuery, RoomHandle, StoredEvent},
     token::Token,
 };
 use axum::extract::State;
@@ -31,6 +31,9 @@ use crate::{
 
 /// Events that one page holds at most.
 const PAGE_MAX: usize = 1000;
+
+/// Holes that are filled for one page, at most.
+const FILLS_MAX: usize = 3;
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/messages`
 pub async fn get_messages(
@@ -61,7 +64,7 @@ pub async fn get_messages(
         limit: page_limit(limit),
         filter: &request.filter,
     };
-    let page = room.page(&query).await?;
+    let page = fill_and_page(&app, &room, &query).await?;
     let state = lazy_members(&room, &request.filter, &page.events).await?;
     let viewer = viewer(requester);
     let mut response = get_message_events::v3::Response::new();
@@ -70,6 +73,30 @@ pub async fn get_messages(
     response.chunk = raw(room.render(&page.events, &viewer, RoomIdField::Present).await?);
     response.state = raw(room.render(&state, &viewer, RoomIdField::Present).await?);
     Ok(Matrix(response))
+}
+
+/// A page, after the holes of the timeline in it were filled from other servers as far as they can be.
+async fn fill_and_page(app: &App, room: &RoomHandle, query: &PageQuery<'_>) -> ApiResult<Page> {
+    let homeserver = app.homeserver();
+    for _ in 0..FILLS_MAX {
+        let mut page = room.page(query).await?;
+        if query.direction == PageDirection::Forward {
+            return Ok(page);
+        }
+        let oldest = page.end.unwrap_or(TimelineIndex(i64::MIN));
+        let until = TimelineIndex(query.from.0.saturating_add(1));
+        let Some(gap) = room.newest_gap(oldest, until) else { return Ok(page) };
+        if !homeserver.fill_gap(room, oldest, until).await? {
+            // What lies before the hole may come later.
+            page.events.retain(|event| event.index >= Some(gap));
+            page.end = homeserver
+                .federates()
+                .then_some(TimelineIndex(gap.0 - 1))
+                .filter(|_| !page.events.is_empty());
+            return Ok(page);
+        }
+    }
+    Ok(room.page(query).await?)
 }
 
 fn raw<T>(events: Vec<Box<serde_json::value::RawValue>>) -> Vec<Raw<T>> {

@@ -13,7 +13,7 @@ fn without_anything_there_are_defaults() {
     let config = Config::load(&Flags::default(), std::iter::empty()).unwrap();
     assert_eq!(config.server_name, "localhost");
     assert_eq!(config.listen.client, [SocketAddr::from(([127, 0, 0, 1], 8008))]);
-    assert!(!config.registration.enabled && !config.federation.enabled);
+    assert!(!config.registration.enabled && config.federation.enabled.is_none());
     assert!(config.without_effect().is_empty());
 }
 
@@ -55,11 +55,12 @@ fn an_unknown_key_is_refused_with_the_nearest() {
 
 #[test]
 fn paths_are_relative_to_the_file() {
-    let config =
-        load("data_dir = 'data'\n[federation]\nextra_ca = ['ca.pem']", &[], Flags::default()).unwrap();
+    let text =
+        "data_dir = 'data'\n[federation]\nextra_ca = ['ca.pem']\n[appservices]\nregistrations = ['irc.yaml']";
+    let config = load(text, &[], Flags::default()).unwrap();
     assert!(config.data_dir.is_absolute() && config.data_dir.ends_with("data"));
     assert!(config.federation.extra_ca[0].is_absolute());
-    assert_eq!(config.without_effect(), ["federation.extra_ca"]);
+    assert_eq!(config.without_effect(), ["appservices.registrations"]);
 }
 
 #[test]

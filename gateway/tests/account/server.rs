@@ -47,7 +47,8 @@ impl Server {
         let storage = Storage::open(Arc::new(MemoryStore::new()), Durability::Always).await.unwrap();
         let config = HomeserverConfig {
             server_name: "a.example".try_into().unwrap(),
-            signing_key: SigningKey::new(&[7; 32], "1").unwrap(),
+            signing_key: SigningKey::new(&[7; 32], "1").unwrap().into(),
+            federation: None,
             default_room_version: room_version::DEFAULT,
             room_memory: 16 << 20,
             rooms: ClassConfig::default(),

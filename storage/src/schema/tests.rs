@@ -34,7 +34,24 @@ fn rows() -> Vec<String> {
         vec![row(&META, &"schema_version".to_owned(), &Bytes::copy_from_slice(&1_u64.to_be_bytes()))];
     rows.extend(room_rows());
     rows.extend(user_rows());
+    rows.extend(federation_rows());
     rows
+}
+
+fn federation_rows() -> Vec<String> {
+    let room_id = owned_room_id!("!room:example.org");
+    let server = owned_server_name!("example.org");
+    let outgoing = OutboxRecord { room_id: room_id.clone(), event: EVENT, also: vec![server.clone()] };
+    let json = Bytes::from_static(b"{}");
+    let key = ServerKeyRecord { key: "a2V5".to_owned(), valid_until_ms: 1_000_000 };
+    vec![
+        row(&SERVER_KEYS, &(server.clone(), "ed25519:1".to_owned()), &key),
+        row(&STAGED, &(room_id.clone(), Position(5), server.clone()), &json),
+        row(&OUTBOX, &Position(701), &outgoing),
+        row(&DESTINATIONS, &server, &DestinationRecord { failures: 3, retry_at_ms: 1_000_000 }),
+        row(&CATCH_UP, &(server.clone(), room_id), &Position(701)),
+        row(&EDU_QUEUE, &(server, Position(5)), &json),
+    ]
 }
 
 fn room_rows() -> Vec<String> {

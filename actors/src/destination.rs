@@ -1,0 +1,338 @@
+//! A remote server as seen from here: the queue of what it is to be sent, one transaction at a time.
+//!
+//! Owns the rows of its server in `DESTINATIONS`, `CATCH_UP` and `EDU_QUEUE`. States: *sending* (the server takes what
+//! it is sent; PDUs wait in memory, and in `OUTBOX` for the case of a crash) and *backing off* (it did not take the
+//! last transaction; rooms with news are noted in `CATCH_UP`, so that nothing grows with the length of the outage).
+//! Started by the dispatcher when there is something to send, by a sign of life of its server, and at start-up if
+//! something is left to send. A restart costs one range of each table.
+//!
+//! Spec: server-server API, "Transactions".
+
+mod outbox;
+mod transaction;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use engine::id::Position;
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ruma::{OwnedRoomId, OwnedServerName};
+use serde_json::value::RawValue;
+use storage::{
+    Batch, Direction, KeyRange, Storage,
+    schema::{self, DestinationRecord},
+};
+
+pub use self::outbox::{Announcement, Outbox, dispatch};
+use self::transaction::{Outcome, Transaction};
+use crate::{
+    directory::{DirectoryActor, Meter, Place},
+    env::Env,
+    federation::FederationClient,
+    room::{RoomShared, StoredEvent},
+};
+
+/// PDUs that wait in memory for one server; more are left to the catch-up.
+const QUEUE_MAX: usize = 500;
+
+/// Ephemeral EDUs that wait for one server; the oldest give way.
+const EDUS_MAX: usize = 500;
+
+/// The first retry comes after about this long.
+const RETRY_FIRST: Duration = Duration::from_secs(2);
+
+/// Retries are never further apart than this.
+const RETRY_MAX: Duration = Duration::from_secs(3600);
+
+/// What all destinations share.
+pub struct DestinationShared {
+    /// This server's name.
+    pub server_name: OwnedServerName,
+    /// Clock and randomness.
+    pub env: Env,
+    /// The store.
+    pub storage: Storage,
+    /// Sends the transactions.
+    pub client: Arc<dyn FederationClient>,
+    /// Where announced events are waiting to be acknowledged.
+    pub outbox: Arc<Outbox>,
+    /// Rooms, for the catch-up.
+    pub rooms: Arc<RoomShared>,
+}
+
+/// An event to be sent.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// Its position, which is acknowledged in the outbox.
+    pub position: Position,
+    /// The room.
+    pub room_id: OwnedRoomId,
+    /// The event.
+    pub event: Arc<StoredEvent>,
+}
+
+/// An EDU of which only the newest of its kind matters.
+#[derive(Clone, Debug)]
+pub struct Ephemeral {
+    /// What it replaces: an older EDU with the same key.
+    pub key: String,
+    /// The whole EDU.
+    pub edu: Arc<RawValue>,
+}
+
+/// What a destination is told.
+pub enum DestinationMessage {
+    /// Send an event.
+    Pdu(Outgoing, Place),
+    /// Send an EDU, unless a newer one comes first.
+    Edu(Ephemeral, Place),
+    /// Look for new rows in `EDU_QUEUE`.
+    Queued(Place),
+    /// The server gave a sign of life.
+    Alive(Place),
+    /// A back-off is over.
+    RetryDue,
+    /// A transaction ended.
+    Done(Box<Outcome>),
+}
+
+/// The actor; see the module's documentation.
+pub struct DestinationActor;
+
+/// What a destination actor holds.
+pub struct Destination {
+    server: OwnedServerName,
+    shared: Arc<DestinationShared>,
+    meter: Meter,
+    pdus: VecDeque<Outgoing>,
+    edus: BTreeMap<String, Arc<RawValue>>,
+    edu_order: VecDeque<String>,
+    /// Rooms with news for the server, and where in their timelines the news begins.
+    catch_up: BTreeMap<OwnedRoomId, Position>,
+    has_queued_edus: bool,
+    in_flight: bool,
+    /// Rooms whose catch-up is on its way.
+    catching: BTreeSet<OwnedRoomId>,
+    failures: u32,
+    retry_at_ms: Option<u64>,
+}
+
+impl Actor for DestinationActor {
+    type Msg = DestinationMessage;
+    type State = Destination;
+    type Arguments = (OwnedServerName, Arc<DestinationShared>, Meter);
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<DestinationMessage>,
+        (server, shared, meter): Self::Arguments,
+    ) -> Result<Destination, ActorProcessingErr> {
+        let mut destination = Destination::load(server, shared, meter).await?;
+        destination.schedule_retry(&myself);
+        destination.pump(&myself).await?;
+        Ok(destination)
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<DestinationMessage>,
+        message: DestinationMessage,
+        destination: &mut Destination,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            DestinationMessage::Pdu(outgoing, _place) => destination.enqueue(outgoing),
+            DestinationMessage::Edu(edu, _place) => destination.enqueue_edu(edu),
+            DestinationMessage::Queued(_place) => destination.has_queued_edus = true,
+            DestinationMessage::Alive(_place) => destination.retry_at_ms = None,
+            DestinationMessage::RetryDue => destination.retry_due(),
+            DestinationMessage::Done(outcome) => destination.done(&myself, *outcome),
+        }
+        destination.pump(&myself).await?;
+        destination.meter.set_bytes(destination.weight());
+        Ok(())
+    }
+}
+
+impl DirectoryActor for DestinationActor {
+    type Key = OwnedServerName;
+    type Context = Arc<DestinationShared>;
+    const CLASS: &'static str = "destination";
+
+    fn new() -> Self {
+        Self
+    }
+
+    fn arguments(key: &OwnedServerName, context: &Self::Context, meter: Meter) -> Self::Arguments {
+        (key.clone(), context.clone(), meter)
+    }
+}
+
+impl Destination {
+    async fn load(
+        server: OwnedServerName,
+        shared: Arc<DestinationShared>,
+        meter: Meter,
+    ) -> Result<Self, ActorProcessingErr> {
+        let storage = &shared.storage;
+        let record = storage.get(&schema::DESTINATIONS, &server).await?.unwrap_or_default();
+        let own = KeyRange::prefix(&(server.clone(),));
+        let rows = storage.range(&schema::CATCH_UP, own, Direction::Ascending, usize::MAX).await?;
+        Ok(Self {
+            catch_up: rows.into_iter().map(|((_, room_id), from)| (room_id, from)).collect(),
+            server,
+            shared,
+            meter,
+            pdus: VecDeque::new(),
+            edus: BTreeMap::new(),
+            edu_order: VecDeque::new(),
+            has_queued_edus: true,
+            in_flight: false,
+            catching: BTreeSet::new(),
+            failures: record.failures,
+            // After a restart every server gets a chance at once: it, or the way to it, may be back.
+            retry_at_ms: None,
+        })
+    }
+
+    fn enqueue(&mut self, outgoing: Outgoing) {
+        let is_covered =
+            self.catch_up.contains_key(&outgoing.room_id) && !self.catching.contains(&outgoing.room_id);
+        if is_covered {
+            self.shared.outbox.acknowledge(&[outgoing.position]);
+        } else if self.retry_at_ms.is_some() || self.pdus.len() >= QUEUE_MAX {
+            self.leave_to_catch_up([outgoing]);
+        } else {
+            self.pdus.push_back(outgoing);
+        }
+    }
+
+    fn enqueue_edu(&mut self, Ephemeral { key, edu }: Ephemeral) {
+        if self.edus.insert(key.clone(), edu).is_none() {
+            self.edu_order.push_back(key);
+        }
+        if self.edu_order.len() > EDUS_MAX
+            && let Some(oldest) = self.edu_order.pop_front()
+        {
+            self.edus.remove(&oldest);
+        }
+    }
+
+    /// Notes durably that rooms have news for the server, and lets go of the events themselves.
+    fn leave_to_catch_up(&mut self, events: impl IntoIterator<Item = Outgoing>) {
+        let mut batch = Batch::default();
+        let mut positions = Vec::new();
+        for Outgoing { position, room_id, .. } in events {
+            let from = self.catch_up.get(&room_id).map_or(position, |from| position.min(*from));
+            batch.put(&schema::CATCH_UP, &(self.server.clone(), room_id.clone()), &from);
+            self.catch_up.insert(room_id, from);
+            positions.push(position);
+        }
+        if positions.is_empty() {
+            return;
+        }
+        let outbox = self.shared.outbox.clone();
+        self.shared.storage.submit(batch, None, move |result| {
+            if result.is_ok() {
+                outbox.acknowledge(&positions);
+            }
+        });
+    }
+
+    fn retry_due(&mut self) {
+        let now_ms = self.shared.env.clock.now_ms();
+        if self.retry_at_ms.is_some_and(|at_ms| at_ms <= now_ms + 50) {
+            self.retry_at_ms = None;
+        }
+    }
+
+    /// Sends the next transaction, if there is anything to send and nothing on its way.
+    async fn pump(&mut self, myself: &ActorRef<DestinationMessage>) -> Result<(), ActorProcessingErr> {
+        if self.in_flight || self.retry_at_ms.is_some() {
+            return Ok(());
+        }
+        let Some(transaction) = self.next_transaction().await? else { return Ok(()) };
+        self.in_flight = true;
+        self.catching = transaction.rooms.iter().cloned().collect();
+        let (shared, server, myself) = (self.shared.clone(), self.server.clone(), myself.clone());
+        tokio::spawn(async move {
+            let outcome = transaction.send(&shared, &server).await;
+            // An actor that ended meanwhile starts over from the store.
+            let _ = myself.cast(DestinationMessage::Done(Box::new(outcome)));
+        });
+        Ok(())
+    }
+
+    fn done(&mut self, myself: &ActorRef<DestinationMessage>, outcome: Outcome) {
+        self.in_flight = false;
+        self.catching.clear();
+        let Outcome { transaction, result } = outcome;
+        match result {
+            Ok(()) => self.succeeded(transaction),
+            Err(error) => {
+                self.failed(&error, transaction);
+                self.schedule_retry(myself);
+            }
+        }
+    }
+
+    fn succeeded(&mut self, transaction: Transaction) {
+        let mut batch = Batch::default();
+        for key in transaction.queued {
+            batch.delete(&schema::EDU_QUEUE, &key);
+        }
+        for room_id in transaction.rooms {
+            batch.delete(&schema::CATCH_UP, &(self.server.clone(), room_id.clone()));
+            self.catch_up.remove(&room_id);
+        }
+        if self.failures > 0 {
+            tracing::info!(destination = %self.server, "a server takes events again");
+            batch.delete(&schema::DESTINATIONS, &self.server);
+        }
+        self.failures = 0;
+        self.shared.storage.submit(batch, None, |_| {});
+        let positions: Vec<_> = transaction.pdus.iter().map(|outgoing| outgoing.position).collect();
+        self.shared.outbox.acknowledge(&positions);
+    }
+
+    fn failed(&mut self, error: &crate::federation::FederationError, transaction: Transaction) {
+        self.failures = self.failures.saturating_add(1);
+        let delay = self.delay();
+        let delay_s = delay.as_secs();
+        tracing::info!(destination = %self.server, %error, delay_s, "a server does not take events; will retry");
+        let retry_at_ms =
+            self.shared.env.clock.now_ms() + u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+        self.retry_at_ms = Some(retry_at_ms);
+        self.shared.outbox.backs_off(&self.server);
+        let mut batch = Batch::default();
+        let record = DestinationRecord { failures: self.failures, retry_at_ms };
+        batch.put(&schema::DESTINATIONS, &self.server, &record);
+        self.shared.storage.submit(batch, None, |_| {});
+        let waiting: Vec<_> = transaction.pdus.into_iter().chain(self.pdus.drain(..)).collect();
+        self.leave_to_catch_up(waiting);
+        // What is queued durably is read again; typing notices and the like have had their time.
+        self.has_queued_edus = true;
+    }
+
+    /// How long to wait after the last failure: doubled each time, and a fifth more or less at random.
+    fn delay(&self) -> Duration {
+        let doubled = RETRY_FIRST.saturating_mul(1_u32 << self.failures.saturating_sub(1).min(16));
+        let base = doubled.min(RETRY_MAX);
+        let jitter = 80 + self.shared.env.entropy.next_u64() % 41;
+        base.mul_f64(f64::from(u32::try_from(jitter).unwrap_or(100)) / 100.0)
+    }
+
+    fn schedule_retry(&self, myself: &ActorRef<DestinationMessage>) {
+        if let Some(at_ms) = self.retry_at_ms {
+            let wait_ms = at_ms.saturating_sub(self.shared.env.clock.now_ms());
+            myself.send_after(Duration::from_millis(wait_ms), || DestinationMessage::RetryDue);
+        }
+    }
+
+    fn weight(&self) -> u64 {
+        let pdus: u64 = self.pdus.iter().map(|outgoing| outgoing.event.weight()).sum();
+        2048 + pdus + 512 * self.edus.len() as u64 + 128 * self.catch_up.len() as u64
+    }
+}

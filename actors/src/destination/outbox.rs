@@ -1,0 +1,240 @@
+//! From rooms to destinations: every event of ours that others are to have is in `OUTBOX` until each destination has it,
+//! or has noted durably that it is missing there.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use dashmap::DashSet;
+use engine::id::Position;
+use parking_lot::Mutex;
+use ruma::{OwnedServerName, ServerName};
+use serde_json::value::RawValue;
+use storage::{Batch, Direction, KeyRange, Storage, StoreError, schema};
+use tokio::sync::mpsc;
+
+use super::{DestinationActor, DestinationMessage, Ephemeral, Outgoing};
+use crate::{
+    directory::{Directory, Place},
+    room::{RoomStore, StoredEvent},
+};
+
+/// Rows that are read at a time when the server starts.
+const PAGE: usize = 500;
+
+/// Something for destinations.
+pub enum Announcement {
+    /// An event.
+    Pdu(Outgoing, Vec<OwnedServerName>),
+    /// An EDU that may be lost.
+    Edu(Ephemeral, Vec<OwnedServerName>),
+    /// New rows in `EDU_QUEUE`.
+    Queued(Vec<OwnedServerName>),
+    /// A sign of life.
+    Alive(OwnedServerName),
+}
+
+/// Where rooms leave what is to be sent.
+pub struct Outbox {
+    own: OwnedServerName,
+    storage: Storage,
+    dispatcher: Option<mpsc::UnboundedSender<Announcement>>,
+    /// How many destinations have yet to take note of each event.
+    open: Mutex<BTreeMap<Position, usize>>,
+    /// Servers that did not take the last transaction.
+    backing_off: DashSet<OwnedServerName>,
+}
+
+impl Outbox {
+    /// An outbox, and what comes out of it; nothing comes out of one without federation.
+    pub fn new(
+        own: OwnedServerName,
+        storage: Storage,
+        federates: bool,
+    ) -> (Arc<Self>, Option<mpsc::UnboundedReceiver<Announcement>>) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let dispatcher = federates.then_some(sender);
+        let receiver = federates.then_some(receiver);
+        (
+            Arc::new(Self { own, storage, dispatcher, open: Mutex::default(), backing_off: DashSet::new() }),
+            receiver,
+        )
+    }
+
+    /// Whether anything is sent at all.
+    pub fn is_open(&self) -> bool {
+        self.dispatcher.is_some()
+    }
+
+    /// Of some servers, those that are to be sent something.
+    pub fn others<'a>(&self, servers: impl Iterator<Item = &'a OwnedServerName>) -> Vec<OwnedServerName> {
+        servers.filter(|server| **server != self.own).cloned().collect()
+    }
+
+    /// Sends a durable event, whose row in `OUTBOX` was stored with it.
+    pub fn announce(&self, outgoing: Outgoing, servers: Vec<OwnedServerName>) {
+        if servers.is_empty() {
+            return self.remove(&[outgoing.position]);
+        }
+        self.open.lock().insert(outgoing.position, servers.len());
+        self.dispatch(Announcement::Pdu(outgoing, servers));
+    }
+
+    /// Sends an EDU that replaces older ones with its key.
+    pub fn send_ephemeral(&self, key: String, edu: Box<RawValue>, servers: Vec<OwnedServerName>) {
+        if !servers.is_empty() {
+            self.dispatch(Announcement::Edu(Ephemeral { key, edu: edu.into() }, servers));
+        }
+    }
+
+    /// The rows of an EDU that must not be lost; the destinations are nudged with [`Self::nudge`] once they are durable.
+    pub fn enqueue(&self, batch: &mut Batch, edu: &RawValue, servers: &[OwnedServerName]) {
+        for server in servers.iter().filter(|server| **server != self.own) {
+            let ticket = self.storage.reserve(1);
+            let edu = bytes::Bytes::copy_from_slice(edu.get().as_bytes());
+            batch.put(&schema::EDU_QUEUE, &(server.clone(), ticket.last()), &edu);
+        }
+    }
+
+    /// Makes destinations look for new rows in `EDU_QUEUE`.
+    pub fn nudge(&self, servers: Vec<OwnedServerName>) {
+        self.dispatch(Announcement::Queued(servers));
+    }
+
+    /// A server gave a sign of life.
+    pub fn alive(&self, server: &ServerName) {
+        if self.backing_off.remove(server).is_some() {
+            self.dispatch(Announcement::Alive(server.to_owned()));
+        }
+    }
+
+    /// A server did not take a transaction.
+    pub(super) fn backs_off(&self, server: &ServerName) {
+        self.backing_off.insert(server.to_owned());
+    }
+
+    fn dispatch(&self, announcement: Announcement) {
+        if let Some(dispatcher) = &self.dispatcher {
+            // Without a dispatcher the server is shutting down; what is durable is sent after the restart.
+            let _ = dispatcher.send(announcement);
+        }
+    }
+
+    /// A destination has these events, or has noted durably that it lacks them.
+    pub(super) fn acknowledge(&self, positions: &[Position]) {
+        let mut done = Vec::new();
+        let mut open = self.open.lock();
+        for position in positions {
+            if let Some(left) = open.get_mut(position) {
+                *left = left.saturating_sub(1);
+                if *left == 0 {
+                    open.remove(position);
+                    done.push(*position);
+                }
+            }
+        }
+        drop(open);
+        self.remove(&done);
+    }
+
+    fn remove(&self, positions: &[Position]) {
+        if positions.is_empty() {
+            return;
+        }
+        let mut batch = Batch::default();
+        for position in positions {
+            batch.delete(&schema::OUTBOX, position);
+        }
+        self.storage.submit(batch, None, |_| {});
+    }
+
+    /// Sends again what was not acknowledged before the server stopped.
+    pub async fn resume(&self, store: &RoomStore) -> Result<(), crate::room::ReadError> {
+        let mut range = KeyRange::all();
+        loop {
+            let rows = self.storage.range(&schema::OUTBOX, range, Direction::Ascending, PAGE).await?;
+            let Some((last, _)) = rows.last() else { return Ok(()) };
+            range = KeyRange::all().after(last);
+            for (position, record) in rows {
+                let event: Arc<StoredEvent> = store.event(record.event).await?;
+                let residents = self.residents(event.room).await?;
+                let mut servers = self.others(residents.iter());
+                servers.extend(record.also);
+                servers.sort();
+                servers.dedup();
+                self.announce(Outgoing { position, room_id: record.room_id, event }, servers);
+            }
+        }
+    }
+
+    async fn residents(&self, room: engine::id::ShortRoomId) -> Result<Vec<OwnedServerName>, StoreError> {
+        let all = KeyRange::prefix(&(room,));
+        let rows = self.storage.range(&schema::ROOM_SERVERS, all, Direction::Ascending, usize::MAX).await?;
+        Ok(rows.into_iter().map(|((_, server), _)| server).collect())
+    }
+
+    /// The servers that something is left to be sent to.
+    pub async fn unfinished(&self) -> Result<Vec<OwnedServerName>, StoreError> {
+        let mut servers = Vec::new();
+        let mut from = KeyRange::all();
+        loop {
+            let rows = self.storage.range(&schema::CATCH_UP, from, Direction::Ascending, PAGE).await?;
+            let Some((last, _)) = rows.last() else { break };
+            from = KeyRange::all().after(last);
+            servers.extend(rows.into_iter().map(|((server, _), _)| server));
+        }
+        let mut from = KeyRange::all();
+        loop {
+            let rows = self.storage.range(&schema::EDU_QUEUE, from, Direction::Ascending, PAGE).await?;
+            let Some((last, _)) = rows.last() else { break };
+            from = KeyRange::all().after(last);
+            servers.extend(rows.into_iter().map(|((server, _), _)| server));
+        }
+        servers.sort();
+        servers.dedup();
+        Ok(servers)
+    }
+}
+
+/// Hands announcements to the destinations, in order; ends with the outbox.
+pub async fn dispatch(
+    mut announcements: mpsc::UnboundedReceiver<Announcement>,
+    destinations: Directory<DestinationActor>,
+) {
+    while let Some(announcement) = announcements.recv().await {
+        match announcement {
+            Announcement::Pdu(outgoing, servers) => {
+                for server in servers {
+                    let outgoing = outgoing.clone();
+                    tell(&destinations, server, |place| DestinationMessage::Pdu(outgoing, place)).await;
+                }
+            }
+            Announcement::Edu(edu, servers) => {
+                for server in servers {
+                    let edu = edu.clone();
+                    tell(&destinations, server, |place| DestinationMessage::Edu(edu, place)).await;
+                }
+            }
+            Announcement::Queued(servers) => {
+                for server in servers {
+                    tell(&destinations, server, DestinationMessage::Queued).await;
+                }
+            }
+            Announcement::Alive(server) => tell(&destinations, server, DestinationMessage::Alive).await,
+        }
+    }
+}
+
+async fn tell(
+    destinations: &Directory<DestinationActor>,
+    server: OwnedServerName,
+    message: impl FnOnce(Place) -> DestinationMessage,
+) {
+    // What a destination misses here it finds in the store when it next starts.
+    match destinations.get(&server).await {
+        Ok(handle) => {
+            if let Err(error) = handle.cast(message) {
+                tracing::warn!(destination = %server, %error, "a destination is not told of something to send");
+            }
+        }
+        Err(error) => tracing::warn!(destination = %server, %error, "a destination does not start"),
+    }
+}

@@ -1,0 +1,184 @@
+//! One transaction: what goes into it, and sending it.
+//!
+//! Spec: server-server API, `PUT /_matrix/federation/v1/send/{txnId}`.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use engine::id::{Position, TimelineIndex};
+use http::Method;
+use ruma::{OwnedRoomId, OwnedServerName, RoomId, ServerName};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use storage::{Direction, KeyRange, schema};
+
+use super::{Destination, DestinationShared, Outgoing};
+use crate::{
+    federation::{FederationError, FederationRequest},
+    room::{ReadError, StoredEvent},
+};
+
+/// PDUs in one transaction, at most, by the specification.
+const PDUS_MAX: usize = 50;
+
+/// EDUs in one transaction, at most, by the specification.
+const EDUS_MAX: usize = 100;
+
+/// How long a transaction may take.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A response is a list of errors by event.
+const RESPONSE_MAX: usize = 1 << 20;
+
+/// What is sent together.
+pub(super) struct Transaction {
+    /// Events that waited in memory.
+    pub(super) pdus: Vec<Outgoing>,
+    /// Events of rooms that are caught up with.
+    older: Vec<Arc<StoredEvent>>,
+    /// Those rooms.
+    pub(super) rooms: Vec<OwnedRoomId>,
+    edus: Vec<Arc<RawValue>>,
+    /// The rows of `EDU_QUEUE` among the EDUs.
+    pub(super) queued: Vec<(OwnedServerName, Position)>,
+}
+
+/// How sending a transaction ended.
+pub struct Outcome {
+    pub(super) transaction: Transaction,
+    pub(super) result: Result<(), FederationError>,
+}
+
+impl Destination {
+    /// The next transaction; none if there is nothing to send.
+    pub(super) async fn next_transaction(&mut self) -> Result<Option<Transaction>, ReadError> {
+        let mut transaction = Transaction {
+            pdus: Vec::new(),
+            older: Vec::new(),
+            rooms: Vec::new(),
+            edus: Vec::new(),
+            queued: Vec::new(),
+        };
+        self.add_queued_edus(&mut transaction).await?;
+        while transaction.edus.len() < EDUS_MAX
+            && let Some(key) = self.edu_order.pop_front()
+        {
+            transaction.edus.extend(self.edus.remove(&key));
+        }
+        self.add_catch_up(&mut transaction).await?;
+        let places = PDUS_MAX.saturating_sub(transaction.older.len()).min(self.pdus.len());
+        transaction.pdus.extend(self.pdus.drain(..places));
+        let is_empty =
+            transaction.pdus.is_empty() && transaction.edus.is_empty() && transaction.rooms.is_empty();
+        Ok((!is_empty).then_some(transaction))
+    }
+
+    async fn add_queued_edus(&mut self, transaction: &mut Transaction) -> Result<(), ReadError> {
+        if !self.has_queued_edus {
+            return Ok(());
+        }
+        let own = KeyRange::prefix(&(self.server.clone(),));
+        let rows = self.shared.storage.range(&schema::EDU_QUEUE, own, Direction::Ascending, EDUS_MAX).await?;
+        self.has_queued_edus = rows.len() == EDUS_MAX;
+        for (key, edu) in rows {
+            transaction.queued.push(key);
+            transaction.edus.extend(serde_json::from_slice::<Box<RawValue>>(&edu).ok().map(Into::into));
+        }
+        Ok(())
+    }
+
+    /// Takes rooms that the server has missed events of, as many as fit.
+    async fn add_catch_up(&mut self, transaction: &mut Transaction) -> Result<(), ReadError> {
+        for (room_id, from) in &self.catch_up {
+            let missed = missed(&self.shared, room_id, *from).await?;
+            if !transaction.older.is_empty() && transaction.older.len() + missed.len() > PDUS_MAX {
+                break;
+            }
+            transaction.older.extend(missed);
+            transaction.rooms.push(room_id.clone());
+        }
+        Ok(())
+    }
+}
+
+/// The events of this server that a destination has missed in a room; the newest of the room if they are too many, from
+/// which it finds the others itself.
+async fn missed(
+    shared: &DestinationShared,
+    room_id: &RoomId,
+    from: Position,
+) -> Result<Vec<Arc<StoredEvent>>, ReadError> {
+    let store = &shared.rooms.store;
+    let Some(room) = shared.storage.get(&schema::ROOM_IDS, room_id).await? else { return Ok(Vec::new()) };
+    let range = KeyRange::prefix(&(room,)).from(&(room, TimelineIndex::from(from)));
+    let rows = shared.storage.range(&schema::TIMELINE, range, Direction::Ascending, 4 * PDUS_MAX).await?;
+    let is_all = rows.len() < 4 * PDUS_MAX;
+    let shorts: Vec<_> = rows.into_iter().map(|(_, short)| short).collect();
+    let mut events = store.events(&shorts).await?;
+    events.retain(|event| event.pdu.sender().server_name() == shared.server_name);
+    if is_all && events.len() <= PDUS_MAX {
+        return Ok(events);
+    }
+    let Some(record) = shared.storage.get(&schema::ROOMS, &room).await? else { return Ok(Vec::new()) };
+    let newest = record.tips.len().saturating_sub(PDUS_MAX);
+    store.events(&record.tips[newest..]).await
+}
+
+#[derive(Deserialize)]
+struct Response {
+    #[serde(default)]
+    pdus: std::collections::BTreeMap<String, PduResult>,
+}
+
+#[derive(Deserialize)]
+struct PduResult {
+    error: Option<String>,
+}
+
+impl Transaction {
+    pub(super) async fn send(self, shared: &DestinationShared, server: &ServerName) -> Outcome {
+        let txn_id = shared.env.entropy.token(24);
+        let request = FederationRequest {
+            method: Method::PUT,
+            path_and_query: format!("/_matrix/federation/v1/send/{txn_id}"),
+            body: Some(self.body(shared)),
+            timeout: TIMEOUT,
+            max_response: RESPONSE_MAX,
+        };
+        let answer = shared.client.request(server, request).await;
+        let result = answer.map(|answer| {
+            let response = serde_json::from_slice::<Response>(&answer.body);
+            for (event_id, result) in response.map(|response| response.pdus).unwrap_or_default() {
+                if let Some(error) = result.error {
+                    tracing::debug!(destination = %server, event_id, error, "a server refused an event");
+                }
+            }
+        });
+        Outcome { transaction: self, result }
+    }
+
+    /// The body; the events are copied as they are stored.
+    fn body(&self, shared: &DestinationShared) -> Bytes {
+        let mut body = Vec::with_capacity(4096);
+        body.extend_from_slice(b"{\"edus\":[");
+        join(&mut body, self.edus.iter().map(|edu| edu.get().as_bytes()));
+        let now_ms = shared.env.clock.now_ms();
+        let origin =
+            format!("],\"origin\":\"{}\",\"origin_server_ts\":{now_ms},\"pdus\":[", shared.server_name);
+        body.extend_from_slice(origin.as_bytes());
+        let older = self.older.iter().map(|event| &event.pdu);
+        let pdus = older.chain(self.pdus.iter().map(|outgoing| &outgoing.event.pdu));
+        join(&mut body, pdus.take(PDUS_MAX).map(|pdu| pdu.raw().as_ref()));
+        body.extend_from_slice(b"]}");
+        body.into()
+    }
+}
+
+fn join<'a>(body: &mut Vec<u8>, parts: impl Iterator<Item = &'a [u8]>) {
+    for (place, part) in parts.enumerate() {
+        if place > 0 {
+            body.push(b',');
+        }
+        body.extend_from_slice(part);
+    }
+}

@@ -1,0 +1,102 @@
+//! Talking to other servers: what the actors need of it. The gateway implements it with HTTP, the simulator with its network.
+
+mod edus;
+mod history;
+mod inbound;
+mod keys;
+mod membership;
+mod outbound;
+mod query;
+pub mod remote;
+mod resident;
+mod verify;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{HeaderValue, Method, StatusCode};
+use ruma::ServerName;
+
+pub(crate) use self::outbound::Federation;
+pub use self::{inbound::Results, keys::WantedKeys, outbound::FederationConfig, resident::RoomState};
+
+/// A request to another server; whoever sends it signs it.
+#[derive(Clone, Debug)]
+pub struct FederationRequest {
+    /// The method.
+    pub method: Method,
+    /// Path and query, percent-encoded.
+    pub path_and_query: String,
+    /// The body, canonical JSON.
+    pub body: Option<Bytes>,
+    /// How long it may take altogether.
+    pub timeout: Duration,
+    /// The largest response body that is read, in bytes.
+    pub max_response: usize,
+}
+
+/// What another server answered with success.
+#[derive(Clone, Debug)]
+pub struct FederationResponse {
+    /// The status.
+    pub status: StatusCode,
+    /// The type of the body.
+    pub content_type: Option<HeaderValue>,
+    /// The body.
+    pub body: Bytes,
+}
+
+/// Why another server did not answer with success.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum FederationError {
+    /// It answered with an error.
+    #[error("{status}: {error}")]
+    Status {
+        /// The status.
+        status: StatusCode,
+        /// The Matrix error code.
+        errcode: String,
+        /// The text for people.
+        error: String,
+        /// When to try again.
+        retry_after: Option<Duration>,
+    },
+    /// Its name cannot be resolved.
+    #[error("cannot resolve the server's name: {0}")]
+    Dns(String),
+    /// It could not be reached.
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    /// Its certificate is not good, or it does not speak TLS.
+    #[error("TLS fails: {0}")]
+    Tls(String),
+    /// It did not answer in time.
+    #[error("no answer in time")]
+    Timeout,
+    /// Its answer is larger than it may be.
+    #[error("the answer is larger than {max} bytes")]
+    TooLarge {
+        /// The limit, in bytes.
+        max: usize,
+    },
+    /// Its address is not public, and `federation.allow_private_addresses` is off.
+    #[error("the server's address is not public")]
+    PrivateAddress,
+    /// Its answer is not what the specification says.
+    #[error("unexpected answer: {0}")]
+    BadBody(String),
+    /// This server does not federate.
+    #[error("federation is off")]
+    Disabled,
+}
+
+/// Sends requests to other servers.
+pub trait FederationClient: Send + Sync + 'static {
+    /// Sends one request.
+    fn request<'a>(
+        &'a self,
+        destination: &'a ServerName,
+        request: FederationRequest,
+    ) -> BoxFuture<'a, Result<FederationResponse, FederationError>>;
+}

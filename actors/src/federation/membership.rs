@@ -1,0 +1,308 @@
+//! Joining, leaving, knocking on and inviting to rooms with the help of other servers.
+//!
+//! Spec: server-server API, "Joining Rooms", "Knocking upon a room", "Inviting to a room", "Leaving Rooms".
+
+use std::collections::BTreeMap;
+
+use engine::{
+    pdu::{self, Pdu},
+    room_version::{self, RoomVersion, SUPPORTED},
+};
+use js_int::UInt;
+use ruma::{
+    CanonicalJsonObject, CanonicalJsonValue, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, ServerName,
+    UserId,
+};
+use serde_json::{Map, Value};
+
+use super::{
+    FederationError,
+    remote::{Invite, Template},
+};
+use crate::{
+    homeserver::Homeserver,
+    room::{Adopt, MembershipChange, Outside, Receive, RoomError, RoomHandle, RoomMessage},
+};
+
+/// Servers that are asked to let a user in, one after the other.
+const SERVERS_MAX: usize = 10;
+
+/// Versions from whose events on the room ID alone says nothing about a server to ask.
+const UNVERSIONED: RoomVersionId = RoomVersionId::V1;
+
+impl Homeserver {
+    /// Whether this server takes part in a room, so that its users' memberships are its own affair.
+    pub async fn is_resident(&self, room_id: &RoomId) -> Result<bool, RoomError> {
+        match self.room(room_id).await {
+            Ok(room) => Ok(room.snapshot().head.has_server(self.server_name())),
+            Err(RoomError::NotFound) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The servers to ask about a room that this one is not in: those that are named, that of the invite, that of the ID.
+    pub async fn ways_in(
+        &self,
+        user: &UserId,
+        room_id: &RoomId,
+        via: &[OwnedServerName],
+    ) -> Result<Vec<OwnedServerName>, RoomError> {
+        let (mut servers, mut former) = (Vec::new(), Vec::new());
+        match self.room(room_id).await {
+            Ok(room) => {
+                servers.extend(room.inviting_server(user).await?);
+                former.extend(room.snapshot().head.servers.keys().cloned());
+            }
+            Err(RoomError::NotFound) => {}
+            Err(error) => return Err(error),
+        }
+        servers.extend(via.iter().cloned());
+        servers.extend(room_id.server_name().map(ToOwned::to_owned));
+        // Who was there when we left may still be.
+        servers.extend(former);
+        let mut ways = Vec::new();
+        for server in servers {
+            if server != *self.server_name() && !ways.contains(&server) {
+                ways.push(server);
+            }
+        }
+        ways.truncate(SERVERS_MAX);
+        Ok(ways)
+    }
+
+    /// Joins a room through one of its servers.
+    pub async fn join_remote(
+        &self,
+        user: &UserId,
+        room_id: &RoomId,
+        via: &[OwnedServerName],
+        content: &Map<String, Value>,
+    ) -> Result<(), RoomError> {
+        let mut last = RoomError::NotFound;
+        for server in self.ways_in(user, room_id, via).await? {
+            match self.join_through(&server, user, room_id, content).await {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    tracing::info!(%room_id, %server, %error, "cannot join through this server");
+                    last = more_telling(last, error);
+                }
+            }
+        }
+        Err(last)
+    }
+
+    async fn join_through(
+        &self,
+        server: &OwnedServerName,
+        user: &UserId,
+        room_id: &RoomId,
+        content: &Map<String, Value>,
+    ) -> Result<(), RoomError> {
+        let remote = self.remote(server)?;
+        let template = remote.make("join", room_id, user, &SUPPORTED).await?;
+        let (version, rules) = version_of(&template)?;
+        let join = self.complete(&template, ("join", room_id, user), content, rules)?;
+        let answer = remote.send_join(room_id, join.event_id(), join.raw().clone()).await?;
+        // A restricted room's resident server adds its signature.
+        let join = match &answer.event {
+            Some(event) => {
+                let mut countersigned = self.verified(std::slice::from_ref(event), rules).await;
+                countersigned.retain(|pdu| pdu.event_id() == join.event_id());
+                countersigned.pop().unwrap_or(join)
+            }
+            None => join,
+        };
+        let state = self.verified(&answer.state, rules).await;
+        let auth_chain = self.verified(&answer.auth_chain, rules).await;
+        let adopt = Adopt { version, state, auth_chain, join, origin: server.clone() };
+        let actor = self.room_actor(room_id).await?;
+        actor.call(|reply| RoomMessage::Adopt(Box::new(adopt), reply)).await?
+    }
+
+    /// Knocks on a room through one of its servers.
+    pub async fn knock_remote(
+        &self,
+        user: &UserId,
+        room_id: &RoomId,
+        via: &[OwnedServerName],
+        content: &Map<String, Value>,
+    ) -> Result<(), RoomError> {
+        let mut last = RoomError::NotFound;
+        for server in self.ways_in(user, room_id, via).await? {
+            match self.knock_through(&server, user, room_id, content).await {
+                Ok(()) => return Ok(()),
+                Err(error) => last = more_telling(last, error),
+            }
+        }
+        Err(last)
+    }
+
+    async fn knock_through(
+        &self,
+        server: &OwnedServerName,
+        user: &UserId,
+        room_id: &RoomId,
+        content: &Map<String, Value>,
+    ) -> Result<(), RoomError> {
+        let remote = self.remote(server)?;
+        let versions: Vec<_> = SUPPORTED.into_iter().filter(may_knock).collect();
+        let template = remote.make("knock", room_id, user, &versions).await?;
+        let (version, rules) = version_of(&template)?;
+        let knock = self.complete(&template, ("knock", room_id, user), content, rules)?;
+        let answer = remote.send_knock(room_id, knock.event_id(), knock.raw().clone()).await?;
+        let stripped = serde_json::to_vec(&answer.knock_room_state).unwrap_or_default();
+        self.note_outside(room_id, version, user, Some(knock), Some(stripped.into())).await
+    }
+
+    /// Leaves a room that this server is not in: rejects an invite or takes back a knock.
+    ///
+    /// If no server of the room helps, the room is left as far as this server is concerned.
+    pub async fn leave_remote(&self, user: &UserId, room_id: &RoomId) -> Result<(), RoomError> {
+        let version = self.room(room_id).await?.snapshot().version.clone();
+        for server in self.ways_in(user, room_id, &[]).await? {
+            match self.leave_through(&server, user, room_id).await {
+                Ok((version, event)) => {
+                    return self.note_outside(room_id, version, user, Some(event), None).await;
+                }
+                Err(error) => tracing::info!(%room_id, %server, %error, "cannot leave through this server"),
+            }
+        }
+        self.note_outside(room_id, version, user, None, None).await
+    }
+
+    async fn leave_through(
+        &self,
+        server: &OwnedServerName,
+        user: &UserId,
+        room_id: &RoomId,
+    ) -> Result<(RoomVersionId, Pdu), RoomError> {
+        let remote = self.remote(server)?;
+        let template = remote.make("leave", room_id, user, &[]).await?;
+        let (version, rules) = version_of(&template)?;
+        let leave = self.complete(&template, ("leave", room_id, user), &Map::new(), rules)?;
+        remote.send_leave(room_id, leave.event_id(), leave.raw().clone()).await?;
+        Ok((version, leave))
+    }
+
+    /// Invites a user of another server: their server signs the invite before it counts.
+    pub async fn invite_remote(&self, room: &RoomHandle, invite: MembershipChange) -> Result<(), RoomError> {
+        let snapshot = room.snapshot();
+        let server = invite.target.server_name().to_owned();
+        let pdu = room.prepare_membership(invite).await?;
+        let event =
+            serde_json::from_slice(pdu.raw()).map_err(|error| RoomError::Invalid(error.to_string()))?;
+        let body = Invite {
+            room_version: snapshot.version.clone(),
+            event,
+            invite_room_state: room.stripped_state(pdu.sender()).await?,
+            via: None,
+        };
+        let answer = self.remote(&server)?.invite(&snapshot.room_id, pdu.event_id(), &body).await?;
+        let mut signed = self.verified(std::slice::from_ref(&answer.event), snapshot.rules).await;
+        signed.retain(|signed| signed.event_id() == pdu.event_id());
+        let pdu = signed.pop().ok_or_else(|| {
+            FederationError::BadBody("the invited server returned another event".to_owned())
+        })?;
+        let receive =
+            Receive { pdu, origin: self.server_name().to_owned(), prev_states: BTreeMap::new(), relay: true };
+        room.accept(receive).await
+    }
+
+    /// Takes note of a local user's membership in a room that this server is not in.
+    pub(super) async fn note_outside(
+        &self,
+        room_id: &RoomId,
+        version: RoomVersionId,
+        user: &UserId,
+        event: Option<Pdu>,
+        stripped: Option<bytes::Bytes>,
+    ) -> Result<(), RoomError> {
+        let outside = Outside { version, user: user.to_owned(), event, stripped };
+        let actor = self.room_actor(room_id).await?;
+        actor.call(|reply| RoomMessage::Outside(Box::new(outside), reply)).await?
+    }
+
+    /// Fills in, hashes and signs the template of a membership event.
+    fn complete(
+        &self,
+        template: &Template,
+        (membership, room_id, user): (&str, &RoomId, &UserId),
+        content: &Map<String, Value>,
+        rules: &'static RoomVersion,
+    ) -> Result<Pdu, RoomError> {
+        let bad = |what: &str| FederationError::BadBody(format!("the template has {what}"));
+        let mut object: CanonicalJsonObject =
+            serde_json::from_str(template.event.get()).map_err(|error| bad(&error.to_string()))?;
+        for (field, expected) in [
+            ("type", "m.room.member"),
+            ("room_id", room_id.as_str()),
+            ("sender", user.as_str()),
+            ("state_key", user.as_str()),
+        ] {
+            if object.get(field).and_then(CanonicalJsonValue::as_str) != Some(expected) {
+                return Err(bad(&format!("another {field}")).into());
+            }
+        }
+        for field in ["event_id", "hashes", "signatures", "unsigned", "origin"] {
+            object.remove(field);
+        }
+        let mut own: Map<String, Value> = content.clone();
+        own.insert("membership".to_owned(), membership.into());
+        let mut content: CanonicalJsonObject = serde_json::from_value(Value::Object(own))
+            .map_err(|error| RoomError::Invalid(error.to_string()))?;
+        if let Some(CanonicalJsonValue::Object(proposed)) = object.get("content")
+            && let Some(authorised) = proposed.get("join_authorised_via_users_server")
+        {
+            content.insert("join_authorised_via_users_server".to_owned(), authorised.clone());
+        }
+        object.insert("content".to_owned(), CanonicalJsonValue::Object(content));
+        let now = UInt::new_saturating(self.env().clock.now_ms());
+        object.insert("origin_server_ts".to_owned(), CanonicalJsonValue::Integer(now.into()));
+        if rules.event_format.require_event_id {
+            let id = format!("${}:{}", self.env().entropy.token(18), self.server_name());
+            object.insert("event_id".to_owned(), id.into());
+        }
+        Ok(pdu::seal(object, &self.room_shared().signing_key, self.server_name(), rules)?)
+    }
+
+    /// The servers other than ours whose users are in rooms of a local user, for what concerns all of them.
+    pub async fn servers_sharing_rooms_with(&self, user: &UserId) -> Result<Vec<OwnedServerName>, RoomError> {
+        let session = self.session(user).await.map_err(|error| RoomError::Invalid(error.to_string()))?;
+        let mut servers = std::collections::BTreeSet::<OwnedServerName>::new();
+        for (_, entry) in session.view().rooms().iter().filter(|(_, entry)| entry.is_joined()) {
+            servers.extend(self.resident_servers(entry.room).await?);
+        }
+        servers.remove(self.server_name());
+        Ok(servers.into_iter().collect())
+    }
+}
+
+fn may_knock(version: &RoomVersionId) -> bool {
+    room_version::rules(version).is_some_and(|rules| rules.authorization.knocking)
+}
+
+fn version_of(template: &Template) -> Result<(RoomVersionId, &'static RoomVersion), RoomError> {
+    let version = template.room_version.clone().unwrap_or(UNVERSIONED);
+    let rules = room_version::rules(&version).ok_or_else(|| {
+        FederationError::BadBody(format!("the room has version {version}, which is not supported here"))
+    })?;
+    Ok((version, rules))
+}
+
+/// Of two failures the one that says more: a refusal says more than silence.
+fn more_telling(first: RoomError, second: RoomError) -> RoomError {
+    match first {
+        RoomError::Remote(FederationError::Status { .. }) | RoomError::Forbidden(_) => first,
+        _ => second,
+    }
+}
+
+/// Whether a user belongs to a server.
+pub(super) fn belongs_to(user: &UserId, server: &ServerName) -> bool {
+    user.server_name() == server
+}
+
+/// The user that a membership event is about.
+pub(super) fn target_of(pdu: &Pdu) -> Option<OwnedUserId> {
+    pdu.state_key().and_then(|key| UserId::parse(key).ok())
+}

@@ -1,0 +1,88 @@
+//! The destinations of a server that federates.
+
+use std::sync::Arc;
+
+use ruma::OwnedServerName;
+use tokio::{sync::mpsc, task::JoinHandle};
+
+use super::{inbound::Inbound, keys::KeyRing};
+use crate::{
+    destination::{Announcement, DestinationActor, DestinationShared, dispatch},
+    directory::{ClassConfig, Directory, Stats},
+    federation::FederationClient,
+};
+
+/// What a server that federates runs besides its rooms and sessions.
+pub(crate) struct Federation {
+    shared: Arc<DestinationShared>,
+    destinations: Directory<DestinationActor>,
+    dispatcher: JoinHandle<()>,
+    resuming: JoinHandle<()>,
+    pub(super) inbound: Inbound,
+    pub(super) keys: KeyRing,
+    trusted_key_servers: Vec<OwnedServerName>,
+}
+
+/// How this server talks to others.
+pub struct FederationConfig {
+    /// Sends requests.
+    pub client: Arc<dyn FederationClient>,
+    /// Servers that vouch for others' keys.
+    pub trusted_key_servers: Vec<OwnedServerName>,
+    /// Limits of the destination actors.
+    pub destinations: ClassConfig,
+}
+
+impl Federation {
+    /// Starts the destinations' supervisor, and takes up what was left to send.
+    pub(crate) async fn start(
+        shared: Arc<DestinationShared>,
+        announcements: mpsc::UnboundedReceiver<Announcement>,
+        config: FederationConfig,
+    ) -> Self {
+        let destinations = Directory::start(shared.clone(), config.destinations).await;
+        let dispatcher = tokio::spawn(dispatch(announcements, destinations.clone()));
+        let resuming = tokio::spawn(resume(shared.clone()));
+        Self {
+            shared,
+            destinations,
+            dispatcher,
+            resuming,
+            inbound: Inbound::default(),
+            keys: KeyRing::default(),
+            trusted_key_servers: config.trusted_key_servers,
+        }
+    }
+
+    /// Sends requests to other servers.
+    pub(crate) fn client(&self) -> &Arc<dyn FederationClient> {
+        &self.shared.client
+    }
+
+    /// Servers that vouch for others' keys.
+    pub(crate) fn trusted_key_servers(&self) -> &[OwnedServerName] {
+        &self.trusted_key_servers
+    }
+
+    /// What the destination actors do.
+    pub(crate) fn stats(&self) -> Stats {
+        self.destinations.stats()
+    }
+
+    /// Stops sending; what is not acknowledged is sent after the next start.
+    pub(crate) async fn stop(&self) {
+        self.resuming.abort();
+        self.dispatcher.abort();
+        self.destinations.drain_all().await;
+    }
+}
+
+async fn resume(shared: Arc<DestinationShared>) {
+    if let Err(error) = shared.outbox.resume(&shared.rooms.store).await {
+        tracing::error!(%error, "cannot read what is left to send to other servers");
+    }
+    match shared.outbox.unfinished().await {
+        Ok(servers) => shared.outbox.nudge(servers),
+        Err(error) => tracing::error!(%error, "cannot read which servers have missed something"),
+    }
+}

@@ -1,0 +1,89 @@
+//! Questions to other servers that have nothing to do with a room's events: aliases, profiles, public rooms.
+//!
+//! Spec: server-server API, "Querying for information", "Published Room Directory".
+
+use http::{Method, StatusCode};
+use ruma::{OwnedRoomId, OwnedServerName, RoomAliasId, ServerName, UserId};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::{FederationError, remote::encode};
+use crate::{homeserver::Homeserver, room::RoomError};
+
+/// Servers of a room that an alias is answered with, at most.
+const SERVERS_MAX: usize = 20;
+
+#[derive(Deserialize)]
+struct Directory {
+    room_id: OwnedRoomId,
+    #[serde(default)]
+    servers: Vec<OwnedServerName>,
+}
+
+impl Homeserver {
+    /// The room that an alias of any server names, and servers that are in it.
+    pub async fn find_alias(
+        &self,
+        alias: &RoomAliasId,
+    ) -> Result<Option<(OwnedRoomId, Vec<OwnedServerName>)>, RoomError> {
+        let server = alias.server_name();
+        if server == self.server_name() {
+            let Some(record) = self.resolve_alias(alias).await? else { return Ok(None) };
+            let servers = self.servers_of(&record.room_id).await?;
+            return Ok(Some((record.room_id, servers)));
+        }
+        if !self.federates() {
+            return Ok(None);
+        }
+        let path = format!("/_matrix/federation/v1/query/directory?room_alias={}", encode(alias.as_str()));
+        match self.remote(server)?.get::<Directory>(path).await {
+            Ok(mut found) => {
+                if !found.servers.iter().any(|known| known == server) {
+                    found.servers.push(server.to_owned());
+                }
+                Ok(Some((found.room_id, found.servers)))
+            }
+            Err(FederationError::Status { status: StatusCode::NOT_FOUND, .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Servers that are in a room, this one first.
+    pub async fn servers_of(&self, room_id: &ruma::RoomId) -> Result<Vec<OwnedServerName>, RoomError> {
+        let room = match self.room(room_id).await {
+            Ok(room) => room,
+            Err(RoomError::NotFound) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let snapshot = room.snapshot();
+        let own = self.server_name().to_owned();
+        let others = snapshot.head.servers.keys().filter(|server| **server != own).cloned();
+        Ok(std::iter::once(own.clone()).chain(others).take(SERVERS_MAX).collect())
+    }
+
+    /// The profile of another server's user, or one field of it; none if there is no such user.
+    pub async fn remote_profile(
+        &self,
+        user: &UserId,
+        field: Option<&str>,
+    ) -> Result<Option<Map<String, Value>>, RoomError> {
+        let field = field.map_or_else(String::new, |field| format!("&field={}", encode(field)));
+        let path = format!("/_matrix/federation/v1/query/profile?user_id={}{field}", encode(user.as_str()));
+        match self.remote(user.server_name())?.get(path).await {
+            Ok(profile) => Ok(Some(profile)),
+            Err(FederationError::Status { status: StatusCode::NOT_FOUND, .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A page of another server's public rooms, as it answers.
+    pub async fn remote_public_rooms(
+        &self,
+        server: &ServerName,
+        query: Map<String, Value>,
+    ) -> Result<Map<String, Value>, RoomError> {
+        let body = serde_json::to_vec(&query).map_err(|error| RoomError::Invalid(error.to_string()))?;
+        let path = "/_matrix/federation/v1/publicRooms".to_owned();
+        Ok(self.remote(server)?.send(Method::POST, path, body.into()).await?)
+    }
+}

@@ -1,0 +1,350 @@
+//! What this server does for others in rooms that it is in: lets their users in and out, and tells them of the room.
+//!
+//! Spec: server-server API, "Joining Rooms", "Knocking upon a room", "Inviting to a room", "Leaving Rooms",
+//! "Retrieving events".
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use engine::{
+    pdu::{self, Pdu},
+    room_version,
+};
+use ruma::{
+    CanonicalJsonObject, EventId, OwnedEventId, OwnedServerName, RoomId, RoomVersionId, ServerName, UserId,
+};
+use serde_json::{Map, value::RawValue};
+use storage::schema::Standing;
+
+use super::{
+    membership::{belongs_to, target_of},
+    remote::Invite,
+};
+use crate::{
+    homeserver::Homeserver,
+    room::{
+        MembershipAction, MembershipChange, Receive, Received, RoomError, RoomHandle, StoredEvent,
+        content_string, membership_of,
+    },
+};
+
+/// Events that are looked at to answer a question about history, at most.
+const WALK_MAX: usize = 1000;
+
+/// A room's state at an event, and what authorises it.
+pub struct RoomState {
+    /// The events of the state.
+    pub state: Vec<Arc<StoredEvent>>,
+    /// Their auth chain.
+    pub auth_chain: Vec<Arc<StoredEvent>>,
+}
+
+impl Homeserver {
+    /// A room that this server is in and another may ask about.
+    pub async fn shared_room(&self, origin: &ServerName, room_id: &RoomId) -> Result<RoomHandle, RoomError> {
+        let room = self.room(room_id).await?;
+        if !room.snapshot().head.has_server(self.server_name()) {
+            return Err(RoomError::NotFound);
+        }
+        if !room.admits_server(origin).await? {
+            return Err(RoomError::NotAllowed("your server is not allowed in the room".to_owned()));
+        }
+        Ok(room)
+    }
+
+    /// The template of a membership event of another server's user: `join`, `leave` or `knock`.
+    pub async fn membership_template(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        user: &UserId,
+        membership: &str,
+    ) -> Result<(RoomVersionId, CanonicalJsonObject), RoomError> {
+        if !belongs_to(user, origin) {
+            return Err(RoomError::NotAllowed("the user belongs to another server".to_owned()));
+        }
+        let room = self.shared_room(origin, room_id).await?;
+        let action = match membership {
+            "join" => {
+                MembershipAction::Join { meets_allow_rule: self.meets_allow_rule(user, room_id).await? }
+            }
+            "knock" => MembershipAction::Knock,
+            _ => MembershipAction::Leave,
+        };
+        let change = MembershipChange {
+            sender: user.to_owned(),
+            target: user.to_owned(),
+            action,
+            content: Map::new(),
+        };
+        let mut template = room.prepare_membership(change).await?.to_object()?;
+        for field in ["event_id", "hashes", "signatures"] {
+            template.remove(field);
+        }
+        Ok((room.snapshot().version.clone(), template))
+    }
+
+    /// Takes in the membership event of another server's user: `join`, `leave` or `knock`; passes it on to the room.
+    ///
+    /// Returns it as it is now in the room, with this server's signature where that is needed.
+    pub async fn take_membership(
+        &self,
+        origin: &ServerName,
+        (room_id, event_id): (&RoomId, &EventId),
+        membership: &str,
+        event: &RawValue,
+    ) -> Result<(RoomHandle, Arc<StoredEvent>), RoomError> {
+        let room = self.shared_room(origin, room_id).await?;
+        let rules = room.snapshot().rules;
+        let raw = [RawValue::from_string(event.get().to_owned())
+            .map_err(|error| RoomError::Invalid(error.to_string()))?];
+        // The signature of our own user's server comes with our consent below.
+        let pdu = if let Some(pdu) = self.countersign_restricted(&room, &raw[0]).await? {
+            pdu
+        } else {
+            let (_, checked) = self.verify(&raw, rules).await.pop().ok_or_else(no_event)?;
+            checked.map_err(RoomError::NotAllowed)?
+        };
+        check_membership(&pdu, origin, (room_id, event_id), membership)?;
+        let receive = Receive { pdu, origin: origin.to_owned(), prev_states: BTreeMap::new(), relay: true };
+        room.accept(receive).await?;
+        let stored = room.any_event(event_id).await?.ok_or(RoomError::EventNotFound)?;
+        Ok((room, stored))
+    }
+
+    /// Signs a join that names one of our users as the one who lets the joining user in, if that is in order.
+    async fn countersign_restricted(
+        &self,
+        room: &RoomHandle,
+        event: &RawValue,
+    ) -> Result<Option<Pdu>, RoomError> {
+        let rules = room.snapshot().rules;
+        if !rules.authorization.restricted_join_rule {
+            return Ok(None);
+        }
+        let pdu = Pdu::parse(event.get().as_bytes(), rules)?;
+        let Some(authorised) = content_string(&pdu, "join_authorised_via_users_server") else {
+            return Ok(None);
+        };
+        let is_ours = UserId::parse(&authorised).is_ok_and(|user| belongs_to(&user, self.server_name()));
+        if !is_ours {
+            return Ok(None);
+        }
+        let room_id = &room.snapshot().room_id;
+        if !self.meets_allow_rule(pdu.sender(), room_id).await? && !room.is_invited(pdu.sender()).await? {
+            return Err(RoomError::NotAllowed("the user is in none of the rooms that may join".to_owned()));
+        }
+        let signed = pdu::countersign(&pdu, &self.room_shared().signing_key, self.server_name(), rules)?;
+        let raw = serde_json::from_slice::<Box<RawValue>>(signed.raw())
+            .map_err(|error| RoomError::Invalid(error.to_string()))?;
+        let (_, checked) = self.verify(&[raw], rules).await.pop().ok_or_else(no_event)?;
+        checked.map(Some).map_err(RoomError::NotAllowed)
+    }
+
+    /// Signs an invite of a local user, and takes note of it.
+    pub async fn take_invite(
+        &self,
+        origin: &ServerName,
+        (room_id, event_id): (&RoomId, &EventId),
+        invite: Invite,
+    ) -> Result<Pdu, RoomError> {
+        let version = invite.room_version;
+        let rules = room_version::rules(&version).ok_or_else(|| {
+            RoomError::NewRoom(engine::room::create::NewRoomError::UnsupportedVersion(version.clone()))
+        })?;
+        let (_, checked) =
+            self.verify(std::slice::from_ref(&invite.event), rules).await.pop().ok_or_else(no_event)?;
+        let pdu = checked.map_err(RoomError::NotAllowed)?;
+        check_membership(&pdu, origin, (room_id, event_id), "invite")?;
+        let target = target_of(&pdu).filter(|user| belongs_to(user, self.server_name()));
+        let target =
+            target.ok_or_else(|| RoomError::NotAllowed("the user belongs to another server".to_owned()))?;
+        if !self.is_active_user(&target).await? {
+            return Err(RoomError::NotAllowed("there is no such user".to_owned()));
+        }
+        let signed = pdu::countersign(&pdu, &self.room_shared().signing_key, self.server_name(), rules)?;
+        if self.is_resident(room_id).await? {
+            let room = self.room(room_id).await?;
+            let receive = Receive {
+                pdu: signed.clone(),
+                origin: origin.to_owned(),
+                prev_states: BTreeMap::new(),
+                relay: false,
+            };
+            // What it may lack comes with the room's transactions.
+            room.receive(receive).await?;
+            return Ok(signed);
+        }
+        let stripped = serde_json::to_vec(&invite.invite_room_state).unwrap_or_default();
+        self.note_outside(room_id, version, &target, Some(signed.clone()), Some(stripped.into())).await?;
+        Ok(signed)
+    }
+
+    async fn is_active_user(&self, user: &UserId) -> Result<bool, RoomError> {
+        let account = self.storage().get(&storage::schema::ACCOUNTS, user).await?;
+        Ok(account.is_some_and(|account| !account.is_deactivated))
+    }
+
+    /// The servers with members in a room.
+    pub(super) async fn resident_servers(
+        &self,
+        room: engine::id::ShortRoomId,
+    ) -> Result<Vec<OwnedServerName>, RoomError> {
+        let all = storage::KeyRange::prefix(&(room,));
+        let rows = self
+            .storage()
+            .range(&storage::schema::ROOM_SERVERS, all, storage::Direction::Ascending, usize::MAX)
+            .await?;
+        Ok(rows.into_iter().map(|((_, server), _)| server).collect())
+    }
+}
+
+impl RoomHandle {
+    /// Takes in an event that must be accepted for anything to come of it.
+    pub(super) async fn accept(&self, receive: Receive) -> Result<(), RoomError> {
+        match self.receive(receive).await? {
+            Received::Accepted => Ok(()),
+            Received::SoftFailed => {
+                Err(RoomError::NotAllowed("the room does not allow it any more".to_owned()))
+            }
+            Received::Rejected(reason) => Err(RoomError::NotAllowed(reason)),
+            Received::Lacks { .. } => {
+                Err(RoomError::Invalid("the event refers to events that are not known here".to_owned()))
+            }
+        }
+    }
+
+    /// Whether a user is invited.
+    pub async fn is_invited(&self, user: &UserId) -> Result<bool, RoomError> {
+        let member = self.current("m.room.member", user.as_str()).await?;
+        Ok(member.is_some_and(|event| membership_of(&event.pdu) == "invite"))
+    }
+
+    /// The state before an event, with its auth chain.
+    pub async fn state_at(&self, event: &StoredEvent) -> Result<RoomState, RoomError> {
+        let state = self.state(event.before, None).await?;
+        let auth_chain =
+            self.auth_chain(state.iter().flat_map(|event| event.pdu.auth_events().iter().cloned())).await?;
+        Ok(RoomState { state, auth_chain })
+    }
+
+    /// Some events with everything that authorises them.
+    pub async fn auth_chain(
+        &self,
+        from: impl IntoIterator<Item = OwnedEventId>,
+    ) -> Result<Vec<Arc<StoredEvent>>, RoomError> {
+        let mut found = BTreeMap::<OwnedEventId, Arc<StoredEvent>>::new();
+        let mut open: BTreeSet<OwnedEventId> = from.into_iter().collect();
+        while let Some(id) = open.pop_first() {
+            let Some(event) = self.any_event(&id).await? else { continue };
+            open.extend(event.pdu.auth_events().iter().filter(|id| !found.contains_key(*id)).cloned());
+            found.insert(id, event);
+        }
+        Ok(found.into_values().collect())
+    }
+
+    /// Events before others, newest first, those included: what `backfill` asks for.
+    pub async fn events_before(
+        &self,
+        from: &[OwnedEventId],
+        limit: usize,
+    ) -> Result<Vec<Arc<StoredEvent>>, RoomError> {
+        let mut found = Vec::new();
+        let mut seen = BTreeSet::new();
+        let mut open = BTreeMap::new();
+        for id in from {
+            self.open(id, &mut seen, &mut open).await?;
+        }
+        while found.len() < limit
+            && let Some((_, event)) = open.pop_last()
+        {
+            for prev in event.pdu.prev_events() {
+                self.open(prev, &mut seen, &mut open).await?;
+            }
+            found.push(event);
+        }
+        Ok(found)
+    }
+
+    /// Events between those that a server has and those that it got, oldest first: what `get_missing_events` asks for.
+    pub async fn events_between(
+        &self,
+        earliest: &[OwnedEventId],
+        latest: &[OwnedEventId],
+        limit: usize,
+        min_depth: u64,
+    ) -> Result<Vec<Arc<StoredEvent>>, RoomError> {
+        let mut seen: BTreeSet<OwnedEventId> = earliest.iter().cloned().collect();
+        let mut open = BTreeMap::new();
+        let mut found = Vec::new();
+        for id in latest {
+            if let Some(event) = self.any_event(id).await? {
+                for prev in event.pdu.prev_events() {
+                    self.open(prev, &mut seen, &mut open).await?;
+                }
+            }
+        }
+        while found.len() < limit.min(WALK_MAX)
+            && let Some((_, event)) = open.pop_last()
+        {
+            if event.pdu.depth() < min_depth {
+                continue;
+            }
+            for prev in event.pdu.prev_events() {
+                self.open(prev, &mut seen, &mut open).await?;
+            }
+            found.push(event);
+        }
+        found.reverse();
+        Ok(found)
+    }
+
+    async fn open(
+        &self,
+        id: &EventId,
+        seen: &mut BTreeSet<OwnedEventId>,
+        open: &mut BTreeMap<(u64, OwnedEventId), Arc<StoredEvent>>,
+    ) -> Result<(), RoomError> {
+        if !seen.insert(id.to_owned()) {
+            return Ok(());
+        }
+        if let Some(event) = self.any_event(id).await?
+            && event.standing == Standing::Accepted
+        {
+            open.insert((event.pdu.depth(), id.to_owned()), event);
+        }
+        Ok(())
+    }
+}
+
+fn no_event() -> RoomError {
+    RoomError::Invalid("the body is no event".to_owned())
+}
+
+/// Whether a membership event is what the endpoint is for.
+fn check_membership(
+    pdu: &Pdu,
+    origin: &ServerName,
+    (room_id, event_id): (&RoomId, &EventId),
+    membership: &str,
+) -> Result<(), RoomError> {
+    let wrong = |what: &str| Err(RoomError::Invalid(format!("the event has another {what}")));
+    if *pdu.event_id() != event_id {
+        return wrong("ID than the path");
+    }
+    if *pdu.room_id() != *room_id {
+        return wrong("room than the path");
+    }
+    if pdu.kind() != "m.room.member" || membership_of(pdu) != membership {
+        return wrong("type or membership than the endpoint is for");
+    }
+    if !belongs_to(pdu.sender(), origin) {
+        return Err(RoomError::NotAllowed("the sender belongs to another server".to_owned()));
+    }
+    if membership != "invite" && pdu.state_key() != Some(pdu.sender().as_str()) {
+        return wrong("user than its sender");
+    }
+    Ok(())
+}

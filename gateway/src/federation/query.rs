@@ -1,0 +1,43 @@
+//! What other servers ask of this one: its aliases, its users' profiles, its software.
+//!
+//! Spec: server-server API, "Querying for information", "Server implementation".
+
+use axum::{Json, extract::State};
+use ruma::{OwnedRoomAliasId, OwnedUserId};
+use serde_json::{Map, Value, json};
+
+use super::authentication::Signed;
+use crate::{
+    app::App,
+    client::profile::public_fields,
+    error::{ApiError, ApiResult},
+};
+
+/// `GET /_matrix/federation/v1/version`
+pub async fn version() -> Json<Value> {
+    Json(json!({ "server": { "name": "Ganglion", "version": env!("CARGO_PKG_VERSION") } }))
+}
+
+/// `GET /_matrix/federation/v1/query/directory`
+pub async fn directory(State(app): State<App>, signed: Signed) -> ApiResult<Json<Value>> {
+    let alias: OwnedRoomAliasId = signed.required("room_alias")?;
+    if alias.server_name() != app.homeserver().server_name() {
+        return Err(ApiError::not_found("the alias is another server's"));
+    }
+    let found = app.homeserver().find_alias(&alias).await?;
+    let (room_id, servers) = found.ok_or_else(|| ApiError::not_found("room alias not found"))?;
+    Ok(Json(json!({ "room_id": room_id, "servers": servers })))
+}
+
+/// `GET /_matrix/federation/v1/query/profile`
+pub async fn profile(State(app): State<App>, signed: Signed) -> ApiResult<Json<Map<String, Value>>> {
+    let user: OwnedUserId = signed.required("user_id")?;
+    if user.server_name() != app.homeserver().server_name() {
+        return Err(ApiError::not_found("the user is another server's"));
+    }
+    let mut fields = public_fields(&app, &user).await?;
+    if let Some(field) = signed.value::<String>("field")? {
+        fields.retain(|name, _| *name == field);
+    }
+    Ok(Json(fields))
+}

@@ -1,0 +1,225 @@
+//! Requests to other servers: finding them, signing, sending.
+//!
+//! Spec: server-server API, "Server discovery", "Request Authentication".
+
+pub mod guard;
+mod resolve;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use actors::{
+    env::Clock,
+    federation::{FederationClient, FederationError, FederationRequest, FederationResponse},
+};
+use anyhow::Context;
+use bytes::{Bytes, BytesMut};
+use engine::pdu::SigningKey;
+use futures_util::future::BoxFuture;
+use http::{HeaderValue, StatusCode, header};
+use reqwest::{Certificate, Client};
+use ruma::{
+    CanonicalJsonObject, OwnedServerName, ServerName,
+    canonical_json::CanonicalJsonValue,
+    serde::{Base64, base64::Standard},
+    signatures::KeyPair,
+};
+use serde::Deserialize;
+use tokio::sync::Semaphore;
+
+use self::{
+    guard::{Addresses, Guard},
+    resolve::Resolver,
+};
+
+/// How long setting up a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Idle connections are kept this long.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// What the outbound client is made of.
+#[derive(Clone, Debug, Default)]
+pub struct OutboundOptions {
+    /// Additional trusted roots, PEM files.
+    pub extra_ca: Vec<PathBuf>,
+    /// Whether loopback and private addresses may be reached.
+    pub allow_private_addresses: bool,
+    /// Requests that may be under way at a time.
+    pub max_concurrent_connects: usize,
+}
+
+/// Sends requests to other servers.
+pub struct Outbound {
+    own: OwnedServerName,
+    key: Arc<SigningKey>,
+    resolver: Resolver,
+    /// For names that DNS resolves, with the guard on their addresses.
+    direct: Client,
+    /// For names whose addresses an SRV record gave.
+    located: Client,
+    addresses: Arc<Addresses>,
+    budget: Semaphore,
+}
+
+impl Outbound {
+    /// A client that signs with `key`.
+    pub fn new(
+        own: OwnedServerName,
+        key: Arc<SigningKey>,
+        options: &OutboundOptions,
+        clock: Arc<dyn Clock>,
+    ) -> anyhow::Result<Self> {
+        let mut roots = Vec::new();
+        for path in &options.extra_ca {
+            let pem = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let certificates = Certificate::from_pem_bundle(&pem)
+                .with_context(|| format!("{} holds no PEM certificates", path.display()))?;
+            roots.extend(certificates);
+        }
+        let guard = Guard { allow_private: options.allow_private_addresses };
+        let addresses = Arc::new(Addresses::default());
+        let builder = || {
+            Client::builder()
+                .user_agent(concat!("Ganglion/", env!("CARGO_PKG_VERSION")))
+                .connect_timeout(CONNECT_TIMEOUT)
+                .pool_idle_timeout(IDLE_TIMEOUT)
+                .tls_certs_merge(roots.clone())
+        };
+        let plain = || builder().redirect(reqwest::redirect::Policy::none());
+        let direct = plain().dns_resolver(guard::GuardedDns::new(guard)).build()?;
+        let located = plain().dns_resolver(guard::Located::new(guard, addresses.clone())).build()?;
+        let well_known = builder()
+            .redirect(guard::redirects(guard))
+            .dns_resolver(guard::GuardedDns::new(guard))
+            .build()?;
+        Ok(Self {
+            own,
+            key,
+            resolver: Resolver::new(well_known, guard, clock)?,
+            direct,
+            located,
+            addresses,
+            budget: Semaphore::new(options.max_concurrent_connects.max(1)),
+        })
+    }
+
+    async fn send(
+        &self,
+        destination: &ServerName,
+        request: FederationRequest,
+    ) -> Result<FederationResponse, FederationError> {
+        let _permit = self.budget.acquire().await.map_err(|_| FederationError::Disabled)?;
+        let place = self.resolver.resolve(destination).await?;
+        let client = match &place.located {
+            Some(addresses) => {
+                self.addresses.set(&place.host, addresses);
+                &self.located
+            }
+            None => &self.direct,
+        };
+        let url = format!("https://{}{}", place.authority(), request.path_and_query);
+        let authorization = self.authorization(destination, &request)?;
+        let mut outgoing = client
+            .request(request.method, url)
+            .timeout(request.timeout)
+            .header(header::AUTHORIZATION, authorization)
+            .header(header::HOST, place.host_header);
+        if let Some(body) = request.body {
+            outgoing = outgoing.header(header::CONTENT_TYPE, "application/json").body(body);
+        }
+        let response = outgoing.send().await.map_err(|error| failure(&error))?;
+        let status = response.status();
+        let content_type = response.headers().get(header::CONTENT_TYPE).cloned();
+        let body = read(response, request.max_response).await?;
+        if status.is_success() {
+            return Ok(FederationResponse { status, content_type, body });
+        }
+        Err(refusal(status, &body))
+    }
+
+    /// The `Authorization` header of a request.
+    fn authorization(
+        &self,
+        destination: &ServerName,
+        request: &FederationRequest,
+    ) -> Result<HeaderValue, FederationError> {
+        let bad = |error: serde_json::Error| FederationError::BadBody(error.to_string());
+        let mut object = CanonicalJsonObject::from([
+            ("destination".to_owned(), destination.as_str().into()),
+            ("method".to_owned(), request.method.as_str().into()),
+            ("origin".to_owned(), self.own.as_str().into()),
+            ("uri".to_owned(), request.path_and_query.as_str().into()),
+        ]);
+        if let Some(body) = &request.body {
+            let content: CanonicalJsonValue = serde_json::from_slice(body).map_err(bad)?;
+            object.insert("content".to_owned(), content);
+        }
+        let signature = self.key.sign(&serde_json::to_vec(&object).map_err(bad)?);
+        let (own, key) = (&self.own, self.key.id());
+        let signature = Base64::<Standard, _>::new(signature.as_bytes()).encode();
+        let header = format!(
+            "X-Matrix origin=\"{own}\",destination=\"{destination}\",key=\"{key}\",sig=\"{signature}\""
+        );
+        HeaderValue::from_str(&header).map_err(|error| FederationError::BadBody(error.to_string()))
+    }
+}
+
+impl FederationClient for Outbound {
+    fn request<'a>(
+        &'a self,
+        destination: &'a ServerName,
+        request: FederationRequest,
+    ) -> BoxFuture<'a, Result<FederationResponse, FederationError>> {
+        Box::pin(self.send(destination, request))
+    }
+}
+
+/// Reads a body that may not be larger than `max`.
+async fn read(mut response: reqwest::Response, max: usize) -> Result<Bytes, FederationError> {
+    let mut body = BytesMut::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| failure(&error))? {
+        if body.len() + chunk.len() > max {
+            return Err(FederationError::TooLarge { max });
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.freeze())
+}
+
+fn failure(error: &reqwest::Error) -> FederationError {
+    // The innermost cause says most.
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    let text = cause.to_string();
+    if error.is_timeout() {
+        FederationError::Timeout
+    } else if text.contains(guard::REFUSED) {
+        FederationError::PrivateAddress
+    } else if text.contains("certificate") || text.contains("handshake") {
+        FederationError::Tls(text)
+    } else if text.contains("dns") || text.contains("resolve") {
+        FederationError::Dns(text)
+    } else if error.is_connect() {
+        FederationError::Connect(text)
+    } else {
+        FederationError::BadBody(text)
+    }
+}
+
+#[derive(Default, Deserialize)]
+struct ErrorBody {
+    #[serde(default)]
+    errcode: String,
+    #[serde(default)]
+    error: String,
+    retry_after_ms: Option<u64>,
+}
+
+fn refusal(status: StatusCode, body: &[u8]) -> FederationError {
+    let body: ErrorBody = serde_json::from_slice(body).unwrap_or_default();
+    let errcode = if body.errcode.is_empty() { "M_UNKNOWN".to_owned() } else { body.errcode };
+    let retry_after = body.retry_after_ms.map(Duration::from_millis);
+    FederationError::Status { status, errcode, error: body.error, retry_after }
+}
