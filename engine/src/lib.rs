@@ -3,6 +3,7 @@
 pub mod auth;
 pub mod id;
 pub mod pdu;
+pub mod push;
 pub mod resolve;
 pub mod room;
 pub mod room_version;
