@@ -50,7 +50,7 @@ use self::{
     background::Background,
     change::Draft,
     token::TokenCache,
-    unread::{FlatEvents, UnreadCache},
+    unread::{PushEvents, UnreadCache},
 };
 use crate::{
     directory::{DirectoryActor, Meter},
@@ -69,7 +69,7 @@ pub struct SessionShared {
     tokens: TokenCache,
     presence: Presence,
     background: Background,
-    flat_events: FlatEvents,
+    push_events: PushEvents,
 }
 
 impl SessionShared {
@@ -83,7 +83,7 @@ impl SessionShared {
             tokens: TokenCache::new(),
             presence: Presence::default(),
             background: Background::default(),
-            flat_events: FlatEvents::new(),
+            push_events: PushEvents::new(),
         }
     }
 

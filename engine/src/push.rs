@@ -131,9 +131,11 @@ fn split_path(path: &str) -> Vec<String> {
     while let Some(char) = chars.next() {
         match char {
             '.' => names.push(String::new()),
-            '\\' if matches!(chars.peek(), Some('.' | '\\')) => names.last_mut().into_iter().for_each(|name| {
-                name.extend(chars.next());
-            }),
+            '\\' if matches!(chars.peek(), Some('.' | '\\')) => {
+                names.last_mut().into_iter().for_each(|name| {
+                    name.extend(chars.next());
+                })
+            }
             other => names.last_mut().into_iter().for_each(|name| name.push(other)),
         }
     }
@@ -225,7 +227,8 @@ impl CompiledRules {
             return None;
         }
         let look = Look::new(self, event, context);
-        let first = |rules: &'a [Rule]| rules.iter().find(|rule| look.applies(rule)).map(|rule| &rule.outcome);
+        let first =
+            |rules: &'a [Rule]| rules.iter().find(|rule| look.applies(rule)).map(|rule| &rule.outcome);
         let sender = sender.and_then(|sender| <&UserId>::try_from(sender).ok());
         first(&self.overrides)
             .or_else(|| first(&self.content))

@@ -211,19 +211,19 @@ impl Draft {
                 Ok(())
             }
             SessionChange::RemovePushRule(kind, rule_id) => {
-                let mut rules = (*self.data.push_rules).clone();
+                let mut rules = (**self.data.push_rules()).clone();
                 rules.remove(kind, rule_id)?;
                 self.set_push_rules(rules);
                 Ok(())
             }
             SessionChange::EnablePushRule(kind, rule_id, enabled) => {
-                let mut rules = (*self.data.push_rules).clone();
+                let mut rules = (**self.data.push_rules()).clone();
                 rules.set_enabled(kind, rule_id, enabled).map_err(|_| SessionError::PushRuleNotFound)?;
                 self.set_push_rules(rules);
                 Ok(())
             }
             SessionChange::SetPushRuleActions(kind, rule_id, actions) => {
-                let mut rules = (*self.data.push_rules).clone();
+                let mut rules = (**self.data.push_rules()).clone();
                 rules.set_actions(kind, rule_id, actions).map_err(|_| SessionError::PushRuleNotFound)?;
                 self.set_push_rules(rules);
                 Ok(())
@@ -282,9 +282,8 @@ impl Draft {
 
     fn set_push_rules(&mut self, rules: ruma::push::Ruleset) {
         let position = self.position();
-        self.data.push_rules = Arc::new(rules);
         self.is_news = true;
-        let content = self.data.publish_push_rules(position);
+        let content = self.data.set_push_rules(rules, position);
         self.store_account_data(None, PUSH_RULES, &content, position);
     }
 

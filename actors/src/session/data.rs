@@ -1,9 +1,12 @@
 //! What readers see of an account: published after each durable commit, never changed.
 
-use std::{ops::Bound, sync::Arc};
+use std::{
+    ops::Bound,
+    sync::{Arc, OnceLock},
+};
 
 use bytes::Bytes;
-use engine::id::Position;
+use engine::{id::Position, push::CompiledRules};
 use ruma::{DeviceId, OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomId, UserId, push::Ruleset};
 use serde_json::value::RawValue;
 use storage::schema::{AccountRecord, DeviceRecord};
@@ -19,14 +22,17 @@ pub struct SessionData {
     pub(super) profile: Profile,
     pub(super) account_data: AccountData,
     pub(super) private_receipts: imbl::OrdMap<(OwnedRoomId, String), Receipt>,
-    pub(super) push_rules: Arc<Ruleset>,
+    push_rules: Arc<Ruleset>,
+    /// The rules, compiled when they are first applied.
+    compiled_rules: Arc<OnceLock<CompiledRules>>,
 }
 
 impl SessionData {
     /// An account that has nothing yet but the predefined push rules.
     pub(super) fn new(user_id: OwnedUserId, account: AccountRecord) -> Self {
         let mut data = Self {
-            push_rules: Arc::new(Ruleset::server_default(&user_id)),
+            push_rules: Arc::default(),
+            compiled_rules: Arc::default(),
             user_id,
             account: Arc::new(account),
             devices: imbl::OrdMap::new(),
@@ -35,7 +41,7 @@ impl SessionData {
             private_receipts: imbl::OrdMap::new(),
         };
         // Before everything that a client may have seen: it is news to a first sync only.
-        data.publish_push_rules(Position(1));
+        data.set_push_rules(Ruleset::server_default(&data.user_id), Position(1));
         data
     }
 
@@ -69,6 +75,11 @@ impl SessionData {
         &self.push_rules
     }
 
+    /// The user's push rules, ready to be applied.
+    pub fn compiled_rules(&self) -> &CompiledRules {
+        self.compiled_rules.get_or_init(|| CompiledRules::new(&self.push_rules))
+    }
+
     /// A piece of account data: of a room, or global.
     pub fn account_data(&self, room_id: Option<&RoomId>, kind: &str) -> Option<&RawValue> {
         self.account_data.get(room_id, kind)
@@ -89,8 +100,10 @@ impl SessionData {
         self.private_receipts.range(from..).take_while(move |((room, _), _)| room == room_id).map(|(_, r)| r)
     }
 
-    /// Makes the present push rules visible as account data.
-    pub(super) fn publish_push_rules(&mut self, position: Position) -> Arc<RawValue> {
+    /// Sets the push rules and makes them visible as account data.
+    pub(super) fn set_push_rules(&mut self, rules: Ruleset, position: Position) -> Arc<RawValue> {
+        self.push_rules = Arc::new(rules);
+        self.compiled_rules = Arc::default();
         let content: Arc<RawValue> = push_rules_content(&self.push_rules).into();
         self.account_data.set(None, PUSH_RULES, content.clone(), position);
         content

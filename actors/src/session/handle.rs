@@ -234,8 +234,8 @@ impl SessionHandle {
 
     /// What the user has not read of a room.
     pub async fn unread(&self, room: &RoomHandle) -> Result<Unread, RoomError> {
-        let flat_events = &self.shared.flat_events;
-        self.published.unread.count(&self.data(), self.view(), room, flat_events).await
+        let push_events = &self.shared.push_events;
+        self.published.unread.count(&self.data(), self.view(), room, push_events).await
     }
 
     /// Sets the user's presence.

@@ -77,8 +77,7 @@ impl SessionShared {
             if room_id.is_empty() && kind == PUSH_RULES {
                 let rules =
                     push_rules::load(&data.user_id, &record.content).map_err(|error| damaged(&error))?;
-                data.push_rules = Arc::new(rules);
-                data.publish_push_rules(record.position);
+                data.set_push_rules(rules, record.position);
                 continue;
             }
             let room_id = match room_id.as_str() {

@@ -490,7 +490,7 @@ async fn unread_counts_follow_receipts_and_rules() {
         "m.relates_to": { "rel_type": "m.thread", "event_id": first },
     });
     let aside = world.say(alice_id(), &room_id, thread).await;
-    world.say(alice_id(), &room_id, text("three")).await;
+    let three = world.say(alice_id(), &room_id, text("three")).await;
     let (main, threads) = world.unread(bob_id(), &room_id).await.by_thread();
     assert_eq!((main.notification_count, threads[first.as_str()].notification_count), (1, 1));
     let receipt =
@@ -504,6 +504,17 @@ async fn unread_counts_follow_receipts_and_rules() {
     assert_eq!(total().await, UnreadCounts::default(), "everything is muted");
     bob.enable_push_rule(ruma::push::RuleKind::Override, master, false).await.unwrap();
     assert_eq!(total().await.notification_count, 1);
+
+    let redaction = Draft {
+        kind: "m.room.redaction".into(),
+        state_key: None,
+        content: serde_json::value::to_raw_value(&json!({})).unwrap(),
+        redacts: Some(three),
+    };
+    let room = world.homeserver.room(&room_id).await.unwrap();
+    room.send(Send { sender: alice_id().to_owned(), draft: redaction, sent_by: None }).await.unwrap();
+    let (counted, anew) = (total().await, Unread::default().total());
+    assert_eq!(counted, anew, "what is redacted does not count any more");
 }
 
 #[tokio::test]

@@ -11,18 +11,17 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use engine::id::{ShortEventId, ShortRoomId, TimelineIndex};
+use engine::{
+    id::{ShortEventId, ShortRoomId, TimelineIndex},
+    push::{Outcome, PushEvent},
+};
 use js_int::UInt;
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 use ruma::{
-    OwnedUserId, UserId,
-    events::{
-        AnySyncTimelineEvent,
-        room::power_levels::{RoomPowerLevels, RoomPowerLevelsSource},
-    },
-    push::{Action, FlattenedJson, PushConditionRoomCtx, Ruleset},
-    serde::Raw,
+    OwnedUserId,
+    events::room::power_levels::{RoomPowerLevels, RoomPowerLevelsSource},
+    push::{PushConditionRoomCtx, Ruleset},
 };
 use serde::{Deserialize, Serialize};
 
@@ -47,31 +46,37 @@ pub struct UnreadCounts {
 /// What a user has not read of a room.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unread {
+    total: UnreadCounts,
     main: UnreadCounts,
-    threads: BTreeMap<String, UnreadCounts>,
+    threads: imbl::OrdMap<String, UnreadCounts>,
 }
 
 impl Unread {
     /// The whole room, threads included.
     pub fn total(&self) -> UnreadCounts {
-        self.threads.values().fold(self.main, |total, thread| UnreadCounts {
-            highlight_count: total.highlight_count + thread.highlight_count,
-            notification_count: total.notification_count + thread.notification_count,
-        })
+        self.total
     }
 
     /// The main timeline, and each thread that has something unread, by its root's event ID.
     pub fn by_thread(self) -> (UnreadCounts, BTreeMap<String, UnreadCounts>) {
-        (self.main, self.threads)
+        (self.main, self.threads.into_iter().collect())
+    }
+
+    fn of(notices: &imbl::Vector<Notice>) -> Self {
+        let mut unread = Self::default();
+        notices.iter().for_each(|notice| unread.add(notice));
+        unread
     }
 
     fn add(&mut self, notice: &Notice) {
-        let counts = match notice.thread.as_str() {
-            MAIN => &mut self.main,
-            root => self.threads.entry(root.to_owned()).or_default(),
+        let counts = match notice.thread.as_deref() {
+            None => &mut self.main,
+            Some(root) => self.threads.entry(root.to_owned()).or_default(),
         };
-        counts.notification_count += 1;
-        counts.highlight_count += u64::from(notice.highlights);
+        for counts in [counts, &mut self.total] {
+            counts.notification_count += 1;
+            counts.highlight_count += u64::from(notice.highlights);
+        }
     }
 }
 
@@ -82,18 +87,49 @@ const MAIN: &str = "main";
 #[derive(Clone, Debug)]
 struct Notice {
     index: TimelineIndex,
-    thread: String,
+    /// The root of its thread; none in the main timeline.
+    thread: Option<Arc<str>>,
     highlights: bool,
 }
 
-/// What is known of a room.
+/// What is known of a room. Cloning shares it.
+#[derive(Clone)]
 struct Counted {
     /// The place up to which events were looked at.
     upto: TimelineIndex,
     /// The rules that they were looked at with.
     rules: Arc<Ruleset>,
+    /// How far the user had read.
+    read: ReadUpTo,
     /// Oldest first.
-    notices: Vec<Notice>,
+    notices: imbl::Vector<Notice>,
+    unread: Unread,
+}
+
+impl Counted {
+    fn new(rules: Arc<Ruleset>, read: ReadUpTo) -> Self {
+        let (notices, unread) = (imbl::Vector::new(), Unread::default());
+        Self { upto: read.whole, rules, read, notices, unread }
+    }
+
+    /// Takes a notice into account, and lets go of the oldest if there are too many.
+    fn add(&mut self, notice: Notice) {
+        if notice.index <= self.read.upto(notice.thread.as_deref()) {
+            return;
+        }
+        self.unread.add(&notice);
+        self.notices.push_back(notice);
+        if self.notices.len() > SCAN_MAX {
+            self.notices.pop_front();
+            self.unread = Unread::of(&self.notices);
+        }
+    }
+
+    /// Drops what is read by now, or redacted.
+    fn drop_where(&mut self, is_gone: impl Fn(&Notice) -> bool) {
+        self.notices.retain(|notice| !is_gone(notice));
+        self.unread = Unread::of(&self.notices);
+    }
 }
 
 /// The counts of a session's rooms.
@@ -107,47 +143,67 @@ impl UnreadCache {
         data: &SessionData,
         view: &SessionView,
         room: &RoomHandle,
-        flat_events: &FlatEvents,
+        events: &PushEvents,
     ) -> Result<Unread, RoomError> {
         let snapshot = room.snapshot();
         let Some(entry) = view.room(&snapshot.room_id) else { return Ok(Unread::default()) };
         let read = ReadUpTo::new(data, room, entry.since);
-        let known = self.0.lock().remove(&snapshot.room);
+        let known = self.0.lock().get(&snapshot.room).cloned();
         let known = known.filter(|known| Arc::ptr_eq(&known.rules, data.push_rules()));
-        let (from, mut notices) = match known {
-            Some(known) => (known.upto.max(read.whole), known.notices),
-            None => (read.whole, Vec::new()),
-        };
-        let upto = snapshot.head.latest;
-        let fresh = unseen(room, from, upto).await?;
+        let mut counted = known.unwrap_or_else(|| Counted::new(data.push_rules().clone(), read.clone()));
+        if counted.read != read {
+            counted.drop_where(|notice| notice.index <= read.upto(notice.thread.as_deref()));
+            counted.upto = counted.upto.max(read.whole);
+            counted.read = read;
+        }
+        let fresh = unseen(room, counted.upto, snapshot.head.latest).await?;
         if !fresh.is_empty() {
             let context = context(data, room).await?;
+            let mut redacted = Vec::new();
             for event in fresh.iter().rev() {
-                notices.extend(judge(data, &context, flat_events, event).await);
+                if event.pdu.kind() == "m.room.redaction" {
+                    redacted.extend(redacted_by(room, event).await?);
+                }
+                if let Some(notice) = notice(data, &context, events, event) {
+                    counted.add(notice);
+                }
+            }
+            if !redacted.is_empty() {
+                counted.drop_where(|notice| redacted.contains(&notice.index));
             }
         }
-        notices.retain(|notice| notice.index > read.upto(&notice.thread));
-        let excess = notices.len().saturating_sub(SCAN_MAX);
-        notices.drain(..excess);
-        let mut unread = Unread::default();
-        for notice in &notices {
-            unread.add(notice);
-        }
-        let counted = Counted { upto: upto.max(from), rules: data.push_rules().clone(), notices };
-        self.0.lock().insert(snapshot.room, counted);
+        counted.upto = counted.upto.max(snapshot.head.latest);
+        let unread = counted.unread.clone();
+        self.keep(snapshot.room, counted);
         Ok(unread)
+    }
+
+    /// Keeps a count, unless another reader has counted further meanwhile.
+    fn keep(&self, room: ShortRoomId, counted: Counted) {
+        let mut known = self.0.lock();
+        if known.get(&room).is_none_or(|known| known.upto <= counted.upto) {
+            known.insert(room, counted);
+        }
     }
 }
 
+/// The place of the event that a redaction has taken away.
+async fn redacted_by(room: &RoomHandle, redaction: &StoredEvent) -> Result<Option<TimelineIndex>, RoomError> {
+    let Some(target) = redaction.pdu.redacts() else { return Ok(None) };
+    let target = room.event(target).await?;
+    Ok(target.filter(|target| target.redacted_by.is_some()).and_then(|target| target.index))
+}
+
 /// How far a user has read a room.
-struct ReadUpTo {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ReadUpTo {
     /// By receipts for the whole room, and because nothing counts from before the user joined.
     whole: TimelineIndex,
     threads: BTreeMap<String, TimelineIndex>,
 }
 
 impl ReadUpTo {
-    fn new(data: &SessionData, room: &RoomHandle, joined: TimelineIndex) -> Self {
+    pub(super) fn new(data: &SessionData, room: &RoomHandle, joined: TimelineIndex) -> Self {
         let mut read = Self { whole: joined, threads: BTreeMap::new() };
         let public = room.receipts();
         let public = public.by_user(data.user_id());
@@ -163,8 +219,9 @@ impl ReadUpTo {
         read
     }
 
-    fn upto(&self, thread: &str) -> TimelineIndex {
-        self.threads.get(thread).map_or(self.whole, |upto| self.whole.max(*upto))
+    /// How far in a thread, by its root, or in the main timeline.
+    pub(super) fn upto(&self, thread: Option<&str>) -> TimelineIndex {
+        self.threads.get(thread.unwrap_or(MAIN)).map_or(self.whole, |upto| self.whole.max(*upto))
     }
 }
 
@@ -190,7 +247,10 @@ async fn unseen(
 }
 
 /// What the rules need to know of the room and of the user in it.
-async fn context(data: &SessionData, room: &RoomHandle) -> Result<PushConditionRoomCtx, RoomError> {
+pub(super) async fn context(
+    data: &SessionData,
+    room: &RoomHandle,
+) -> Result<PushConditionRoomCtx, RoomError> {
     let snapshot = room.snapshot();
     let root = snapshot.head.root;
     let user_id = data.user_id().to_owned();
@@ -221,55 +281,53 @@ async fn creators(room: &RoomHandle, root: engine::state::StateRoot) -> Result<V
     Ok(creators)
 }
 
-/// Events as push rules look at them, shared by all sessions: an event is taken apart once, not once per reader.
-pub(super) struct FlatEvents(Cache<ShortEventId, Arc<FlattenedJson>>);
+/// Events as push rules look at them, shared by all sessions: an event is parsed once, not once per reader.
+pub(super) struct PushEvents(Cache<ShortEventId, Arc<PushEvent>>);
 
-/// Events that are kept taken apart: the news of the last moments, which all readers are about to judge.
-const FLAT_MAX: usize = 1024;
+/// Events that are kept parsed: the news of the last moments, which all readers are about to judge.
+const PARSED_MAX: usize = 1024;
 
-impl FlatEvents {
+impl PushEvents {
     pub(super) fn new() -> Self {
-        Self(Cache::new(FLAT_MAX))
+        Self(Cache::new(PARSED_MAX))
     }
 
-    fn get(&self, event: &StoredEvent) -> Option<Arc<FlattenedJson>> {
-        if let Some(flat) = self.0.get(&event.short) {
-            return Some(flat);
+    fn get(&self, event: &StoredEvent) -> Option<Arc<PushEvent>> {
+        if let Some(parsed) = self.0.get(&event.short) {
+            return Some(parsed);
         }
-        let json: Raw<AnySyncTimelineEvent> = serde_json::from_slice(event.pdu.raw()).ok()?;
-        let flat = Arc::new(FlattenedJson::from_raw(&json));
-        self.0.insert(event.short, flat.clone());
-        Some(flat)
+        let parsed = Arc::new(PushEvent::parse(event.pdu.raw())?);
+        self.0.insert(event.short, parsed.clone());
+        Some(parsed)
     }
 }
 
-/// Whether an event notifies the user, and in which thread.
-async fn judge(
-    data: &SessionData,
+/// What the user's rules make of an event, if it notifies.
+pub(super) fn judge<'a>(
+    data: &'a SessionData,
     context: &PushConditionRoomCtx,
-    flat_events: &FlatEvents,
+    events: &PushEvents,
     event: &StoredEvent,
-) -> Option<Notice> {
-    if is_own(data.user_id(), event) || event.redacted_by.is_some() {
+) -> Option<&'a Outcome> {
+    if event.pdu.sender() == data.user_id() || event.redacted_by.is_some() {
         return None;
     }
-    let flat = flat_events.get(event)?;
-    for rule in data.push_rules().iter() {
-        if rule.applies(&flat, context).await {
-            let actions = rule.actions();
-            let highlights = actions.iter().any(Action::is_highlight);
-            let notice = Notice { index: event.index?, thread: thread_of(event), highlights };
-            return actions.iter().any(Action::should_notify).then_some(notice);
-        }
-    }
-    None
+    let outcome = data.compiled_rules().evaluate(&*events.get(event)?, context)?;
+    outcome.notifies.then_some(outcome)
 }
 
-fn is_own(user_id: &UserId, event: &StoredEvent) -> bool {
-    event.pdu.sender() == user_id
+fn notice(
+    data: &SessionData,
+    context: &PushConditionRoomCtx,
+    events: &PushEvents,
+    event: &StoredEvent,
+) -> Option<Notice> {
+    let highlights = judge(data, context, events, event)?.highlights;
+    Some(Notice { index: event.index?, thread: thread_of(event), highlights })
 }
 
-fn thread_of(event: &StoredEvent) -> String {
+/// The root of the thread that an event is in.
+pub(super) fn thread_of(event: &StoredEvent) -> Option<Arc<str>> {
     #[derive(Deserialize)]
     struct Content {
         #[serde(rename = "m.relates_to")]
@@ -278,10 +336,10 @@ fn thread_of(event: &StoredEvent) -> String {
     #[derive(Deserialize)]
     struct RelatesTo {
         rel_type: String,
-        event_id: String,
+        event_id: Arc<str>,
     }
     match serde_json::from_str::<Content>(event.pdu.content().get()) {
-        Ok(Content { relates_to }) if relates_to.rel_type == "m.thread" => relates_to.event_id,
-        _ => MAIN.to_owned(),
+        Ok(Content { relates_to }) if relates_to.rel_type == "m.thread" => Some(relates_to.event_id),
+        _ => None,
     }
 }

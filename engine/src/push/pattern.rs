@@ -36,9 +36,9 @@ impl Part {
             Self::Literal(literal) => text.starts_with(literal.as_str()).then_some(literal.len()),
             Self::Chars(wanted) => {
                 let mut chars = text.chars();
-                let fits = wanted
-                    .iter()
-                    .all(|wanted| chars.next().is_some_and(|char| wanted.is_none_or(|wanted| wanted == char)));
+                let fits = wanted.iter().all(|wanted| {
+                    chars.next().is_some_and(|char| wanted.is_none_or(|wanted| wanted == char))
+                });
                 fits.then(|| text.len() - chars.as_str().len())
             }
         }
