@@ -10,10 +10,7 @@ mod pattern;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    cell::OnceCell,
-    collections::{BTreeMap, HashMap},
-};
+use std::{cell::OnceCell, collections::BTreeMap};
 
 use ruma::{
     OwnedRoomId, OwnedUserId, UserId,
@@ -108,7 +105,7 @@ enum Condition {
 /// The property paths that rules name, each once.
 #[derive(Debug, Default)]
 struct Paths {
-    numbers: HashMap<String, usize>,
+    numbers: BTreeMap<String, usize>,
     split: Vec<Vec<String>>,
 }
 
@@ -126,19 +123,16 @@ impl Paths {
 
 /// Spec: appendices, "Dot-separated property paths".
 fn split_path(path: &str) -> Vec<String> {
-    let mut names = vec![String::new()];
+    let (mut names, mut name) = (Vec::new(), String::new());
     let mut chars = path.chars().peekable();
     while let Some(char) = chars.next() {
         match char {
-            '.' => names.push(String::new()),
-            '\\' if matches!(chars.peek(), Some('.' | '\\')) => {
-                names.last_mut().into_iter().for_each(|name| {
-                    name.extend(chars.next());
-                })
-            }
-            other => names.last_mut().into_iter().for_each(|name| name.push(other)),
+            '.' => names.push(std::mem::take(&mut name)),
+            '\\' if matches!(chars.peek(), Some('.' | '\\')) => name.extend(chars.next()),
+            other => name.push(other),
         }
     }
+    names.push(name);
     names
 }
 

@@ -5,12 +5,8 @@ use std::task::{Context, Poll, Waker};
 use js_int::{UInt, int, uint};
 use proptest::{collection::vec, prelude::*, sample::select};
 use ruma::{
-    events::AnySyncTimelineEvent,
-    owned_room_id, owned_user_id,
-    power_levels::NotificationPowerLevels,
-    push::{FlattenedJson, PushConditionPowerLevelsCtx},
-    room_version_rules::AuthorizationRules,
-    serde::Raw,
+    events::AnySyncTimelineEvent, owned_room_id, owned_user_id, power_levels::NotificationPowerLevels,
+    push::PushConditionPowerLevelsCtx, room_version_rules::AuthorizationRules, serde::Raw,
 };
 use serde_json::json;
 
