@@ -4,7 +4,83 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ruma::OwnedEventId;
 
-use super::{EventSource, MissingEvents, StateSet, fetch};
+use super::{EventSource, MissingEvents, Ranked, StateSet, fetch};
+
+/// Finds out which of some events others lead to along their auth events, a page of those others at a time.
+pub struct Reach {
+    wanted: BTreeSet<OwnedEventId>,
+    found: BTreeSet<OwnedEventId>,
+    visited: BTreeSet<OwnedEventId>,
+    /// Those of the visited whose own auth events are still to be visited.
+    open: BTreeSet<OwnedEventId>,
+    /// Nothing of a lower rank leads to any of the wanted.
+    lowest: u64,
+}
+
+impl Reach {
+    /// Nothing was walked yet.
+    pub fn new(wanted: BTreeSet<OwnedEventId>, source: &impl EventSource) -> Result<Self, MissingEvents> {
+        let mut lowest = u64::MAX;
+        for id in &wanted {
+            lowest = lowest.min(fetch(source, id)?.rank);
+        }
+        Ok(Self { wanted, found: BTreeSet::new(), visited: BTreeSet::new(), open: BTreeSet::new(), lowest })
+    }
+
+    /// Walks from some events, which are not in their own chains.
+    ///
+    /// If events are missing it is to be called again with the same ones; what was walked before is not walked again.
+    pub fn walk<'a>(
+        &mut self,
+        from: impl IntoIterator<Item = &'a OwnedEventId>,
+        source: &impl EventSource,
+    ) -> Result<(), MissingEvents> {
+        let mut missing = BTreeSet::new();
+        for id in from {
+            match source.event(id) {
+                Some(ranked) => self.open_below(&ranked),
+                None => drop(missing.insert(id.clone())),
+            }
+        }
+        let mut unknown = BTreeSet::new();
+        while let Some(id) = self.open.pop_last() {
+            if self.is_done() {
+                return Ok(());
+            }
+            match source.event(&id) {
+                Some(ranked) => self.open_below(&ranked),
+                None => drop(unknown.insert(id)),
+            }
+        }
+        missing.extend(unknown.iter().cloned());
+        self.open = unknown;
+        if missing.is_empty() { Ok(()) } else { Err(MissingEvents(missing)) }
+    }
+
+    fn open_below(&mut self, ranked: &Ranked) {
+        if ranked.rank <= self.lowest {
+            return;
+        }
+        for id in ranked.event.auth_events() {
+            if self.visited.insert(id.clone()) {
+                if self.wanted.contains(id) {
+                    self.found.insert(id.clone());
+                }
+                self.open.insert(id.clone());
+            }
+        }
+    }
+
+    /// Whether all were found, so that nothing more is to be walked.
+    pub fn is_done(&self) -> bool {
+        self.found.len() == self.wanted.len()
+    }
+
+    /// The wanted events that were found.
+    pub fn into_found(self) -> BTreeSet<OwnedEventId> {
+        self.found
+    }
+}
 
 /// The events to visit, highest rank first, with the states that lead to each.
 struct Frontier {

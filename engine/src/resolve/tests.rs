@@ -10,7 +10,11 @@ use serde_json::{Value, json};
 use super::*;
 use crate::room_version::rules;
 
+mod differing;
+mod scenarios;
+
 /// Events without signatures, made on diverging forks of one room.
+#[derive(Clone)]
 struct Graph {
     version: &'static RoomVersion,
     events: BTreeMap<OwnedEventId, Ranked>,
@@ -77,12 +81,25 @@ impl Graph {
         }
         let id = OwnedEventId::try_from(format!("$e{:04}", self.events.len())).unwrap();
         let event = Arc::new(Pdu::from_stored(id.clone(), json.to_string().into()).unwrap());
-        if kind != "m.room.create" && !is_allowed(self.version, &event, state, self).unwrap() {
+        if kind != "m.room.create" && !self.allows(&event, state) {
             return false;
         }
         self.events.insert(id.clone(), Ranked { event, rank });
         self.forks[fork].insert((kind.to_owned(), key.to_owned()), id);
         true
+    }
+
+    fn allows(&self, event: &Arc<Pdu>, state: &StateSet) -> bool {
+        let agreed = Held { state, source: self };
+        let states = States { differing: &[], keys: BTreeSet::new(), agreed: &agreed };
+        let state = Partial { resolved: StateSet::new(), base: Some(&states) };
+        is_allowed(self.version, event, &state, self).unwrap()
+    }
+
+    /// A fork takes in another, as an event with both of them before it does.
+    fn merge(&mut self, fork: usize, other: usize) {
+        let states = [self.forks[fork].clone(), self.forks[other].clone()];
+        self.forks[fork] = resolve(self.version, &states, self).unwrap();
     }
 
     fn resolved(&self) -> StateSet {
@@ -137,7 +154,7 @@ fn perform(graph: &mut Graph, (fork, sender, action, target, level): Step) {
     let fork = usize::from(fork) % graph.forks.len();
     let (own, other) = (user(sender).to_string(), user(target).to_string());
     let member = |membership: &str| json!({ "membership": membership });
-    match action % 8 {
+    match action % 9 {
         0 => graph.send(fork, sender, "m.room.member", &own, &member("join")),
         1 => graph.send(fork, sender, "m.room.member", &own, &member("leave")),
         2 => graph.send(fork, sender, "m.room.member", &other, &member("ban")),
@@ -148,8 +165,13 @@ fn perform(graph: &mut Graph, (fork, sender, action, target, level): Step) {
             graph.send(fork, sender, "m.room.join_rules", "", &json!({ "join_rule": rule }))
         }
         6 => graph.send(fork, sender, "m.room.member", &other, &member("invite")),
+        7 => {
+            graph.merge(fork, usize::from(level) % graph.forks.len());
+            true
+        }
         _ => {
-            let held = graph.forks[fork][&("m.room.power_levels".to_owned(), String::new())].clone();
+            let held = graph.forks[fork].get(&("m.room.power_levels".to_owned(), String::new())).cloned();
+            let Some(held) = held else { return };
             let mut content: Value = serde_json::from_str(graph.events[&held].event.content().get()).unwrap();
             let is_creator =
                 graph.version.authorization.explicitly_privilege_room_creators && target % 4 == 0;
@@ -159,6 +181,19 @@ fn perform(graph: &mut Graph, (fork, sender, action, target, level): Step) {
             graph.send(fork, sender, "m.room.power_levels", "", &content)
         }
     };
+}
+
+/// A room, and what happens on its forks, which merge now and then.
+fn grown(version: u8, forks: usize, before: Vec<Step>, after: Vec<Step>) -> Graph {
+    let mut graph = Graph::new(&RoomVersionId::try_from(version.to_string()).unwrap(), 1);
+    for step in before {
+        perform(&mut graph, step);
+    }
+    graph.forks = vec![graph.forks[0].clone(); forks];
+    for step in after {
+        perform(&mut graph, step);
+    }
+    graph
 }
 
 proptest! {
@@ -171,15 +206,7 @@ proptest! {
         before in prop::collection::vec(any::<Step>(), 0..8),
         after in prop::collection::vec(any::<Step>(), 0..24),
     ) {
-        let version = RoomVersionId::try_from(version.to_string()).unwrap();
-        let mut graph = Graph::new(&version, 1);
-        for step in before {
-            perform(&mut graph, step);
-        }
-        graph.forks = vec![graph.forks[0].clone(); forks];
-        for step in after {
-            perform(&mut graph, step);
-        }
+        let graph = grown(version, forks, before, after);
         prop_assert_eq!(graph.resolved(), graph.oracle());
     }
 

@@ -8,7 +8,9 @@ use std::{
 use ruma::OwnedEventId;
 use sha1::{Digest, Sha1};
 
-use super::{EventSource, MissingEvents, StateKey, StateSet, fetch, is_allowed};
+use super::{
+    AgreedState, EventSource, Lacking, MissingEvents, Partial, StateKey, StateSet, States, fetch, is_allowed,
+};
 use crate::{pdu::Pdu, room_version::RoomVersion};
 
 /// The types whose conflicts are resolved first, in this order.
@@ -16,19 +18,19 @@ const AUTH_TYPES: [&str; 3] = ["m.room.power_levels", "m.room.join_rules", "m.ro
 
 pub(super) fn resolve(
     version: &RoomVersion,
-    sets: &[StateSet],
+    states: &States<'_, impl AgreedState>,
     source: &impl EventSource,
-) -> Result<StateSet, MissingEvents> {
+) -> Result<StateSet, Lacking> {
     let mut values = BTreeMap::<&StateKey, BTreeSet<&OwnedEventId>>::new();
-    for (key, id) in sets.iter().flatten() {
+    for (key, id) in states.differing.iter().flatten() {
         values.entry(key).or_default().insert(id);
     }
     // A key that only some states have is no conflict here.
-    let mut resolved = StateSet::new();
+    let mut state = Partial { resolved: StateSet::new(), base: Some(states) };
     let mut conflicts = BTreeMap::<&StateKey, Vec<Arc<Pdu>>>::new();
     for (key, ids) in values {
         match ids.first() {
-            Some(id) if ids.len() == 1 => drop(resolved.insert(key.clone(), (*id).clone())),
+            Some(id) if ids.len() == 1 => drop(state.resolved.insert(key.clone(), (*id).clone())),
             _ => {
                 let events = ids.into_iter().map(|id| Ok(fetch(source, id)?.event));
                 conflicts.insert(key, events.collect::<Result<_, MissingEvents>>()?);
@@ -39,23 +41,23 @@ pub(super) fn resolve(
         for (key, events) in conflicts.iter_mut().filter(|(key, _)| key.0 == kind) {
             events.sort_by_key(|event| (event.depth(), std::cmp::Reverse(sha1(event))));
             for (place, event) in events.iter().enumerate() {
-                if place > 0 && !is_allowed(version, event, &resolved, source)? {
+                if place > 0 && !is_allowed(version, event, &state, source)? {
                     break;
                 }
-                resolved.insert((*key).clone(), event.event_id().clone());
+                state.resolved.insert((*key).clone(), event.event_id().clone());
             }
         }
     }
     for (key, events) in conflicts.iter_mut().filter(|(key, _)| !AUTH_TYPES.contains(&key.0.as_str())) {
         events.sort_by_key(|event| (std::cmp::Reverse(event.depth()), sha1(event)));
         for event in events {
-            if is_allowed(version, event, &resolved, source)? {
-                resolved.insert((*key).clone(), event.event_id().clone());
+            if is_allowed(version, event, &state, source)? {
+                state.resolved.insert((*key).clone(), event.event_id().clone());
                 break;
             }
         }
     }
-    Ok(resolved)
+    Ok(state.resolved)
 }
 
 fn sha1(event: &Pdu) -> [u8; 20] {

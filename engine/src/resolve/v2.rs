@@ -8,44 +8,68 @@ use std::{
 
 use ruma::{OwnedEventId, room_version_rules::StateResolutionV2Rules};
 
-use super::{EventSource, MissingEvents, Split, StateSet, chain, fetch, is_allowed};
+use super::{
+    AgreedState, EventSource, Lacking, MissingEvents, Partial, StateSet, States, chain, fetch, is_allowed,
+};
 use crate::{
     auth::{Level, Powers},
     pdu::Pdu,
     room_version::RoomVersion,
 };
 
-pub(super) fn resolve(
+pub(super) fn resolve<A: AgreedState>(
     version: &RoomVersion,
     rules: StateResolutionV2Rules,
-    sets: &[StateSet],
-    split: Split,
+    states: &States<'_, A>,
     source: &impl EventSource,
-) -> Result<StateSet, MissingEvents> {
-    let Split { unconflicted, conflicted } = split;
-    let mut full = chain::difference(sets, source)?;
+) -> Result<StateSet, Lacking> {
+    // The full conflicted set.
+    let mut full: BTreeSet<_> = states.differing.iter().flat_map(BTreeMap::values).cloned().collect();
     if rules.consider_conflicted_state_subgraph {
-        full.extend(chain::subgraph(&conflicted, source)?);
+        full.extend(chain::subgraph(&full, source)?);
     }
-    full.extend(conflicted);
+    extend_by_difference(&mut full, states, source)?;
     // 1. The power events, with those of their auth chains that are conflicted too.
     let power_events = power_events(&full, source)?;
     let sorted = sort_by_power(version, &power_events, source)?;
     // 2. A partially resolved state.
-    let start = if rules.begin_iterative_auth_checks_with_empty_state_map {
-        StateSet::new()
-    } else {
-        unconflicted.clone()
-    };
-    let partial = apply_allowed(version, start, &sorted, source)?;
+    let base = (!rules.begin_iterative_auth_checks_with_empty_state_map).then_some(states);
+    let mut state = Partial { resolved: StateSet::new(), base };
+    apply_allowed(version, &mut state, &sorted, source)?;
     // 3. The others, by the mainline of its power levels.
     let others: Vec<_> = full.difference(&power_events).cloned().collect();
-    let sorted = sort_by_mainline(&partial, &others, source)?;
+    let sorted = sort_by_mainline(&state, &others, source)?;
     // 4. The resolved state.
-    let mut resolved = apply_allowed(version, partial, &sorted, source)?;
+    apply_allowed(version, &mut state, &sorted, source)?;
     // 5. What nobody disputes stays.
-    resolved.extend(unconflicted);
+    let mut resolved = StateSet::new();
+    for (key, id) in state.resolved {
+        if states.agreed(&key)?.is_none() {
+            resolved.insert(key, id);
+        }
+    }
     Ok(resolved)
+}
+
+/// Adds the auth difference: the events that are in the auth chains of some states, but not of all.
+///
+/// A state's chain is that of its differing events and that of the agreed ones, and the latter is in the chain of
+/// every state. So an event is in the difference exactly if it is in the chains of the differing events of some
+/// states, but not of all, and the agreed state does not lead to it. What is in the full conflicted set anyway need
+/// not be asked for, which is nearly always everything: two states mostly differ by an event and one that it replaced.
+/// Spec: room version 2, "Definitions", "Auth difference".
+fn extend_by_difference(
+    full: &mut BTreeSet<OwnedEventId>,
+    states: &States<'_, impl AgreedState>,
+    source: &impl EventSource,
+) -> Result<(), Lacking> {
+    let mut difference = chain::difference(states.differing, source)?;
+    difference.retain(|id| !full.contains(id));
+    if !difference.is_empty() {
+        let agreed = states.agreed.leads_to(&difference)?;
+        full.extend(difference.into_iter().filter(|id| !agreed.contains(id)));
+    }
+    Ok(())
 }
 
 /// Spec: room version 2, "Definitions", "Power events".
@@ -150,12 +174,12 @@ fn power_order(
 ///
 /// Spec: room version 2, "Definitions".
 fn sort_by_mainline(
-    state: &StateSet,
+    state: &Partial<'_, impl AgreedState>,
     ids: &[OwnedEventId],
     source: &impl EventSource,
-) -> Result<Vec<Arc<Pdu>>, MissingEvents> {
+) -> Result<Vec<Arc<Pdu>>, Lacking> {
     let mut mainline = BTreeMap::new();
-    let mut next = state.get(&("m.room.power_levels".to_owned(), String::new())).cloned();
+    let mut next = state.get(&("m.room.power_levels".to_owned(), String::new()))?;
     while let Some(id) = next {
         next = power_levels_of(&fetch(source, &id)?.event, source)?;
         let place = mainline.len();
@@ -195,15 +219,16 @@ fn power_levels_of(event: &Pdu, source: &impl EventSource) -> Result<Option<Owne
 /// Spec: room version 2, "Definitions".
 fn apply_allowed(
     version: &RoomVersion,
-    mut state: StateSet,
+    state: &mut Partial<'_, impl AgreedState>,
     events: &[Arc<Pdu>],
     source: &impl EventSource,
-) -> Result<StateSet, MissingEvents> {
+) -> Result<(), Lacking> {
     for event in events {
         let Some(state_key) = event.state_key() else { continue };
-        if is_allowed(version, event, &state, source)? {
-            state.insert((event.kind().to_owned(), state_key.to_owned()), event.event_id().clone());
+        if is_allowed(version, event, state, source)? {
+            let key = (event.kind().to_owned(), state_key.to_owned());
+            state.resolved.insert(key, event.event_id().clone());
         }
     }
-    Ok(state)
+    Ok(())
 }
