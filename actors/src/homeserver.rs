@@ -26,6 +26,7 @@ use crate::{
         allowed_rooms,
     },
     session::{SessionActor, SessionError, SessionHandle, SessionShared},
+    users::{ChangedRooms, UserDirectory},
 };
 
 /// What a server needs to know about itself.
@@ -61,6 +62,7 @@ struct Inner {
     session_shared: Arc<SessionShared>,
     sessions: Directory<SessionActor>,
     federation: Option<Federation>,
+    users: Arc<UserDirectory>,
 }
 
 impl Homeserver {
@@ -76,6 +78,7 @@ impl Homeserver {
             store: RoomStore::new(storage.clone(), config.room_memory / 2),
             hub: Hub::default(),
             published: dashmap::DashMap::new(),
+            changed_rooms: ChangedRooms::default(),
         });
         let rooms = ClassConfig { budget_bytes: config.room_memory / 2, ..config.rooms };
         let federation = match (config.federation, announcements) {
@@ -102,6 +105,7 @@ impl Homeserver {
             rooms: Directory::start(room_shared.clone(), rooms).await,
             sessions: Directory::start(session_shared.clone(), config.sessions).await,
             session_shared,
+            users: UserDirectory::start(&room_shared),
             room_shared,
             federation,
         }));
@@ -162,11 +166,6 @@ impl Homeserver {
         self.0.federation.as_ref()
     }
 
-    /// What all rooms share.
-    pub(crate) fn room_shared(&self) -> &Arc<RoomShared> {
-        &self.0.room_shared
-    }
-
     /// The actor of a room, which need not exist yet.
     pub(crate) async fn room_actor(&self, room_id: &RoomId) -> Result<Handle<RoomActor>, RoomError> {
         self.0.rooms.get(&room_id.to_owned()).await.map_err(RoomError::Activate)
@@ -180,6 +179,16 @@ impl Homeserver {
     /// What all sessions share.
     pub(crate) fn session_shared(&self) -> &Arc<SessionShared> {
         &self.0.session_shared
+    }
+
+    /// What all rooms share.
+    pub(crate) fn room_shared(&self) -> &Arc<RoomShared> {
+        &self.0.room_shared
+    }
+
+    /// The task that keeps the user directory.
+    pub(crate) fn users(&self) -> &UserDirectory {
+        &self.0.users
     }
 
     /// The version of new rooms that name none.
@@ -341,6 +350,7 @@ impl Homeserver {
         if let Some(federation) = &self.0.federation {
             federation.stop().await;
         }
+        self.0.users.stop().await;
         if let Err(error) = self.0.storage.close().await {
             tracing::error!(%error, "the store did not close cleanly");
         }

@@ -18,3 +18,4 @@ pub mod spaces;
 pub mod sync;
 pub mod token;
 mod upgrade;
+pub mod users;

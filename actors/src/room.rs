@@ -71,6 +71,7 @@ use crate::{
     directory::{DirectoryActor, Meter},
     env::Env,
     hub::Hub,
+    users::ChangedRooms,
 };
 
 /// An event type and a state key.
@@ -92,6 +93,8 @@ pub struct RoomShared {
     pub outbox: Arc<Outbox>,
     /// The views of active rooms.
     pub published: DashMap<OwnedRoomId, Arc<Published>>,
+    /// The rooms whose members the user directory has not taken in.
+    pub changed_rooms: ChangedRooms,
 }
 
 /// A new room, ready to be stored.
@@ -604,7 +607,10 @@ impl Completion {
         let room_id = self.snapshot.room_id.clone();
         let room = self.snapshot.room;
         self.published.related.change(self.relations);
-        self.published.snapshot.store(self.snapshot);
+        let root = self.snapshot.head.root;
+        if self.published.snapshot.swap(self.snapshot).head.root != root {
+            self.shared.changed_rooms.mark(room);
+        }
         for (user, entry) in self.entries {
             self.shared.hub.set_membership(&user, &room_id, entry);
         }

@@ -21,4 +21,5 @@ pub mod spaces;
 pub mod summary;
 pub mod sync;
 pub mod timeline;
+pub mod user_directory;
 pub mod well_known;

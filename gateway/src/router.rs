@@ -16,7 +16,7 @@ use crate::{
     client::{
         account, account_data, devices, directory, ephemeral, events, filters, login, membership, old,
         openid, presence, profile, push_rules, register, relations, rooms, spaces, summary, sync, timeline,
-        well_known,
+        user_directory, well_known,
     },
     error::ApiError,
     federation,
@@ -52,6 +52,8 @@ fn client_routes() -> Router<App> {
         .route("/events", get(old::events))
         .route("/initialSync", get(old::initial_sync))
         .route("/createRoom", post(rooms::create_room))
+        .route("/user_directory/search", post(user_directory::search))
+        .route("/uk.half-shot.msc2666/user/mutual_rooms", get(user_directory::mutual_rooms_unstable))
         .route("/joined_rooms", get(membership::joined_rooms))
         .route("/join/{room}", post(membership::join_room_by_id_or_alias))
         .route("/knock/{room}", post(membership::knock_room))
@@ -65,6 +67,7 @@ fn client_routes() -> Router<App> {
         .merge(account_routes());
     let v1 = Router::new()
         .route("/register/m.login.registration_token/validity", get(register::token_validity))
+        .route("/mutual_rooms", get(user_directory::mutual_rooms))
         .route("/room_summary/{room}", get(summary::room_summary))
         .route("/rooms/{room}/timestamp_to_event", get(timeline::timestamp_to_event))
         .route("/rooms/{room}/relations/{event}", get(relations::relations))
@@ -167,7 +170,9 @@ pub fn alias(mut request: Request) -> Request {
 
 /// `GET /_matrix/client/versions`
 async fn versions() -> Json<serde_json::Value> {
-    Json(json!({ "versions": VERSIONS, "unstable_features": {} }))
+    Json(
+        json!({ "versions": VERSIONS, "unstable_features": { "uk.half-shot.msc2666.query_mutual_rooms": true } }),
+    )
 }
 
 /// The versions of the specification whose client-server API this server speaks.

@@ -187,6 +187,21 @@ tables! {
     /// deletion, once the thread goes on elsewhere.
     50 => THREADS: (ShortRoomId, TimelineIndex) => OwnedEventId;
 
+    /// The words that the members of each room are found by: of their display names there, and of their IDs.
+    ///
+    /// Key: word in lower case, user ID, room. Writer: the user directory, behind `ROOMS`. Changes: deletion.
+    51 => USER_WORDS: (String, String, ShortRoomId) => ();
+
+    /// How far each room's members are known to the user directory.
+    ///
+    /// Key: room. Writer: the user directory, in the same batch as `USER_WORDS`. Changes: overwritten.
+    52 => DIRECTORY_ROOMS: ShortRoomId => DirectoryRoomRecord;
+
+    /// The joined rooms of each user, local or not, with their membership events.
+    ///
+    /// Key: user, room. Writer: the user directory, in the same batch as `USER_WORDS`. Changes: overwritten; deletion.
+    53 => USER_ROOMS: (OwnedUserId, ShortRoomId) => ShortEventId;
+
     /// How many joined members each server has in each room.
     ///
     /// Key: room, server. Writer: `RoomActor`, with the membership event. Changes: overwritten; deletion at none.

@@ -23,3 +23,4 @@ mod relations;
 mod rooms;
 mod spaces;
 mod sync;
+mod user_directory;

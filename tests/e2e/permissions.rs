@@ -77,6 +77,8 @@ const WITH_TOKEN: &[(&str, &str)] = &[
     ("GET", "/v1/rooms/{room}/relations/{event}/m.thread"),
     ("GET", "/v1/rooms/{room}/relations/{event}/m.thread/m.room.message"),
     ("GET", "/v1/rooms/{room}/threads"),
+    ("POST", "/v3/user_directory/search"),
+    ("GET", "/v1/mutual_rooms?user_id={user}"),
     ("GET", "/v1/rooms/{room}/hierarchy"),
     ("GET", "/v3/rooms/{room}/aliases"),
     ("POST", "/v3/rooms/{room}/receipt/m.read/{event}"),

@@ -110,6 +110,15 @@ pub struct RelationRecord {
     pub can_replace: bool,
 }
 
+/// How far a room's members are known to the user directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirectoryRoomRecord {
+    /// The state whose members are known.
+    pub root: StateRoot,
+    /// Whether everyone may join the room or read it.
+    pub is_open: bool,
+}
+
 /// Where the known timeline of a room has a hole: events before this place are missing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GapRecord {
@@ -180,6 +189,10 @@ impl Record for EventRecord {
 }
 
 impl Record for RelationRecord {
+    const VERSION: u8 = 1;
+}
+
+impl Record for DirectoryRoomRecord {
     const VERSION: u8 = 1;
 }
 

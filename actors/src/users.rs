@@ -1,0 +1,460 @@
+//! The user directory: who can be found by whom.
+//!
+//! A task follows the rooms' states behind their writers and keeps the words that members are found by. It compares
+//! the state that it knows of a room with the present one, so that it costs the rooms nothing, starts where it
+//! stopped, and is right however a room came by its state.
+//!
+//! Spec: client-server API, "User Directory" and "Mutual Rooms".
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+    sync::Arc,
+    time::Duration,
+};
+
+use engine::{
+    id::{ShortEventId, ShortRoomId},
+    state::{self, StateRoot},
+    visibility::HistoryVisibility,
+};
+use parking_lot::Mutex;
+use ruma::{OwnedRoomId, OwnedUserId, UserId};
+use storage::{
+    Batch, Direction, KeyRange,
+    schema::{self, DirectoryRoomRecord},
+};
+use tokio::sync::{Notify, watch};
+
+use crate::{
+    homeserver::Homeserver,
+    room::{RoomError, RoomShared, content_string, join_rule, membership_of},
+};
+
+/// Members that are taken in with one batch.
+const BATCH: usize = 500;
+
+/// Rooms whose heads are read at a time when the server starts.
+const ROOMS_PAGE: usize = 500;
+
+/// Words that one user is found by in one room, at most.
+const WORDS_MAX: usize = 12;
+
+/// Characters of a word, at most.
+const WORD_MAX: usize = 64;
+
+/// Rows that a search looks at, at most.
+const SCAN_MAX: usize = 5000;
+
+/// How long a search waits for changes that the directory has not taken in.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// The rooms whose members have changed.
+#[derive(Default)]
+pub struct ChangedRooms {
+    marks: Mutex<Marks>,
+    work: Notify,
+}
+
+#[derive(Default)]
+struct Marks {
+    count: u64,
+    rooms: BTreeSet<ShortRoomId>,
+    stopping: bool,
+}
+
+impl ChangedRooms {
+    /// Notes that the state of a room is another one.
+    pub fn mark(&self, room: ShortRoomId) {
+        let mut marks = self.marks.lock();
+        marks.count += 1;
+        marks.rooms.insert(room);
+        self.work.notify_one();
+    }
+
+    fn count(&self) -> u64 {
+        self.marks.lock().count
+    }
+
+    fn stop(&self) {
+        self.marks.lock().stopping = true;
+        self.work.notify_one();
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.marks.lock().stopping
+    }
+
+    fn take(&self) -> (u64, BTreeSet<ShortRoomId>) {
+        let mut marks = self.marks.lock();
+        (marks.count, std::mem::take(&mut marks.rooms))
+    }
+}
+
+/// The task that keeps the directory.
+pub(crate) struct UserDirectory {
+    shared: Arc<RoomShared>,
+    taken_in: watch::Sender<u64>,
+    task: Mutex<Option<tokio::task::JoinHandle<()>>>,
+}
+
+/// A user who was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundUser {
+    /// The user.
+    pub user_id: OwnedUserId,
+    /// Their display name.
+    pub display_name: Option<String>,
+    /// Their avatar.
+    pub avatar_url: Option<String>,
+}
+
+impl UserDirectory {
+    /// Starts the task.
+    pub(crate) fn start(shared: &Arc<RoomShared>) -> Arc<Self> {
+        let directory = Arc::new(Self {
+            shared: shared.clone(),
+            taken_in: watch::Sender::new(0),
+            task: Mutex::default(),
+        });
+        let own = directory.clone();
+        *directory.task.lock() = Some(tokio::spawn(async move { own.run().await }));
+        directory
+    }
+
+    /// Ends the task.
+    pub(crate) async fn stop(&self) {
+        self.shared.changed_rooms.stop();
+        let task = self.task.lock().take();
+        if let Some(task) = task
+            && let Err(error) = task.await
+        {
+            tracing::error!(%error, "the user directory ended badly");
+        }
+    }
+
+    async fn run(&self) {
+        if let Err(error) = self.catch_up().await {
+            tracing::error!(%error, "the user directory could not catch up");
+        }
+        let changed = &self.shared.changed_rooms;
+        while !changed.is_stopping() {
+            let (count, rooms) = changed.take();
+            for room in rooms {
+                if let Err(error) = self.take_in(room).await {
+                    tracing::error!(%error, "the user directory could not take a room in");
+                }
+            }
+            self.taken_in.send_replace(count);
+            changed.work.notified().await;
+        }
+    }
+
+    /// Takes in what changed while the server was down.
+    async fn catch_up(&self) -> Result<(), RoomError> {
+        let storage = self.shared.store.storage();
+        let mut range = KeyRange::all();
+        loop {
+            let rows = storage.range(&schema::ROOMS, range.clone(), Direction::Ascending, ROOMS_PAGE).await?;
+            for (room, _) in &rows {
+                if self.shared.changed_rooms.is_stopping() {
+                    return Ok(());
+                }
+                self.take_in(*room).await?;
+            }
+            match rows.last() {
+                Some((room, _)) if rows.len() == ROOMS_PAGE => range = range.after(room),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// Takes in the members of a room as they are now.
+    async fn take_in(&self, room: ShortRoomId) -> Result<(), RoomError> {
+        let store = &self.shared.store;
+        let Some(head) = store.storage().get(&schema::ROOMS, &room).await? else { return Ok(()) };
+        let known = store.storage().get(&schema::DIRECTORY_ROOMS, &room).await?.unwrap_or_default();
+        if known.root == head.root {
+            return Ok(());
+        }
+        let changes = self.changes(known.root, head.root).await?;
+        let mut batch = Batch::default();
+        for (number, change) in changes.iter().enumerate() {
+            self.take_in_member(&mut batch, room, change).await?;
+            if number % BATCH == BATCH - 1 {
+                store.storage().commit(std::mem::take(&mut batch)).await.map_err(RoomError::Commit)?;
+                if self.shared.changed_rooms.is_stopping() {
+                    return Ok(());
+                }
+            }
+        }
+        let rules = store.state_event(head.root, "m.room.join_rules", "").await?;
+        let visibility = store.state_event(head.root, "m.room.history_visibility", "").await?;
+        let visibility = HistoryVisibility::of(visibility.as_ref().map(|event| &*event.pdu));
+        let is_open = join_rule(rules.as_ref().map(|event| &*event.pdu)) == "public"
+            || visibility == HistoryVisibility::WorldReadable;
+        batch.put(&schema::DIRECTORY_ROOMS, &room, &DirectoryRoomRecord { root: head.root, is_open });
+        store.storage().commit(batch).await.map_err(RoomError::Commit)
+    }
+
+    /// The members who differ between two states.
+    async fn changes(&self, from: StateRoot, to: StateRoot) -> Result<Vec<state::Change>, RoomError> {
+        const MEMBER: &str = "m.room.member";
+        let store = &self.shared.store;
+        if !from.is_empty() {
+            let mut changes = store.with_nodes(|nodes| state::diff(nodes, from, to)).await?;
+            changes.retain(|change| change.kind == MEMBER);
+            return Ok(changes);
+        }
+        let mut changes: Vec<state::Change> = Vec::new();
+        loop {
+            let page = store
+                .with_nodes(|nodes| {
+                    let after = changes.last().map_or(Bound::Unbounded, |last| {
+                        Bound::Excluded((last.kind.as_str(), last.state_key.as_str()))
+                    });
+                    state::range(nodes, to, after, Some(MEMBER), BATCH)
+                })
+                .await?;
+            let is_last = page.len() < BATCH;
+            changes.extend(page.into_iter().map(|entry| {
+                let state::Entry { kind, state_key, event } = entry;
+                state::Change { kind, state_key, before: None, after: Some(event) }
+            }));
+            if is_last {
+                return Ok(changes);
+            }
+        }
+    }
+
+    async fn take_in_member(
+        &self,
+        batch: &mut Batch,
+        room: ShortRoomId,
+        change: &state::Change,
+    ) -> Result<(), RoomError> {
+        let Ok(user_id) = UserId::parse(&change.state_key) else { return Ok(()) };
+        if let Some(before) = change.before {
+            for word in self.words_at(&user_id, before).await?.unwrap_or_default() {
+                batch.delete(&schema::USER_WORDS, &(word, user_id.to_string(), room));
+            }
+        }
+        let after = match change.after {
+            Some(after) => self.words_at(&user_id, after).await?.map(|words| (after, words)),
+            None => None,
+        };
+        let key = (user_id.clone(), room);
+        match after {
+            Some((event, words)) => {
+                for word in words {
+                    batch.put(&schema::USER_WORDS, &(word, user_id.to_string(), room), &());
+                }
+                batch.put(&schema::USER_ROOMS, &key, &event);
+            }
+            None => drop(batch.delete(&schema::USER_ROOMS, &key)),
+        }
+        Ok(())
+    }
+
+    /// The words of a membership event, if it is that of a joined member.
+    async fn words_at(
+        &self,
+        user_id: &UserId,
+        event: ShortEventId,
+    ) -> Result<Option<BTreeSet<String>>, RoomError> {
+        let event = self.shared.store.event(event).await?;
+        if membership_of(&event.pdu) != "join" {
+            return Ok(None);
+        }
+        Ok(Some(words(user_id, content_string(&event.pdu, "displayname").as_deref())))
+    }
+
+    /// Waits until what has changed so far is taken in, but not for long.
+    async fn settle(&self) {
+        let wanted = self.shared.changed_rooms.count();
+        let mut taken_in = self.taken_in.subscribe();
+        let settled = taken_in.wait_for(|count| *count >= wanted);
+        // Who cannot wait finds what is known.
+        let _ = tokio::time::timeout(SETTLE, settled).await;
+    }
+}
+
+/// The words that a user is found by.
+fn words(user_id: &UserId, name: Option<&str>) -> BTreeSet<String> {
+    let localpart = user_id.localpart().to_lowercase();
+    let name = name.unwrap_or_default().to_lowercase();
+    let mut words = BTreeSet::from([cut(&user_id.as_str().to_lowercase()), cut(&localpart)]);
+    for word in split(&localpart).chain(split(&name)).take(WORDS_MAX) {
+        words.insert(cut(word));
+    }
+    words
+}
+
+fn split(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty())
+}
+
+fn cut(word: &str) -> String {
+    word.chars().take(WORD_MAX).collect()
+}
+
+/// The words of a search term; all of them must begin a word of who is found.
+fn wanted(term: &str) -> Vec<String> {
+    let term = term.trim().to_lowercase();
+    if term.starts_with('@') || term.contains(':') {
+        // A user ID, or the beginning of one.
+        let id = if term.starts_with('@') { term } else { format!("@{term}") };
+        return vec![cut(&id)];
+    }
+    split(&term).map(cut).collect()
+}
+
+impl Homeserver {
+    /// The users who match a term and whom a user may find, and whether there are more.
+    ///
+    /// Those share a room with the user, or are in a room that everyone may join or read.
+    ///
+    /// Spec: client-server API, `POST /_matrix/client/v3/user_directory/search`.
+    pub async fn find_users(
+        &self,
+        user_id: &UserId,
+        term: &str,
+        limit: usize,
+    ) -> Result<(Vec<FoundUser>, bool), RoomError> {
+        let wanted = wanted(term);
+        // The longest word is the rarest, most likely.
+        let Some(longest) = wanted.iter().max_by_key(|word| word.len()) else {
+            return Ok((Vec::new(), false));
+        };
+        self.users().settle().await;
+        let own = self.own_rooms(user_id).await?;
+        let upper = format!("{longest}\u{10FFFF}");
+        let range = KeyRange::all().from(&(longest.clone(), String::new(), ShortRoomId(0))).before(&(
+            upper,
+            String::new(),
+            ShortRoomId(0),
+        ));
+        let rows = self.storage().range(&schema::USER_WORDS, range, Direction::Ascending, SCAN_MAX).await?;
+        let mut limited = rows.len() == SCAN_MAX;
+        let mut rooms = BTreeMap::<String, BTreeSet<ShortRoomId>>::new();
+        for ((_, user, room), ()) in rows {
+            rooms.entry(user).or_default().insert(room);
+        }
+        let mut open = BTreeMap::new();
+        let mut found = Vec::new();
+        for (user, rooms) in rooms {
+            let Ok(user) = UserId::parse(user) else { continue };
+            let Some(room) = self.meeting_place(&own, rooms, &mut open).await? else { continue };
+            let user = self.found_user(user, room).await?;
+            let has = words(&user.user_id, user.display_name.as_deref());
+            if wanted.iter().all(|wanted| has.iter().any(|word| word.starts_with(wanted))) {
+                found.push((rank(&user, term), user));
+            }
+        }
+        found.sort_by(|(a, user_a), (b, user_b)| a.cmp(b).then_with(|| user_a.user_id.cmp(&user_b.user_id)));
+        limited |= found.len() > limit;
+        found.truncate(limit);
+        Ok((found.into_iter().map(|(_, user)| user).collect(), limited))
+    }
+
+    /// A room of these that is the searcher's own, or open to all.
+    async fn meeting_place(
+        &self,
+        own: &BTreeMap<ShortRoomId, OwnedRoomId>,
+        rooms: BTreeSet<ShortRoomId>,
+        open: &mut BTreeMap<ShortRoomId, bool>,
+    ) -> Result<Option<ShortRoomId>, RoomError> {
+        if let Some(room) = rooms.iter().find(|room| own.contains_key(room)) {
+            return Ok(Some(*room));
+        }
+        for room in rooms {
+            let is_open = if let Some(is_open) = open.get(&room) {
+                *is_open
+            } else {
+                let record = self.storage().get(&schema::DIRECTORY_ROOMS, &room).await?;
+                record.is_some_and(|record| record.is_open)
+            };
+            open.insert(room, is_open);
+            if is_open {
+                return Ok(Some(room));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A user as they appear in a room.
+    async fn found_user(&self, user_id: OwnedUserId, room: ShortRoomId) -> Result<FoundUser, RoomError> {
+        let member = self.storage().get(&schema::USER_ROOMS, &(&*user_id, room)).await?;
+        let event = match member {
+            Some(event) => Some(self.room_shared().store.event(event).await?),
+            None => None,
+        };
+        let text = |field| event.as_ref().and_then(|event| content_string(&event.pdu, field));
+        Ok(FoundUser { display_name: text("displayname"), avatar_url: text("avatar_url"), user_id })
+    }
+
+    /// The joined rooms of a local user.
+    async fn own_rooms(&self, user_id: &UserId) -> Result<BTreeMap<ShortRoomId, OwnedRoomId>, RoomError> {
+        let all = KeyRange::prefix(&(user_id,));
+        let rows = self.storage().range(&schema::MEMBERSHIPS, all, Direction::Ascending, usize::MAX).await?;
+        let joined = rows.into_iter().filter(|(_, record)| record.membership == "join");
+        Ok(joined.map(|((_, room_id), record)| (record.room, room_id)).collect())
+    }
+
+    /// The rooms that a local user and another one are both joined to.
+    ///
+    /// Spec: client-server API, `GET /_matrix/client/v1/mutual_rooms`.
+    pub async fn mutual_rooms(
+        &self,
+        user_id: &UserId,
+        other: &UserId,
+    ) -> Result<Vec<OwnedRoomId>, RoomError> {
+        let own = self.own_rooms(user_id).await?;
+        if other.server_name() == self.server_name() {
+            let others = self.own_rooms(other).await?;
+            return Ok(own
+                .into_iter()
+                .filter(|(room, _)| others.contains_key(room))
+                .map(|(_, id)| id)
+                .collect());
+        }
+        self.users().settle().await;
+        let all = KeyRange::prefix(&(other,));
+        let rows = self.storage().range(&schema::USER_ROOMS, all, Direction::Ascending, usize::MAX).await?;
+        Ok(rows.into_iter().filter_map(|((_, room), _)| own.get(&room).cloned()).collect())
+    }
+}
+
+/// Users in the order of their results: those whom the term names, then those who have a name at all.
+fn rank(user: &FoundUser, term: &str) -> (bool, bool, bool) {
+    let term = term.trim().to_lowercase();
+    let localpart = user.user_id.localpart().to_lowercase();
+    let name = user.display_name.as_deref().map(str::to_lowercase);
+    let is_named = term == localpart || term == user.user_id.as_str().to_lowercase();
+    let is_called = name.as_ref().is_some_and(|name| *name == term);
+    (!(is_named || is_called), name.is_none_or(|name| !name.starts_with(&term)), user.display_name.is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::user_id;
+
+    use super::*;
+
+    #[test]
+    fn users_are_found_by_the_beginnings_of_their_words() {
+        let has = words(user_id!("@ada.l:example.org"), Some("Countess Ada Lovelace"));
+        let finds = |term: &str| {
+            let wanted = wanted(term);
+            !wanted.is_empty() && wanted.iter().all(|wanted| has.iter().any(|word| word.starts_with(wanted)))
+        };
+        for term in
+            ["ada", "ADA", "love", "lovelace count", "@ada", "@ada.l:ex", "ada.l:example.org", "ada.l"]
+        {
+            assert!(finds(term), "{term}");
+        }
+        for term in ["", " ", "lace", "ada byron", "@lovelace", "@ada:example.org"] {
+            assert!(!finds(term), "{term}");
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Finding users, and the rooms that one shares with them.
+
+use serde_json::{Value, json};
+use tests::{Client, Server, segment};
+
+async fn search(client: &Client, term: &str) -> Value {
+    let body = json!({ "search_term": term });
+    client.post("/_matrix/client/v3/user_directory/search", &body).await.ok()
+}
+
+async fn found(client: &Client, term: &str) -> Vec<String> {
+    let answer = search(client, term).await;
+    let results = answer["results"].as_array().unwrap().iter();
+    results.map(|user| user["user_id"].as_str().unwrap().to_owned()).collect()
+}
+
+async fn rename(client: &Client, name: &str) {
+    let path = format!("/_matrix/client/v3/profile/{}/displayname", segment(&client.user_id));
+    client.put(&path, &json!({ "displayname": name })).await.ok();
+}
+
+#[tokio::test]
+async fn users_are_found_by_those_who_share_a_room_or_if_they_are_in_a_public_one() {
+    let mut server = Server::start().await;
+    let (alice, bob, carol) =
+        (server.client("alice").await, server.client("bob").await, server.client("carol").await);
+    rename(&bob, "Robert Tables").await;
+    assert!(found(&alice, "bob").await.is_empty());
+    let shared = alice.create_room(json!({})).await;
+    alice.moderate("invite", &shared, &bob.user_id).await.ok();
+    assert!(found(&alice, "bob").await.is_empty());
+    bob.join(&shared).await.ok();
+    for term in ["bob", "BO", "@bob", &bob.user_id, "tab", "Robert T"] {
+        assert_eq!(found(&alice, term).await, [bob.user_id.as_str()], "{term}");
+    }
+    for term in ["ables", "robert x", "", "@robert"] {
+        assert!(found(&alice, term).await.is_empty(), "{term}");
+    }
+    assert!(found(&carol, "bob").await.is_empty());
+    let first = &search(&alice, "bob").await["results"][0];
+    assert_eq!(first["display_name"], "Robert Tables");
+
+    rename(&bob, "Bobby").await;
+    for _ in 0..50 {
+        if found(&alice, "bobby").await.is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    }
+    assert_eq!(found(&alice, "bobby").await, [bob.user_id.as_str()]);
+    assert!(found(&alice, "tables").await.is_empty());
+
+    let public = bob.create_room(json!({ "preset": "public_chat" })).await;
+    assert_eq!(found(&carol, "bob").await, [bob.user_id.as_str()]);
+    server.kill();
+    server.restart().await;
+    assert_eq!(found(&carol, "bob").await, [bob.user_id.as_str()]);
+    bob.set_state(&public, "m.room.join_rules", "", &json!({ "join_rule": "invite" })).await.ok();
+    assert!(found(&carol, "bob").await.is_empty());
+    bob.leave(&shared).await.ok();
+    assert!(found(&alice, "bob").await.is_empty());
+}
+
+#[tokio::test]
+async fn a_search_returns_no_more_than_it_is_asked_for() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    for name in ["tea1", "tea2", "tea3"] {
+        server.client(name).await.join(&room).await.ok();
+    }
+    let path = "/_matrix/client/v3/user_directory/search";
+    let some = alice.post(path, &json!({ "search_term": "tea", "limit": 2 })).await.ok();
+    assert_eq!((some["results"].as_array().unwrap().len(), &some["limited"]), (2, &json!(true)));
+    let all = alice.post(path, &json!({ "search_term": "tea", "limit": 3 })).await.ok();
+    assert_eq!((all["results"].as_array().unwrap().len(), &all["limited"]), (3, &json!(false)));
+    alice.post(path, &json!({})).await.is(400, "M_BAD_JSON");
+}
+
+#[tokio::test]
+async fn mutual_rooms_are_those_that_both_are_in() {
+    let server = Server::start().await;
+    let (alice, bob) = (server.client("alice").await, server.client("bob").await);
+    let mut both = Vec::new();
+    for _ in 0..2 {
+        let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+        bob.join(&room).await.ok();
+        both.push(room);
+    }
+    both.sort();
+    alice.create_room(json!({ "invite": [bob.user_id] })).await;
+    let path = |user: &str| format!("/_matrix/client/v1/mutual_rooms?user_id={}", segment(user));
+    let mutual = alice.get(&path(&bob.user_id)).await.ok();
+    assert_eq!(mutual, json!({ "joined": both, "count": 2 }));
+    let unstable = "/_matrix/client/unstable/uk.half-shot.msc2666/user/mutual_rooms?user_id=";
+    let mutual = bob.get(&format!("{unstable}{}", segment(&alice.user_id))).await.ok();
+    assert_eq!(mutual["joined"], json!(both));
+    assert_eq!(alice.get(&path("@nobody:localhost")).await.ok()["joined"], json!([]));
+    assert_eq!(alice.get(&path("@nobody:example.org")).await.ok()["joined"], json!([]));
+    alice.get(&path(&alice.user_id)).await.is(400, "M_INVALID_PARAM");
+    alice.get(&path("nobody")).await.is(400, "M_INVALID_PARAM");
+    alice.get("/_matrix/client/v1/mutual_rooms").await.is(400, "M_INVALID_PARAM");
+    alice.get(&format!("{}&from=x", path(&bob.user_id))).await.is(400, "M_INVALID_PARAM");
+}
