@@ -21,6 +21,7 @@ use crate::{
     env::Env,
     federation::{Federation, FederationConfig},
     hub::Hub,
+    media::{MediaConfig, MediaRepository},
     room::{
         Create, MembershipAction, MembershipChange, RoomActor, RoomError, RoomHandle, RoomShared, RoomStore,
         allowed_rooms,
@@ -45,6 +46,8 @@ pub struct HomeserverConfig {
     pub sessions: ClassConfig,
     /// How other servers are reached; none without federation.
     pub federation: Option<FederationConfig>,
+    /// The content repository.
+    pub media: MediaConfig,
 }
 
 /// A running server. Cloning shares it.
@@ -63,6 +66,7 @@ struct Inner {
     sessions: Directory<SessionActor>,
     federation: Option<Federation>,
     users: Arc<UserDirectory>,
+    media: MediaRepository,
 }
 
 impl Homeserver {
@@ -96,6 +100,8 @@ impl Homeserver {
             _ => None,
         };
         let session_shared = Arc::new(SessionShared::new(env.clone(), storage.clone(), room_shared.clone()));
+        let media =
+            MediaRepository::new(config.server_name.clone(), config.media, env.clone(), storage.clone());
         let homeserver = Self(Arc::new(Inner {
             server_name: config.server_name,
             default_room_version: config.default_room_version,
@@ -107,6 +113,7 @@ impl Homeserver {
             session_shared,
             users: UserDirectory::start(&room_shared),
             room_shared,
+            media,
             federation,
         }));
         homeserver.resume();
@@ -316,6 +323,11 @@ impl Homeserver {
         MembershipChange { sender, target, action: MembershipAction::Invite, content }
     }
 
+    /// The content repository.
+    pub fn media(&self) -> &MediaRepository {
+        &self.0.media
+    }
+
     /// What the room actors do.
     pub fn room_stats(&self) -> Stats {
         self.0.rooms.stats()
@@ -340,6 +352,7 @@ impl Homeserver {
     /// Ends long polls; requests under way go on.
     pub fn stop_waiting(&self) {
         self.0.stopping.send_replace(true);
+        self.0.media.stop_waiting();
     }
 
     /// Passivates all actors and closes the store; what was acknowledged is durable already.

@@ -10,6 +10,7 @@ pub mod federation;
 pub mod filter;
 pub mod homeserver;
 pub mod hub;
+pub mod media;
 mod passivation;
 pub mod presence;
 pub mod room;

@@ -13,6 +13,7 @@ use actors::{
     directory::ClassConfig,
     env::{Clock, Env, SeededEntropy, TokioClock},
     homeserver::{Homeserver, HomeserverConfig},
+    media::MediaConfig,
     room::{PageDirection, PageQuery, RoomError, Send},
 };
 use engine::{
@@ -53,6 +54,7 @@ async fn homeserver(room_memory: u64) -> (Homeserver, Arc<FaultyClock>) {
         room_memory,
         rooms: ClassConfig::default(),
         sessions: ClassConfig::default(),
+        media: MediaConfig::default(),
     };
     let storage = Storage::open(Arc::new(MemoryStore::new()), Durability::Always).await.unwrap();
     (Homeserver::start(config, env, storage).await, clock)

@@ -8,6 +8,7 @@ pub mod ephemeral;
 pub mod events;
 pub mod filters;
 pub mod login;
+pub mod media;
 pub mod membership;
 pub mod old;
 pub mod openid;

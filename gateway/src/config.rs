@@ -109,6 +109,8 @@ section! {
         rate_limits: RateLimits = RateLimits::default(),
         /// Password hashing.
         password: Password = Password::default(),
+        /// The content repository.
+        media: Media = Media::default(),
         /// How requests are let in.
         access: Access = Access::default(),
         /// What `.well-known` documents say.
@@ -226,6 +228,21 @@ section! {
         argon2_iterations: u32 = 2,
         /// Lanes.
         argon2_lanes: u32 = 1,
+    }
+}
+section! {
+    /// `[media]`
+    Media {
+        /// The largest upload, and the largest media of other servers that are fetched.
+        max_upload_size: Size = Size(100 << 20),
+        /// What one user may upload in all.
+        user_quota: Option<Size> = None,
+        /// How long a media ID waits for its content.
+        unused_expires_after: Span = Span::from_secs(24 * 3600),
+        /// Media IDs of one user that may wait for their content.
+        max_pending_uploads: u32 = 32,
+        /// Whether media that arrive from now on may be downloaded without authentication.
+        legacy_endpoints: bool = false,
     }
 }
 section! {

@@ -7,6 +7,7 @@ use std::{borrow::Cow, time::Duration};
 use actors::{
     directory::{ActivateError, CallError},
     federation::FederationError,
+    media::{MediaError, RemoteError},
     room::RoomError,
     session::SessionError,
     sync::SyncError,
@@ -231,6 +232,32 @@ impl From<SessionError> for ApiError {
             | SessionError::Commit(_)
             | SessionError::Crashed
             | SessionError::TimedOut => Self::internal(&message),
+        }
+    }
+}
+
+impl From<MediaError> for ApiError {
+    fn from(error: MediaError) -> Self {
+        let message = error.to_string();
+        match error {
+            MediaError::NotFound | MediaError::Remote(RemoteError::NotFound) => Self::not_found(message),
+            MediaError::NotYetUploaded | MediaError::Remote(RemoteError::NotYetUploaded) => {
+                Self::new(StatusCode::GATEWAY_TIMEOUT, "M_NOT_YET_UPLOADED", message)
+            }
+            MediaError::AlreadyUploaded => {
+                Self::new(StatusCode::CONFLICT, "M_CANNOT_OVERWRITE_MEDIA", message)
+            }
+            MediaError::NotOwner | MediaError::QuotaReached { .. } => Self::forbidden(message),
+            MediaError::TooManyPending { retry_after } => Self::limit_exceeded(retry_after),
+            MediaError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "M_TOO_LARGE", message),
+            MediaError::Interrupted(_) => Self::bad_request("M_UNKNOWN", message),
+            MediaError::Remote(RemoteError::TooLarge) => {
+                Self::new(StatusCode::BAD_GATEWAY, "M_TOO_LARGE", message)
+            }
+            MediaError::Remote(RemoteError::Unreachable(_)) => {
+                Self::new(StatusCode::BAD_GATEWAY, "M_UNKNOWN", message)
+            }
+            MediaError::Files(_) | MediaError::Store(_) | MediaError::Commit(_) => Self::internal(&message),
         }
     }
 }

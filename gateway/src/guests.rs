@@ -32,8 +32,18 @@ const ROUTES: [(Method, &str); 24] = [
     (Method::GET, "/rooms/{room}/joined_members"),
 ];
 
+/// The routes of `v1` that guests may use.
+const ROUTES_V1: [&str; 3] = [
+    "/media/download/{server}/{media}",
+    "/media/download/{server}/{media}/{name}",
+    "/media/thumbnail/{server}/{media}",
+];
+
 /// Whether guests may use a route of the router's table.
 pub fn may(method: &Method, route: &str) -> bool {
+    if let Some(route) = route.strip_prefix("/_matrix/client/v1") {
+        return *method == Method::GET && ROUTES_V1.contains(&route);
+    }
     let Some(route) = route.strip_prefix("/_matrix/client/v3") else { return false };
     let is_state = route.starts_with("/rooms/{room}/state/") && [Method::GET, Method::PUT].contains(method);
     is_state || ROUTES.iter().any(|(known, path)| known == method && *path == route)
@@ -56,5 +66,7 @@ mod tests {
             assert_eq!(may(&method, &format!("/_matrix/client/v3{route}")), expected, "{method} {route}");
         }
         assert!(!may(&Method::GET, "/sync"));
+        assert!(may(&Method::GET, "/_matrix/client/v1/media/download/{server}/{media}"));
+        assert!(!may(&Method::POST, "/_matrix/media/v3/upload"));
     }
 }

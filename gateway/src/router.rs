@@ -14,7 +14,7 @@ use crate::{
     admin,
     app::App,
     client::{
-        account, account_data, devices, directory, ephemeral, events, filters, login, membership, old,
+        account, account_data, devices, directory, ephemeral, events, filters, login, media, membership, old,
         openid, presence, profile, push_rules, register, relations, rooms, spaces, summary, sync, timeline,
         user_directory, well_known,
     },
@@ -75,7 +75,29 @@ fn client_routes() -> Router<App> {
         .route("/rooms/{room}/relations/{event}/{rel_type}/{kind}", get(relations::relations_of_event_type))
         .route("/rooms/{room}/threads", get(relations::threads))
         .route("/rooms/{room}/hierarchy", get(spaces::hierarchy));
-    Router::new().nest("/_matrix/client/v3", v3).nest("/_matrix/client/v1", v1)
+    Router::new()
+        .nest("/_matrix/client/v3", v3)
+        .nest("/_matrix/client/v1", v1)
+        .nest("/_matrix/client/v1/media", media_routes())
+        .nest("/_matrix/media/v3", old_media_routes())
+}
+
+fn media_routes() -> Router<App> {
+    Router::new()
+        .route("/config", get(media::config))
+        .route("/download/{server}/{media}", get(media::download))
+        .route("/download/{server}/{media}/{name}", get(media::download_as))
+}
+
+/// Uploads, and the endpoints that [`media_routes`] superseded.
+fn old_media_routes() -> Router<App> {
+    Router::new()
+        .route("/create", post(media::create))
+        .route("/upload", post(media::upload))
+        .route("/upload/{server}/{media}", put(media::upload_to))
+        .route("/config", get(media::config))
+        .route("/download/{server}/{media}", get(media::old_download))
+        .route("/download/{server}/{media}/{name}", get(media::old_download_as))
 }
 
 fn account_routes() -> Router<App> {
@@ -150,8 +172,14 @@ fn room_routes() -> Router<App> {
 /// Stable paths under their former spellings, by the part that differs.
 ///
 /// `r0` was the version of all stable paths before v1.1 of the specification.
-const ALIASES: [(&str, &str); 2] =
-    [("/_matrix/client/r0/", "/_matrix/client/v3/"), ("/_matrix/client/unstable/", "/_matrix/client/v3/")];
+///
+/// Media IDs in advance are `v1` only, and the oldest spelling of everything else of media is `v1` too.
+const ALIASES: [(&str, &str); 4] = [
+    ("/_matrix/client/r0/", "/_matrix/client/v3/"),
+    ("/_matrix/client/unstable/", "/_matrix/client/v3/"),
+    ("/_matrix/media/r0/", "/_matrix/media/v3/"),
+    ("/_matrix/media/v1/", "/_matrix/media/v3/"),
+];
 
 /// Rewrites former spellings of a request's path, before it is routed.
 pub fn alias(mut request: Request) -> Request {

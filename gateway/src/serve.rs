@@ -12,6 +12,7 @@ use actors::{
     env::{Clock, Entropy, Env},
     federation::FederationConfig,
     homeserver::{Homeserver, HomeserverConfig},
+    media::{Contents, MediaConfig},
 };
 use anyhow::{Context, bail};
 use axum::{Router, body::Body};
@@ -96,6 +97,8 @@ pub struct Options {
     pub rooms: ClassConfig,
     /// Limits of the session actors.
     pub sessions: ClassConfig,
+    /// Limits of the content repository; its files are in the data directory.
+    pub media: config::Media,
     /// How hard password hashes are.
     pub password_cost: PasswordCost,
     /// What handlers need to know.
@@ -165,6 +168,7 @@ impl Options {
             room_memory: actors.room_memory.0,
             rooms: class(actors.room_memory),
             sessions: class(actors.session_memory),
+            media: config.media.clone(),
             password_cost: PasswordCost {
                 memory_kib: u32::try_from(config.password.argon2_memory.0 >> 10).unwrap_or(u32::MAX),
                 iterations: config.password.argon2_iterations,
@@ -194,6 +198,17 @@ fn rates(limits: &config::RateLimits) -> Rates {
         registration: limits.registration,
         other: limits.other,
     }
+}
+
+fn media(settings: &config::Media, folder: &Path) -> anyhow::Result<MediaConfig> {
+    Ok(MediaConfig {
+        objects: Contents::in_folder(folder).context("cannot open the media")?,
+        upload_size_max: settings.max_upload_size.0,
+        user_quota: settings.user_quota.map(|size| size.0),
+        pending_expiry: settings.unused_expires_after.0,
+        pending_max: usize::try_from(settings.max_pending_uploads).unwrap_or(usize::MAX),
+        is_open: settings.legacy_endpoints,
+    })
 }
 
 fn well_known(settings: &config::WellKnown) -> WellKnown {
@@ -263,6 +278,7 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
         room_memory: options.room_memory,
         rooms: options.rooms,
         sessions: options.sessions,
+        media: media(&options.media, &options.data_dir.join("media"))?,
     };
     let passwords = Passwords::new(options.password_cost, env.entropy.clone())?;
     let homeserver = Homeserver::start(config, env, storage).await;

@@ -28,6 +28,7 @@ fn options(data_dir: &Path) -> Options {
         room_memory: 16 << 20,
         rooms: ClassConfig::default(),
         sessions: ClassConfig::default(),
+        media: gateway::config::Media::default(),
         password_cost: PasswordCost { memory_kib: 64, iterations: 1, lanes: 1 },
         settings: Settings::default(),
     }

@@ -6,6 +6,7 @@ use actors::{
     directory::ClassConfig,
     env::{Env, SeededEntropy, TokioClock},
     homeserver::{Homeserver, HomeserverConfig},
+    media::MediaConfig,
     room::{MembershipAction, MembershipChange, PageDirection, PageQuery, Send},
 };
 use anyhow::{Context, Result, ensure};
@@ -154,6 +155,7 @@ async fn boot(store: &Arc<MemoryStore>, seed: u64, now_ms: u64) -> Result<Homese
         room_memory: 16 << 20,
         rooms: ClassConfig::default(),
         sessions: ClassConfig::default(),
+        media: MediaConfig::default(),
     };
     Ok(Homeserver::start(config, env, storage).await)
 }

@@ -10,10 +10,11 @@ use engine::id::{Position, ShortEventId, ShortRoomId, TimelineIndex};
 use ruma::{OwnedDeviceId, OwnedEventId, OwnedRoomAliasId, OwnedRoomId, OwnedServerName, OwnedUserId};
 
 mod federation;
+mod media;
 mod rooms;
 mod users;
 
-pub use self::{federation::*, rooms::*, users::*};
+pub use self::{federation::*, media::*, rooms::*, users::*};
 
 /// The number of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -292,6 +293,31 @@ tables! {
     ///
     /// Key: user, room ID, thread (empty: the whole room). Writer: `SessionActor`. Changes: overwritten.
     27 => PRIVATE_RECEIPTS: (OwnedUserId, OwnedRoomId, String) => ReceiptRecord;
+
+    /// What each `mxc://` URI names.
+    ///
+    /// Key: server, media ID. Writer: `Media`. Changes: once, when the bytes come; deletion.
+    40 => MEDIA: (OwnedServerName, String) => MediaRecord;
+
+    /// Who needs the bytes of a hash: media (`mxc://…`) and thumbnails (`thumbnail of …`).
+    ///
+    /// Key: hash, user of the bytes. Writer: `Media`, in the same batch as what uses them. Changes: deletion.
+    41 => CONTENT_USES: (ContentHash, String) => ();
+
+    /// What each local user has uploaded.
+    ///
+    /// Key: user. Writer: `Media`, in the same batch as `MEDIA`. Changes: overwritten.
+    42 => UPLOADERS: OwnedUserId => UploaderRecord;
+
+    /// Thumbnails that were made.
+    ///
+    /// Key: hash of the image, the thumbnail's kind (`96x96-crop`). Writer: `Media`. Changes: deletion, with the image.
+    43 => THUMBNAILS: (ContentHash, String) => ThumbnailRecord;
+
+    /// Previews of pages.
+    ///
+    /// Key: URL. Writer: `Media`. Changes: overwritten; deletion when they are old.
+    44 => URL_PREVIEWS: String => UrlPreviewRecord;
 }
 
 /// A room, a user, a device, and an event type with the client's transaction ID.

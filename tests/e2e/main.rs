@@ -10,6 +10,7 @@ mod devices;
 mod durability;
 mod history_visibility;
 mod hygiene;
+mod media;
 mod membership;
 mod messages;
 mod old_endpoints;

@@ -77,7 +77,6 @@ impl Server {
 
     /// Starts a server with other settings, such as `("registration.guests", "true")`, from the environment.
     pub async fn start_with_settings(settings: &[(&str, &str)]) -> Self {
-        let variable = |key: &str| format!("GANGLION__{}", key.to_uppercase().replace('.', "__"));
         let settings = settings.iter().map(|(key, value)| (variable(key), (*value).to_owned()));
         Self::launched(String::new(), settings.collect()).await
     }
@@ -87,6 +86,13 @@ impl Server {
         let mut server = Self { process: None, data, port: free_port(), extra, settings, outside: None };
         server.launch().await;
         server
+    }
+
+    /// Changes a setting for the next start.
+    pub fn set(&mut self, key: &str, value: &str) {
+        let name = variable(key);
+        self.settings.retain(|(known, _)| *known != name);
+        self.settings.push((name, value.to_owned()));
     }
 
     /// The binary with this server's configuration and data.
@@ -252,6 +258,11 @@ impl Drop for Server {
             eprintln!("---- the end of the server's log ----\n{last}\n----");
         }
     }
+}
+
+/// The environment variable of a setting.
+fn variable(key: &str) -> String {
+    format!("GANGLION__{}", key.to_uppercase().replace('.', "__"))
 }
 
 /// A port that nobody listens on just now.

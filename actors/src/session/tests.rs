@@ -15,6 +15,7 @@ use crate::{
     directory::ClassConfig,
     env::{ManualClock, SeededEntropy},
     homeserver::{Homeserver, HomeserverConfig},
+    media::MediaConfig,
     room::{MembershipAction, MembershipChange, Receipt, Send},
 };
 
@@ -41,6 +42,7 @@ impl World {
             room_memory: 16 << 20,
             rooms: ClassConfig::default(),
             sessions: ClassConfig::default(),
+            media: MediaConfig::default(),
         };
         let env = Env { clock: clock.clone(), entropy: Arc::new(SeededEntropy::new(clock_seed(&clock))) };
         Self { homeserver: Homeserver::start(config, env, storage).await, clock, store }

@@ -6,6 +6,7 @@ use actors::{
     directory::ClassConfig,
     env::{Env, ManualClock, SeededEntropy},
     homeserver::{Homeserver, HomeserverConfig},
+    media::MediaConfig,
 };
 use axum::{Router, body::Body};
 use engine::{pdu::SigningKey, room_version};
@@ -53,6 +54,7 @@ impl Server {
             room_memory: 16 << 20,
             rooms: ClassConfig::default(),
             sessions: ClassConfig::default(),
+            media: MediaConfig::default(),
         };
         let cost = PasswordCost { memory_kib: 64, iterations: 1, lanes: 1 };
         let passwords = Passwords::new(cost, env.entropy.clone()).unwrap();

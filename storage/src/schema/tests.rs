@@ -35,6 +35,7 @@ fn rows() -> Vec<String> {
     rows.extend(room_rows());
     rows.extend(user_rows());
     rows.extend(federation_rows());
+    rows.extend(media_rows());
     rows
 }
 
@@ -51,6 +52,34 @@ fn federation_rows() -> Vec<String> {
         row(&DESTINATIONS, &server, &DestinationRecord { failures: 3, retry_at_ms: 1_000_000 }),
         row(&CATCH_UP, &(server.clone(), room_id), &Position(701)),
         row(&EDU_QUEUE, &(server, Position(5)), &json),
+    ]
+}
+
+fn media_rows() -> Vec<String> {
+    let content = ContentRecord { hash: [4; 32], size: 1000 };
+    let media = MediaRecord {
+        content: Some(content),
+        content_type: Some("image/png".to_owned()),
+        filename: Some("tea.png".to_owned()),
+        uploader: Some(alice()),
+        created: NOW,
+        expires: None,
+        last_used: NOW,
+        is_open: false,
+    };
+    let uploader = UploaderRecord {
+        bytes: 1000,
+        files: 1,
+        pending: [("pending".to_owned(), NOW)].into_iter().collect(),
+    };
+    let thumbnail = ThumbnailRecord { content, content_type: "image/png".to_owned() };
+    let preview = UrlPreviewRecord { json: Some(Bytes::from_static(b"{}")), fetched: NOW };
+    vec![
+        row(&MEDIA, &(owned_server_name!("example.org"), "media".to_owned()), &media),
+        row(&CONTENT_USES, &([4; 32], "mxc://example.org/media".to_owned()), &()),
+        row(&UPLOADERS, &alice(), &uploader),
+        row(&THUMBNAILS, &([4; 32], "96x96-crop".to_owned()), &thumbnail),
+        row(&URL_PREVIEWS, &"https://example.org/".to_owned(), &preview),
     ]
 }
 

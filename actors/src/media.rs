@@ -1,0 +1,175 @@
+//! The content repository: bytes in an object store under their hash, what is known of them in the store.
+//!
+//! Spec: client-server API, "Content repository".
+
+mod content;
+mod lookup;
+mod quota;
+mod remote;
+mod upload;
+mod waiting;
+
+use std::{sync::Arc, time::Duration};
+
+use object_store::ObjectStore;
+use ruma::{OwnedServerName, ServerName};
+use storage::{CommitError, Storage, StoreError};
+use tokio::sync::watch;
+
+pub use self::{
+    content::{Contents, Reader, hex},
+    lookup::{Lookup, MediaFile},
+    remote::{RemoteContent, RemoteError, RemoteMedia},
+    upload::{Created, Meta},
+};
+use self::{remote::Remotes, waiting::Waiting};
+use crate::env::Env;
+
+/// What the content repository needs to know.
+#[derive(Clone)]
+pub struct MediaConfig {
+    /// Where the bytes are kept.
+    pub objects: Arc<dyn ObjectStore>,
+    /// The largest upload.
+    pub upload_size_max: u64,
+    /// Bytes that one local user may upload, if that is limited.
+    pub user_quota: Option<u64>,
+    /// How long a URI waits for its bytes.
+    pub pending_expiry: Duration,
+    /// URIs of one user that may wait for their bytes.
+    pub pending_max: usize,
+    /// Whether media that arrive from now on may be had without authentication.
+    pub is_open: bool,
+}
+
+impl Default for MediaConfig {
+    /// A repository in memory.
+    fn default() -> Self {
+        Self {
+            objects: Arc::new(object_store::memory::InMemory::new()),
+            upload_size_max: 100 << 20,
+            user_quota: None,
+            pending_expiry: Duration::from_secs(24 * 3600),
+            pending_max: 32,
+            is_open: false,
+        }
+    }
+}
+
+/// Why the content repository did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum MediaError {
+    /// There is no such media, or not for those who ask.
+    #[error("there is no such media")]
+    NotFound,
+    /// The bytes have not come yet.
+    #[error("the content has not yet been uploaded")]
+    NotYetUploaded,
+    /// The bytes are there.
+    #[error("the content has been uploaded already")]
+    AlreadyUploaded,
+    /// The URI is someone else's.
+    #[error("the media ID was made by someone else")]
+    NotOwner,
+    /// The user has uploaded what they may.
+    #[error("you have uploaded as much as you may: {max} bytes")]
+    QuotaReached {
+        /// What they may upload.
+        max: u64,
+    },
+    /// The user waits for too many uploads.
+    #[error("too many media IDs wait for their content")]
+    TooManyPending {
+        /// When the first of them expires.
+        retry_after: Duration,
+    },
+    /// The upload is too large.
+    #[error("uploads have at most {max} bytes")]
+    TooLarge {
+        /// How large it may be.
+        max: u64,
+    },
+    /// The body of an upload broke off.
+    #[error("the upload broke off: {0}")]
+    Interrupted(String),
+    /// The other server did not give its media.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    /// The files failed.
+    #[error("the media files failed: {0}")]
+    Files(String),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The store did not take a change.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+impl From<object_store::Error> for MediaError {
+    fn from(error: object_store::Error) -> Self {
+        Self::Files(error.to_string())
+    }
+}
+
+/// The content repository. Cloning shares it.
+#[derive(Clone)]
+pub struct MediaRepository(Arc<Inner>);
+
+struct Inner {
+    server_name: OwnedServerName,
+    config: MediaConfig,
+    env: Env,
+    storage: Storage,
+    contents: Contents,
+    waiting: Waiting,
+    remotes: Remotes,
+    stopping: watch::Sender<bool>,
+}
+
+impl MediaRepository {
+    /// The content repository of a server.
+    pub fn new(server_name: OwnedServerName, config: MediaConfig, env: Env, storage: Storage) -> Self {
+        let contents = Contents::new(config.objects.clone(), env.entropy.clone());
+        Self(Arc::new(Inner {
+            server_name,
+            config,
+            env,
+            storage,
+            contents,
+            waiting: Waiting::default(),
+            remotes: Remotes::default(),
+            stopping: watch::Sender::new(false),
+        }))
+    }
+
+    /// What it was configured with.
+    pub fn config(&self) -> &MediaConfig {
+        &self.0.config
+    }
+
+    /// Where the bytes are.
+    pub fn contents(&self) -> &Contents {
+        &self.0.contents
+    }
+
+    /// Ends long polls.
+    pub(crate) fn stop_waiting(&self) {
+        self.0.stopping.send_replace(true);
+    }
+
+    fn is_local(&self, server_name: &ServerName) -> bool {
+        self.0.server_name == *server_name
+    }
+}
+
+/// Whether text may be a media ID.
+///
+/// Spec: client-server API, "Matrix Content (`mxc://`) URIs".
+pub fn is_media_id(text: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    !text.is_empty() && text.len() <= MEDIA_ID_MAX && text.bytes().all(is_allowed)
+}
+
+/// The specification has no limit; what is longer does not come from a server that means well.
+const MEDIA_ID_MAX: usize = 255;
