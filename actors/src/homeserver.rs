@@ -306,10 +306,16 @@ impl Homeserver {
         let Some(join_rules) = self.room(room_id).await?.current("m.room.join_rules", "").await? else {
             return Ok(false);
         };
-        let keys: Vec<_> =
-            allowed_rooms(&join_rules.pdu).into_iter().map(|room_id| (user_id.to_owned(), room_id)).collect();
-        let records = self.0.storage.get_many(&schema::MEMBERSHIPS, keys).await?;
-        Ok(records.into_iter().flatten().any(|record| record.membership == "join"))
+        for allowed in allowed_rooms(&join_rules.pdu) {
+            match self.room(&allowed).await {
+                // What is known of a room that nobody here is in any more may be out of date.
+                Ok(room) if !room.snapshot().head.has_server(self.server_name()) => {}
+                Ok(room) if room.is_joined(user_id).await? => return Ok(true),
+                Ok(_) | Err(RoomError::NotFound) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
     }
 
     fn new_room_id(&self) -> OwnedRoomId {

@@ -8,6 +8,7 @@ mod accounts;
 mod clients;
 mod devices;
 mod durability;
+mod federation;
 mod history_visibility;
 mod hygiene;
 mod media;

@@ -22,17 +22,24 @@ const PYTHONS: [&str; 3] = ["python3.11", "python3", "python"];
 /// A Python interpreter that can import the packages of `clients/requirements.txt`.
 pub(crate) fn python() -> &'static Path {
     static PYTHON: OnceLock<PathBuf> = OnceLock::new();
-    PYTHON.get_or_init(|| {
-        let place = installed("python", &["requirements.txt"], |place| {
-            let base =
-                PYTHONS.into_iter().find(|name| runs(name)).expect("the tests need Python 3.11 or newer");
-            run(Command::new(base).args(["-m", "venv"]).arg(place));
-            run(Command::new(place.join("bin/python"))
-                .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "-r"])
-                .arg(script("requirements.txt")));
-        });
-        place.join("bin/python")
-    })
+    PYTHON.get_or_init(|| installed_python("python", "requirements.txt"))
+}
+
+/// A Python interpreter that can run Synapse, as `clients/synapse.txt` pins it.
+pub(crate) fn synapse() -> &'static Path {
+    static SYNAPSE: OnceLock<PathBuf> = OnceLock::new();
+    SYNAPSE.get_or_init(|| installed_python("synapse", "synapse.txt"))
+}
+
+fn installed_python(name: &str, requirements: &str) -> PathBuf {
+    let place = installed(name, &[requirements], |place| {
+        let base = PYTHONS.into_iter().find(|name| runs(name)).expect("the tests need Python 3.11 or newer");
+        run(Command::new(base).args(["-m", "venv"]).arg(place));
+        run(Command::new(place.join("bin/python"))
+            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "-r"])
+            .arg(script(requirements)));
+    });
+    place.join("bin/python")
 }
 
 /// A folder with `node_modules`, where a script can import the packages of `clients/js/package.json`.

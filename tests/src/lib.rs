@@ -4,11 +4,13 @@
 
 mod client;
 mod environment;
+mod federation;
 mod peer;
 mod server;
 
 pub use self::{
     client::{Answer, Client, segment},
+    federation::Synapse,
     peer::{Peer, PeerKind},
     server::Server,
 };

@@ -16,7 +16,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 
-use crate::Client;
+use crate::{Client, federation};
 
 /// How long a server may take to answer its first request; debug builds on a busy machine are slow.
 const START_MAX: Duration = Duration::from_secs(60);
@@ -25,7 +25,7 @@ const START_MAX: Duration = Duration::from_secs(60);
 const STOP_MAX: Duration = Duration::from_secs(40);
 
 /// Lines of a server's log that a failed test shows.
-const LOG_LINES_MAX: usize = 400;
+pub(crate) const LOG_LINES_MAX: usize = 400;
 
 /// The variable that points the tests at a homeserver that runs already.
 const OUTSIDE: &str = "GANGLION_TEST_SERVER_URL";
@@ -52,6 +52,7 @@ pub struct Server {
     extra: String,
     settings: Vec<(String, String)>,
     outside: Option<String>,
+    name: String,
 }
 
 impl Server {
@@ -64,7 +65,8 @@ impl Server {
             Ok(url) => {
                 let data = tempfile::tempdir().expect("a temporary directory");
                 let (extra, settings) = (String::new(), Vec::new());
-                Self { process: None, data, port: 0, extra, settings, outside: Some(url) }
+                let name = "localhost".to_owned();
+                Self { process: None, data, port: 0, extra, settings, outside: Some(url), name }
             }
             Err(_) => Self::start_with("").await,
         }
@@ -81,9 +83,21 @@ impl Server {
         Self::launched(String::new(), settings.collect()).await
     }
 
+    /// Starts a server that federates on loopback, over TLS, whose configuration has further lines.
+    pub async fn start_federating(extra: &str) -> Self {
+        let port = free_port();
+        let extra = format!("{}{extra}", federation::configuration(port));
+        Self::named(format!("localhost:{port}"), extra, Vec::new()).await
+    }
+
     async fn launched(extra: String, settings: Vec<(String, String)>) -> Self {
+        Self::named("localhost".to_owned(), extra, settings).await
+    }
+
+    async fn named(name: String, extra: String, settings: Vec<(String, String)>) -> Self {
         let data = tempfile::tempdir().expect("a temporary directory");
-        let mut server = Self { process: None, data, port: free_port(), extra, settings, outside: None };
+        let port = free_port();
+        let mut server = Self { process: None, data, port, extra, settings, outside: None, name };
         server.launch().await;
         server
     }
@@ -95,6 +109,11 @@ impl Server {
         self.settings.push((name, value.to_owned()));
     }
 
+    /// The server's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The binary with this server's configuration and data.
     fn ganglion(&self) -> Command {
         let mut command = Command::new(binary());
@@ -104,7 +123,7 @@ impl Server {
         }
         command
             .envs(self.settings.iter().map(|(name, value)| (name, value)))
-            .args(["--server-name", "localhost", "--data-dir"])
+            .args(["--server-name", &self.name, "--data-dir"])
             .arg(self.data_dir())
             .arg("--config")
             .arg(self.data.path().join("ganglion.toml"));
@@ -266,7 +285,7 @@ fn variable(key: &str) -> String {
 }
 
 /// A port that nobody listens on just now.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("it is bound").port()
 }

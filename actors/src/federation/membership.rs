@@ -194,7 +194,7 @@ impl Homeserver {
         let body = Invite {
             room_version: snapshot.version.clone(),
             event,
-            invite_room_state: room.stripped_state(pdu.sender()).await?,
+            invite_room_state: room.introduction(pdu.sender()).await?,
             via: None,
         };
         let answer = self.remote(&server)?.invite(&snapshot.room_id, pdu.event_id(), &body).await?;

@@ -5,7 +5,7 @@ use std::{ops::Bound, sync::Arc, time::Duration};
 use engine::{
     auth::Powers,
     id::{ShortEventId, ShortRoomId, TimelineIndex},
-    pdu::{Pdu, client},
+    pdu::Pdu,
     state::{self, StateRoot},
 };
 use ruma::{
@@ -143,16 +143,16 @@ impl RoomHandle {
         Ok((server != self.shared.server_name).then_some(server))
     }
 
-    /// What someone who is not in the room yet is told of it, with the member who tells them: stripped state.
+    /// What a server that is not in the room is told of it, with the member who tells it: whole events.
     ///
-    /// Spec: client-server API, "Stripped state".
-    pub async fn stripped_state(&self, teller: &UserId) -> Result<Vec<Box<RawValue>>, RoomError> {
+    /// Spec: server-server API, `PUT /_matrix/federation/v2/invite/{roomId}/{eventId}`, `invite_room_state`.
+    pub async fn introduction(&self, teller: &UserId) -> Result<Vec<Box<RawValue>>, RoomError> {
         let mut events = Vec::new();
         for kind in STRIPPED {
             events.extend(self.current(kind, "").await?);
         }
         events.extend(self.current("m.room.member", teller.as_str()).await?);
-        Ok(events.iter().map(|event| client::stripped(&event.pdu)).collect())
+        Ok(events.iter().filter_map(|event| serde_json::from_slice(event.pdu.raw()).ok()).collect())
     }
 
     /// Whether the room's access control list lets a server take part.

@@ -153,7 +153,7 @@ pub async fn send_knock(
     signed: Signed,
 ) -> ApiResult<Json<Knocked>> {
     let (room, event) = take(&app, &signed, (room_id, event_id), "knock").await?;
-    Ok(Json(Knocked { knock_room_state: room.stripped_state(event.pdu.sender()).await? }))
+    Ok(Json(Knocked { knock_room_state: room.introduction(event.pdu.sender()).await? }))
 }
 
 async fn take(

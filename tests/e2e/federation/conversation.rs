@@ -1,0 +1,267 @@
+//! Two users on two servers: everything that they do in rooms together.
+
+use serde_json::json;
+use tests::{Server, Synapse};
+
+use super::{User, eventually, path};
+
+/// Who the test's two users are, and how the other's room is named there.
+struct Pair {
+    /// On this server.
+    ours: User,
+    /// On the other.
+    theirs: User,
+    our_name: String,
+    their_name: String,
+}
+
+const VERSIONS: [&str; 12] = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12"];
+
+async fn with_synapse(server: &Server, synapse: &Synapse, name: &str) -> Pair {
+    Pair {
+        ours: User(server.client(&format!("a-{name}")).await),
+        theirs: User(synapse.client(&format!("b-{name}")).await),
+        our_name: server.name().to_owned(),
+        their_name: synapse.server_name().to_owned(),
+    }
+}
+
+/// `guest` joins `host`'s room by its alias, and they talk.
+async fn join_by_alias_and_talk(
+    host: &User,
+    guest: &User,
+    host_name: &str,
+    version: &str,
+    alias: &str,
+) -> String {
+    let room = host.create(version, json!({ "room_alias_name": alias, "name": "Tea" })).await;
+    for number in 0..5 {
+        host.say(&room, &format!("before {number}")).await;
+    }
+    guest.join(&format!("#{alias}:{host_name}"), host_name).await;
+    host.sees(&room, guest, "join").await;
+    guest.say(&room, "hello, host").await;
+    host.hears(&room, "hello, host").await;
+    host.say(&room, "hello, guest").await;
+    guest.hears(&room, "hello, guest").await;
+    // What was said before the join is fetched when it is asked for.
+    guest.hears(&room, "before 0").await;
+    let name = guest.state(&room, "m.room.name", "").await.unwrap();
+    assert_eq!(name["name"], "Tea", "room version {version}");
+    room
+}
+
+#[tokio::test]
+async fn rooms_of_every_version_are_shared_with_synapse() {
+    let (server, synapse) = (Server::start_federating("").await, Synapse::start().await);
+    let pair = with_synapse(&server, &synapse, "versions").await;
+    for version in VERSIONS {
+        let alias = format!("v{version}");
+        join_by_alias_and_talk(&pair.ours, &pair.theirs, &pair.our_name, version, &alias).await;
+        join_by_alias_and_talk(&pair.theirs, &pair.ours, &pair.their_name, version, &alias).await;
+    }
+}
+
+/// Invites: accepted, declined; leaving and joining again; kicks and bans.
+async fn come_and_go(host: &User, guest: &User, host_name: &str, guest_is_ours: bool) {
+    let room = host.create("11", json!({ "preset": "private_chat", "name": "Den" })).await;
+    host.invite(&room, guest).await;
+    let invite = guest.is_invited(&room).await;
+    let stripped = invite["invite_state"]["events"].as_array().unwrap();
+    assert!(stripped.iter().any(|event| event["content"]["name"] == "Den"), "{invite}");
+    if guest_is_ours {
+        assert!(stripped.iter().all(|event| event.get("depth").is_none()), "{invite}");
+    }
+    guest.leave(&room).await;
+    host.sees(&room, guest, "leave").await;
+    host.invite(&room, guest).await;
+    guest.is_invited(&room).await;
+    guest.join(&room, host_name).await;
+    host.sees(&room, guest, "join").await;
+    guest.say(&room, "here I am").await;
+    host.hears(&room, "here I am").await;
+    guest.leave(&room).await;
+    host.sees(&room, guest, "leave").await;
+    host.say(&room, "gone").await;
+    host.invite(&room, guest).await;
+    guest.is_invited(&room).await;
+    guest.join(&room, host_name).await;
+    host.say(&room, "again").await;
+    guest.hears(&room, "again").await;
+    host.0.post(&path(&room, "kick"), &json!({ "user_id": guest.id() })).await.ok();
+    eventually("the guest is out", async || {
+        let rooms = guest.0.get("/_matrix/client/v3/joined_rooms").await.ok();
+        let joined = rooms["joined_rooms"].as_array().unwrap().iter().any(|joined| *joined == room);
+        (!joined).then_some(())
+    })
+    .await;
+    host.0.post(&path(&room, "ban"), &json!({ "user_id": guest.id() })).await.ok();
+    let refused = guest
+        .0
+        .post(&format!("/_matrix/client/v3/join/{room}?via={host_name}&server_name={host_name}"), &json!({}))
+        .await;
+    assert_eq!(refused.status, 403, "{}", refused.body);
+}
+
+#[tokio::test]
+async fn users_of_synapse_come_and_go_and_ours_there() {
+    let (server, synapse) = (Server::start_federating("").await, Synapse::start().await);
+    let pair = with_synapse(&server, &synapse, "come").await;
+    come_and_go(&pair.ours, &pair.theirs, &pair.our_name, false).await;
+    come_and_go(&pair.theirs, &pair.ours, &pair.their_name, true).await;
+}
+
+/// Knocking, and a restricted room.
+async fn ask_to_be_let_in(host: &User, guest: &User, host_name: &str) {
+    let rules = json!({ "type": "m.room.join_rules", "state_key": "", "content": { "join_rule": "knock" } });
+    let room = host.create("11", json!({ "preset": "private_chat", "initial_state": [rules] })).await;
+    let knock = format!("/_matrix/client/v3/knock/{room}?via={host_name}&server_name={host_name}");
+    guest.0.post(&knock, &json!({})).await.ok();
+    host.sees(&room, guest, "knock").await;
+    host.invite(&room, guest).await;
+    guest.is_invited(&room).await;
+    guest.join(&room, host_name).await;
+    host.sees(&room, guest, "join").await;
+
+    let club = host.create("11", json!({})).await;
+    let allow = json!({ "type": "m.room_membership", "room_id": club });
+    let content = json!({ "join_rule": "restricted", "allow": [allow] });
+    let rules = json!({ "type": "m.room.join_rules", "state_key": "", "content": content });
+    let room = host.create("11", json!({ "preset": "private_chat", "initial_state": [rules] })).await;
+    let join = format!("/_matrix/client/v3/join/{room}?via={host_name}&server_name={host_name}");
+    let refused = guest.0.post(&join, &json!({})).await;
+    assert_eq!(refused.status, 403, "{}", refused.body);
+    guest.join(&club, host_name).await;
+    host.sees(&club, guest, "join").await;
+    guest.0.post(&join, &json!({})).await.ok();
+    host.sees(&room, guest, "join").await;
+    guest.say(&room, "let in").await;
+    host.hears(&room, "let in").await;
+}
+
+#[tokio::test]
+async fn knocks_and_restricted_joins_work_with_synapse() {
+    let (server, synapse) = (Server::start_federating("").await, Synapse::start().await);
+    let pair = with_synapse(&server, &synapse, "knock").await;
+    ask_to_be_let_in(&pair.ours, &pair.theirs, &pair.our_name).await;
+    ask_to_be_let_in(&pair.theirs, &pair.ours, &pair.their_name).await;
+}
+
+/// Edits, reactions, redactions, state, receipts, typing.
+async fn everything_in_a_room(host: &User, guest: &User, host_name: &str) {
+    let room = host.create("12", json!({})).await;
+    guest.join(&room, host_name).await;
+    host.sees(&room, guest, "join").await;
+    let first = guest.say(&room, "frist").await;
+    host.hears(&room, "frist").await;
+    let edit = json!({
+        "msgtype": "m.text", "body": "* first", "m.new_content": { "msgtype": "m.text", "body": "first" },
+        "m.relates_to": { "rel_type": "m.replace", "event_id": first },
+    });
+    guest.send(&room, "m.room.message", "edit", &edit).await;
+    host.hears(&room, "* first").await;
+    let relates = json!({ "rel_type": "m.annotation", "event_id": first, "key": "👍" });
+    let reaction = host.send(&room, "m.reaction", "reaction", &json!({ "m.relates_to": relates })).await;
+    eventually("the reaction arrives", async || {
+        guest.messages(&room).await.into_iter().find(|event| event["event_id"] == reaction)
+    })
+    .await;
+    host.0.put(&path(&room, &format!("redact/{reaction}/r")), &json!({})).await.ok();
+    eventually("the reaction is redacted", async || {
+        let events = guest.messages(&room).await;
+        let found = events.into_iter().find(|event| event["event_id"] == reaction)?;
+        found["content"].as_object()?.is_empty().then_some(())
+    })
+    .await;
+    host.set(&room, "m.room.topic", "", &json!({ "topic": "tea" })).await;
+    eventually("the topic arrives", async || {
+        (guest.state(&room, "m.room.topic", "").await?["topic"] == "tea").then_some(())
+    })
+    .await;
+    let mut since = host.sync_token().await;
+    guest.0.post(&path(&room, &format!("receipt/m.read/{first}")), &json!({})).await.ok();
+    eventually("the receipt arrives", async || {
+        let events = host.ephemeral(&room, &mut since).await;
+        events.iter().any(|event| event["content"][&first]["m.read"][guest.id()].is_object()).then_some(())
+    })
+    .await;
+    guest
+        .0
+        .put(&path(&room, &format!("typing/{}", guest.id())), &json!({ "typing": true, "timeout": 30000 }))
+        .await
+        .ok();
+    eventually("the typing notice arrives", async || {
+        let events = host.ephemeral(&room, &mut since).await;
+        events.iter().any(|event| event["content"]["user_ids"][0] == guest.id()).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn everything_said_and_shown_in_a_room_arrives_at_synapse_and_from_it() {
+    let (server, synapse) = (Server::start_federating("").await, Synapse::start().await);
+    let pair = with_synapse(&server, &synapse, "all").await;
+    everything_in_a_room(&pair.ours, &pair.theirs, &pair.our_name).await;
+    everything_in_a_room(&pair.theirs, &pair.ours, &pair.their_name).await;
+    let profile = json!({ "displayname": "Bea" });
+    let path = format!("/_matrix/client/v3/profile/{}", pair.theirs.id());
+    pair.theirs.0.put(&format!("{path}/displayname"), &profile).await.ok();
+    assert_eq!(pair.ours.0.get(&path).await.ok()["displayname"], "Bea");
+}
+
+/// Both sides write while the other is down, and agree afterwards.
+#[tokio::test]
+async fn either_side_may_be_killed_and_nothing_is_lost_or_doubled() {
+    let (mut server, mut synapse) = (Server::start_federating("").await, Synapse::start().await);
+    let pair = with_synapse(&server, &synapse, "killed").await;
+    let room = pair.ours.create("11", json!({})).await;
+    pair.theirs.join(&room, &pair.our_name).await;
+    pair.ours.sees(&room, &pair.theirs, "join").await;
+    synapse.kill();
+    for number in 0..60 {
+        pair.ours.say(&room, &format!("while they were away {number}")).await;
+    }
+    pair.ours.set(&room, "m.room.topic", "", &json!({ "topic": "ours" })).await;
+    server.kill();
+    synapse.restart().await;
+    for number in 0..5 {
+        pair.theirs.say(&room, &format!("while we were away {number}")).await;
+    }
+    server.restart().await;
+    pair.theirs.hears(&room, "while they were away 59").await;
+    pair.theirs.say(&room, "are you back?").await;
+    pair.ours.hears(&room, "are you back?").await;
+    for number in 0..5 {
+        pair.ours.hears(&room, &format!("while we were away {number}")).await;
+    }
+    for (user, texts) in [(&pair.ours, 5), (&pair.theirs, 60)] {
+        let events = user.messages(&room).await;
+        let mut bodies: Vec<_> =
+            events.iter().filter_map(|event| event["content"]["body"].as_str()).collect();
+        let told = bodies.len();
+        bodies.sort_unstable();
+        bodies.dedup();
+        assert_eq!(bodies.len(), told, "something is there twice");
+        assert!(told >= texts, "{told}");
+    }
+    let agree = async |kind: &str| {
+        let (ours, theirs) =
+            (pair.ours.state(&room, kind, "").await, pair.theirs.state(&room, kind, "").await);
+        (ours == theirs).then_some(())
+    };
+    for kind in ["m.room.topic", "m.room.power_levels", "m.room.join_rules"] {
+        eventually("both agree", async || agree(kind).await).await;
+    }
+}
+
+#[tokio::test]
+async fn two_ganglions_share_rooms() {
+    let (one, two) = (Server::start_federating("").await, Server::start_federating("").await);
+    let (alice, bob) = (User(one.client("alice").await), User(two.client("bob").await));
+    for version in ["1", "3", "10", "12"] {
+        join_by_alias_and_talk(&alice, &bob, one.name(), version, &format!("v{version}")).await;
+    }
+    come_and_go(&alice, &bob, one.name(), true).await;
+    ask_to_be_let_in(&bob, &alice, two.name()).await;
+    everything_in_a_room(&alice, &bob, one.name()).await;
+}
