@@ -80,6 +80,16 @@ impl Hub {
         view.wake();
     }
 
+    /// Marks a new event of a room in the views of its subscribers and wakes them.
+    pub fn room_has_event(&self, room: ShortRoomId, room_id: &RoomId, position: Position) {
+        if let Some(subscribers) = self.rooms.get(&room) {
+            for view in subscribers.values() {
+                view.mark_event(room_id, position);
+                view.wake();
+            }
+        }
+    }
+
     /// Marks a change of a room in the views of its subscribers and wakes them.
     pub fn room_changed(&self, room: ShortRoomId, room_id: &RoomId, position: Position) {
         if let Some(subscribers) = self.rooms.get(&room) {

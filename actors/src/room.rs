@@ -615,7 +615,7 @@ impl Completion {
             self.shared.hub.set_membership(&user, &room_id, entry);
         }
         if !self.events.is_empty() {
-            self.shared.hub.room_changed(room, &room_id, self.position);
+            self.shared.hub.room_has_event(room, &room_id, self.position);
         }
         for (outgoing, servers) in self.outgoing {
             self.shared.outbox.announce(outgoing, servers);

@@ -1,7 +1,7 @@
 //! A local user's session: the single writer of the account and all that belongs to it.
 //!
 //! Owns the user's rows in `ACCOUNTS`, `DEVICES`, `TOKENS`, `OPENID_TOKENS`, `ACCOUNT_DATA`, `PROFILES`,
-//! `FILTERS` and `PRIVATE_RECEIPTS`. It exists only for users who have an account. The directory starts it
+//! `FILTERS`, `PRIVATE_RECEIPTS` and `SLIDING_CONNECTIONS`. It exists only for users who have an account. The directory starts it
 //! under the session supervisor and passivates it when it is idle or memory is short; whoever waits in
 //! `/sync` holds a lease on it. A restart costs one read of each of those ranges and of the user's
 //! memberships; what was not durable has not been seen by anybody. The backlog limit is `[actors]`'s.
@@ -20,6 +20,7 @@ mod index;
 mod load;
 mod profile;
 mod push_rules;
+mod sliding;
 mod tags;
 #[cfg(test)]
 mod tests;
@@ -43,12 +44,14 @@ pub use self::{
     error::SessionError,
     handle::{Connected, SessionHandle},
     index::{RoomEntry, SessionView},
+    sliding::{ConnectionKey, RoomFacts, Told},
     token::{AuthenticationFailure, Requester, hash_token},
     unread::{Unread, UnreadCounts},
 };
 use self::{
     background::Background,
     change::Draft,
+    sliding::SlidingMemory,
     token::TokenCache,
     unread::{PushEvents, UnreadCache},
 };
@@ -121,6 +124,7 @@ struct Published {
     data: ArcSwap<SessionData>,
     view: Arc<SessionView>,
     unread: UnreadCache,
+    sliding: SlidingMemory,
     actor: ActorRef<SessionMessage>,
 }
 

@@ -294,6 +294,11 @@ tables! {
     /// Key: user, room ID, thread (empty: the whole room). Writer: `SessionActor`. Changes: overwritten.
     27 => PRIVATE_RECEIPTS: (OwnedUserId, OwnedRoomId, String) => ReceiptRecord;
 
+    /// What each sliding-sync connection has sent to its client.
+    ///
+    /// Key: user, device, connection ID. Writer: `SessionActor`. Changes: overwritten; deletion with the device.
+    38 => SLIDING_CONNECTIONS: (OwnedUserId, OwnedDeviceId, String) => SlidingConnectionRecord;
+
     /// What each `mxc://` URI names.
     ///
     /// Key: server, media ID. Writer: `Media`. Changes: once, when the bytes come; deletion.

@@ -13,13 +13,15 @@ use ruma::{
 use serde_json::value::RawValue;
 use storage::{
     Batch, Storage, Ticket,
-    schema::{self, AccountDataRecord, ReceiptRecord, TokenHash},
+    schema::{self, AccountDataRecord, ReceiptRecord, SlidingConnectionRecord, TokenHash},
 };
 
 use super::{
     SessionData, SessionError,
     data::{PUSH_RULES, stored_json},
-    profile, push_rules, tags,
+    profile, push_rules,
+    sliding::ConnectionKey,
+    tags,
 };
 use crate::room::Receipt;
 
@@ -77,6 +79,8 @@ pub enum SessionChange {
         /// Tokens that have expired.
         expired: Vec<OpenIdKey>,
     },
+    /// Keep what a sliding-sync connection has sent.
+    SetSlidingConnection(ConnectionKey, Arc<SlidingConnectionRecord>),
     /// Create or replace a push rule.
     SetPushRule {
         /// The rule.
@@ -205,6 +209,7 @@ impl Draft {
                 }
                 Ok(())
             }
+            SessionChange::SetSlidingConnection(key, record) => self.set_sliding_connection(&key, record),
             SessionChange::SetPushRule { rule, after, before } => {
                 let rules = push_rules::insert(&self.data, *rule, after.as_deref(), before.as_deref())?;
                 self.set_push_rules(rules);

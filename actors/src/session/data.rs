@@ -9,8 +9,9 @@ use bytes::Bytes;
 use engine::{id::Position, push::CompiledRules};
 use ruma::{DeviceId, OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomId, UserId, push::Ruleset};
 use serde_json::value::RawValue;
-use storage::schema::{AccountRecord, DeviceRecord};
+use storage::schema::{AccountRecord, DeviceRecord, SlidingConnectionRecord};
 
+use super::sliding::{self, ConnectionKey, Connections};
 use crate::room::Receipt;
 
 /// An account with everything that belongs to it. Cloning shares all of it.
@@ -25,6 +26,7 @@ pub struct SessionData {
     push_rules: Arc<Ruleset>,
     /// The rules, compiled when they are first applied.
     compiled_rules: Arc<OnceLock<CompiledRules>>,
+    pub(super) sliding: Connections,
 }
 
 impl SessionData {
@@ -39,6 +41,7 @@ impl SessionData {
             profile: Profile::default(),
             account_data: AccountData::default(),
             private_receipts: imbl::OrdMap::new(),
+            sliding: Connections::new(),
         };
         // Before everything that a client may have seen: it is news to a first sync only.
         data.set_push_rules(Ruleset::server_default(&data.user_id), Position(1));
@@ -100,6 +103,11 @@ impl SessionData {
         self.private_receipts.range(from..).take_while(move |((room, _), _)| room == room_id).map(|(_, r)| r)
     }
 
+    /// What a sliding-sync connection of a device has sent.
+    pub fn sliding_connection(&self, key: &ConnectionKey) -> Option<&Arc<SlidingConnectionRecord>> {
+        self.sliding.get(key)
+    }
+
     /// Sets the push rules and makes them visible as account data.
     pub(super) fn set_push_rules(&mut self, rules: Ruleset, position: Position) -> Arc<RawValue> {
         self.push_rules = Arc::new(rules);
@@ -113,7 +121,8 @@ impl SessionData {
     pub(super) fn weight(&self) -> u64 {
         let devices = 512 * self.devices.len() as u64;
         let receipts = 512 * self.private_receipts.len() as u64;
-        8192 + devices + receipts + self.profile.size() as u64 + self.account_data.weight
+        let sliding = self.sliding.values().map(|record| sliding::weight(record)).sum::<u64>();
+        8192 + devices + receipts + sliding + self.profile.size() as u64 + self.account_data.weight
     }
 }
 

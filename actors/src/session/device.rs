@@ -186,6 +186,7 @@ impl Draft {
         for device_id in device_ids {
             if let Some(device) = self.data.devices.remove(device_id) {
                 self.revoke_tokens(&device);
+                self.end_sliding_connections(device_id);
                 self.batch.delete(&schema::DEVICES, &(self.data.user_id.clone(), device_id.clone()));
             }
         }

@@ -12,11 +12,15 @@ use ruma::{
 };
 use serde_json::{json, value::RawValue};
 use sha2::{Digest, Sha256};
-use storage::{Direction, KeyRange, schema};
+use storage::{
+    Direction, KeyRange,
+    schema::{self, SlidingConnectionRecord},
+};
 
 use super::{
-    LogOut, LoggedIn, Login, OpenIdToken, Published, SessionActor, SessionChange, SessionData, SessionError,
-    SessionMessage, SessionShared, SessionView, Unread, tags, token::hash_token,
+    ConnectionKey, LogOut, LoggedIn, Login, OpenIdToken, Published, RoomEntry, RoomFacts, SessionActor,
+    SessionChange, SessionData, SessionError, SessionMessage, SessionShared, SessionView, Told, Unread, tags,
+    token::hash_token,
 };
 use crate::{
     directory::{Directory, Handle},
@@ -230,6 +234,35 @@ impl SessionHandle {
         let expired = expired.into_iter().map(|(key, _)| key).collect();
         self.change(SessionChange::AddOpenIdToken { key: token.key(), expired }).await?;
         Ok(token)
+    }
+
+    /// Keeps what a sliding-sync connection has sent.
+    pub async fn set_sliding_connection(
+        &self,
+        key: ConnectionKey,
+        record: SlidingConnectionRecord,
+    ) -> Result<(), SessionError> {
+        self.change(SessionChange::SetSlidingConnection(key, Arc::new(record))).await
+    }
+
+    /// What a sliding-sync connection has sent besides, as of a `pos`.
+    pub(crate) fn told(&self, key: &ConnectionKey, pos: &str) -> Told {
+        self.published.sliding.told(key, pos)
+    }
+
+    /// Notes what a response sends besides: `before` is its request's `pos`, `after` its own.
+    pub(crate) fn set_told(&self, key: &ConnectionKey, before: Option<&str>, after: &str, told: Told) {
+        self.published.sliding.set_told(&self.data(), key, before, after, told);
+    }
+
+    /// What is known of rooms for the filters of lists.
+    pub(crate) fn room_facts(&self, entries: &[RoomEntry]) -> Vec<Option<RoomFacts>> {
+        self.published.sliding.facts(entries)
+    }
+
+    /// Keeps what was found out of rooms.
+    pub(crate) fn set_room_facts(&self, facts: impl IntoIterator<Item = RoomFacts>) {
+        self.published.sliding.set_facts(facts);
     }
 
     /// What the user has not read of a room.

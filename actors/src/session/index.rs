@@ -28,13 +28,16 @@ pub struct RoomEntry {
     pub forgotten: bool,
     /// The last change that concerns this user in the room.
     pub latest: Position,
+    /// The last event of the room, or of the membership of a user who is not in it.
+    pub activity: Position,
 }
 
 impl RoomEntry {
     /// The entry of a stored membership, last changed at `latest`.
     pub fn new(record: MembershipRecord, latest: Position) -> Self {
         let MembershipRecord { room, membership, event, since, left, forgotten } = record;
-        Self { room, membership, event, since, left, forgotten, latest }
+        let activity = since.into();
+        Self { room, membership, event, since, left, forgotten, latest, activity }
     }
 
     /// Whether the user is joined.
@@ -69,6 +72,7 @@ impl Index {
         if let Some(old) = self.rooms.get(room_id) {
             self.by_latest.remove(&(old.latest, old.room));
             entry.latest = entry.latest.max(old.latest);
+            entry.activity = entry.activity.max(old.activity);
         }
         self.by_latest.insert((entry.latest, entry.room), room_id.to_owned());
         self.rooms.insert(room_id.to_owned(), entry);
@@ -106,6 +110,15 @@ impl SessionView {
     /// Notes that a room changed at `position`.
     pub fn mark_room(&self, room_id: &RoomId, position: Position) {
         self.index.lock().mark(room_id, position);
+    }
+
+    /// Notes that a room has a new event at `position`.
+    pub fn mark_event(&self, room_id: &RoomId, position: Position) {
+        let mut index = self.index.lock();
+        index.mark(room_id, position);
+        if let Some(entry) = index.rooms.get_mut(room_id) {
+            entry.activity = entry.activity.max(position);
+        }
     }
 
     /// Notes that something outside the rooms changed at `position`.

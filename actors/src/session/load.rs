@@ -13,6 +13,7 @@ use super::{
     SessionView,
     data::{PUSH_RULES, shared_json},
     push_rules,
+    sliding::SlidingMemory,
     unread::UnreadCache,
 };
 use crate::{directory::Meter, room::Receipt};
@@ -39,6 +40,7 @@ impl ActiveSession {
             data: ArcSwap::from_pointee(data.clone()),
             view,
             unread: UnreadCache::default(),
+            sliding: SlidingMemory::default(),
             actor: myself,
         });
         Ok(Self { shared, meter, data, published })
@@ -57,6 +59,11 @@ impl SessionShared {
         data.profile = self.load_profile(user_id).await?;
         self.load_account_data(&mut data).await?;
         self.load_private_receipts(&mut data).await?;
+        let all = KeyRange::prefix(&(user_id,));
+        let rows =
+            self.storage.range(&schema::SLIDING_CONNECTIONS, all, Direction::Ascending, usize::MAX).await?;
+        data.sliding =
+            rows.into_iter().map(|((_, device, conn), record)| ((device, conn), Arc::new(record))).collect();
         Ok(data)
     }
 
@@ -131,6 +138,7 @@ impl SessionShared {
         let heads = self.storage.get_many(&schema::ROOMS, joined.iter().map(|(_, room)| *room)).await?;
         for ((room_id, room), head) in joined.iter().zip(heads) {
             if let Some(head) = head {
+                view.mark_event(room_id, head.latest.into());
                 view.mark_room(room_id, head.touched);
             }
             // A leave that came between the reading and the subscription.

@@ -201,6 +201,13 @@ fn user_rows() -> Vec<String> {
         is_guest: false,
     };
     let data = AccountDataRecord { content: Bytes::from_static(b"{}"), position: Position(5) };
+    let sent = SlidingRoomRecord { upto: Some(Position(5)), limit: 20, required: 0, is_direct: true };
+    let generation = SlidingGenerationRecord {
+        id: 9,
+        required: vec![vec![("m.room.name".to_owned(), String::new())]],
+        rooms: [(ROOM, sent)].into(),
+    };
+    let sliding = SlidingConnectionRecord { touched: Position(701), generations: vec![generation] };
     vec![
         row(&ACCOUNTS, &alice(), &account),
         row(&DEVICES, &(alice(), phone()), &device),
@@ -210,6 +217,7 @@ fn user_rows() -> Vec<String> {
         row(&PROFILES, &(alice(), "displayname".to_owned()), &"\"Alice\"".to_owned()),
         row(&FILTERS, &(alice(), "1".to_owned()), &"{}".to_owned()),
         row(&PRIVATE_RECEIPTS, &(alice(), room_id, "main".to_owned()), &receipt),
+        row(&SLIDING_CONNECTIONS, &(alice(), phone(), "main".to_owned()), &sliding),
     ]
 }
 

@@ -1,7 +1,9 @@
 //! Records of local users.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
-use engine::id::Position;
+use engine::id::{Position, ShortRoomId};
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedUserId};
 use serde::{Deserialize, Serialize};
 
@@ -78,6 +80,59 @@ pub struct AccountDataRecord {
     pub content: Bytes,
     /// When it was set.
     pub position: Position,
+}
+
+/// A sliding-sync connection: what its client was sent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlidingConnectionRecord {
+    /// When it last changed.
+    pub touched: Position,
+    /// The state that the client last confirmed, and the one that it has been offered since.
+    pub generations: Vec<SlidingGenerationRecord>,
+}
+
+/// One state of a sliding-sync connection; a client names it in its `pos`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlidingGenerationRecord {
+    /// Names it.
+    pub id: u64,
+    /// The required state that rooms were sent with: pairs of event type and state key.
+    pub required: Vec<Vec<(String, String)>>,
+    /// The rooms that were sent.
+    pub rooms: BTreeMap<ShortRoomId, SlidingRoomRecord>,
+}
+
+/// A room that a sliding-sync connection has sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "SlidingRoomFields", into = "SlidingRoomFields")]
+pub struct SlidingRoomRecord {
+    /// Up to where the client knows it; none if it is as of the client's `pos`.
+    pub upto: Option<Position>,
+    /// The number of timeline events that it was sent with.
+    pub limit: u32,
+    /// The index of its required state.
+    pub required: u32,
+    /// Whether it was shown as a direct chat.
+    pub is_direct: bool,
+}
+
+/// A connection has many of these: no names are stored.
+type SlidingRoomFields = (Option<Position>, u32, u32, bool);
+
+impl From<SlidingRoomFields> for SlidingRoomRecord {
+    fn from((upto, limit, required, is_direct): SlidingRoomFields) -> Self {
+        Self { upto, limit, required, is_direct }
+    }
+}
+
+impl From<SlidingRoomRecord> for SlidingRoomFields {
+    fn from(record: SlidingRoomRecord) -> Self {
+        (record.upto, record.limit, record.required, record.is_direct)
+    }
+}
+
+impl Record for SlidingConnectionRecord {
+    const VERSION: u8 = 1;
 }
 
 impl Record for AccountRecord {
