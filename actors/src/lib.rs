@@ -15,6 +15,7 @@ mod passivation;
 pub mod presence;
 pub mod room;
 pub mod session;
+pub mod sliding_sync;
 pub mod spaces;
 pub mod sync;
 pub mod token;

@@ -58,17 +58,17 @@ pub enum SyncError {
 }
 
 /// How long a waiting request trusts one view: that of a crashed session hears of nothing any more.
-const VIEW_MAX: Duration = Duration::from_secs(10);
+pub(crate) const VIEW_MAX: Duration = Duration::from_secs(10);
 
 /// One pass over what changed: who asks, and for which stretch of time.
-struct Pass<'a> {
-    homeserver: &'a Homeserver,
-    session: &'a SessionHandle,
-    request: &'a SyncRequest,
+pub(crate) struct Pass<'a> {
+    pub(crate) homeserver: &'a Homeserver,
+    pub(crate) session: &'a SessionHandle,
+    pub(crate) request: &'a SyncRequest,
     /// The last response's position; 0 asks for everything.
-    since: Position,
+    pub(crate) since: Position,
     /// Everything up to here is durable and visible, and is told.
-    upto: Position,
+    pub(crate) upto: Position,
 }
 
 impl Homeserver {
@@ -118,7 +118,7 @@ impl Homeserver {
     /// Waits until what is marked as changed is below the watermark, and returns the watermark.
     ///
     /// Marks come a moment before the watermark; only earlier commits that are under way lie between.
-    async fn caught_up(&self, marked: Position) -> Position {
+    pub(crate) async fn caught_up(&self, marked: Position) -> Position {
         let mut watermark = self.storage().watermark_changed();
         match watermark.wait_for(|reached| *reached >= marked).await {
             Ok(reached) => *reached,
@@ -227,7 +227,7 @@ impl Pass<'_> {
 }
 
 /// `{"type": …, "content": …}`, around content that is JSON already.
-fn typed(kind: &str, content: &serde_json::value::RawValue) -> Box<serde_json::value::RawValue> {
+pub(crate) fn typed(kind: &str, content: &serde_json::value::RawValue) -> Box<serde_json::value::RawValue> {
     let kind = serde_json::Value::from(kind);
     serde_json::value::RawValue::from_string(format!(r#"{{"type":{kind},"content":{content}}}"#))
         .expect("JSON put together from JSON is JSON")

@@ -47,6 +47,11 @@ impl FromStr for Token {
         let (kind, number) = text.split_once('_').ok_or(InvalidToken)?;
         match kind {
             "s1" => number.parse().map(|number| Self::Sync(Position(number))).map_err(|_| InvalidToken),
+            // A `pos` of sliding sync serves as the token of the same moment.
+            "p1" => {
+                let (_, number) = number.split_once('_').ok_or(InvalidToken)?;
+                number.parse().map(|number| Self::Sync(Position(number))).map_err(|_| InvalidToken)
+            }
             "t1" => {
                 number.parse().map(|number| Self::Timeline(TimelineIndex(number))).map_err(|_| InvalidToken)
             }
@@ -64,7 +69,8 @@ mod tests {
         for token in [Token::Sync(Position(7)), Token::Timeline(TimelineIndex(-3))] {
             assert_eq!(token.to_string().parse(), Ok(token));
         }
-        for text in ["", "s1", "s1_", "s1_-1", "t2_3", "s1_99999999999999999999"] {
+        assert_eq!("p1_00ff_7".parse(), Ok(Token::Sync(Position(7))));
+        for text in ["p1_7", "", "s1", "s1_", "s1_-1", "t2_3", "s1_99999999999999999999"] {
             assert_eq!(text.parse::<Token>(), Err(InvalidToken), "{text}");
         }
     }

@@ -18,6 +18,7 @@ pub mod push_rules;
 pub mod register;
 pub mod relations;
 pub mod rooms;
+pub mod sliding_sync;
 pub mod spaces;
 pub mod summary;
 pub mod sync;

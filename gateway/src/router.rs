@@ -15,8 +15,8 @@ use crate::{
     app::App,
     client::{
         account, account_data, devices, directory, ephemeral, events, filters, login, media, membership, old,
-        openid, presence, profile, push_rules, register, relations, rooms, spaces, summary, sync, timeline,
-        user_directory, well_known,
+        openid, presence, profile, push_rules, register, relations, rooms, sliding_sync, spaces, summary,
+        sync, timeline, user_directory, well_known,
     },
     error::ApiError,
     federation,
@@ -49,6 +49,7 @@ fn client_routes() -> Router<App> {
         .route("/register/available", get(register::available))
         .route("/account/whoami", get(login::whoami))
         .route("/sync", get(sync::sync))
+        .route("/org.matrix.simplified_msc3575/sync", post(sliding_sync::sliding_sync))
         .route("/events", get(old::events))
         .route("/initialSync", get(old::initial_sync))
         .route("/createRoom", post(rooms::create_room))
@@ -198,9 +199,11 @@ pub fn alias(mut request: Request) -> Request {
 
 /// `GET /_matrix/client/versions`
 async fn versions() -> Json<serde_json::Value> {
-    Json(
-        json!({ "versions": VERSIONS, "unstable_features": { "uk.half-shot.msc2666.query_mutual_rooms": true } }),
-    )
+    let unstable_features = json!({
+        "org.matrix.simplified_msc3575": true,
+        "uk.half-shot.msc2666.query_mutual_rooms": true,
+    });
+    Json(json!({ "versions": VERSIONS, "unstable_features": unstable_features }))
 }
 
 /// The versions of the specification whose client-server API this server speaks.

@@ -23,6 +23,7 @@ mod receipts_typing;
 mod registration;
 mod relations;
 mod rooms;
+mod sliding_sync;
 mod spaces;
 mod sync;
 mod user_directory;

@@ -35,9 +35,9 @@ const SCAN_MAX: usize = 1000;
 const HEROES: usize = 5;
 
 /// A stretch of timeline as read, before it is rendered.
-pub(super) struct Stretch {
-    pub(super) events: Vec<Arc<StoredEvent>>,
-    limited: bool,
+pub(crate) struct Stretch {
+    pub(crate) events: Vec<Arc<StoredEvent>>,
+    pub(crate) limited: bool,
 }
 
 impl Pass<'_> {
@@ -112,7 +112,7 @@ impl Pass<'_> {
     }
 
     /// The newest events of `(after, end]` that the filter lets through and the user may see.
-    async fn stretch(
+    pub(crate) async fn stretch(
         &self,
         room: &RoomHandle,
         after: TimelineIndex,
@@ -172,12 +172,12 @@ impl Pass<'_> {
         })
     }
 
-    pub(super) fn viewer(&self) -> Viewer {
+    pub(crate) fn viewer(&self) -> Viewer {
         Viewer { user_id: self.request.user_id.clone(), device_id: Some(self.request.device_id.clone()) }
     }
 
     /// Stripped state for someone who is not in the room yet, with their own membership event.
-    pub(super) async fn stripped_state(
+    pub(crate) async fn stripped_state(
         &self,
         room_id: &RoomId,
         entry: &RoomEntry,
@@ -221,7 +221,11 @@ impl Pass<'_> {
         Ok(summary)
     }
 
-    async fn heroes(&self, room: &RoomHandle, root: StateRoot) -> Result<Vec<OwnedUserId>, RoomError> {
+    pub(crate) async fn heroes(
+        &self,
+        room: &RoomHandle,
+        root: StateRoot,
+    ) -> Result<Vec<OwnedUserId>, RoomError> {
         // The first members by user ID, not by time: every server of the room shows the same ones.
         let members = room.state_first(root, "m.room.member", 20 * HEROES).await?;
         let with = |wanted: &[&str]| -> Vec<OwnedUserId> {
