@@ -13,7 +13,10 @@ use ruma::api::{
     IncomingRequest, IncomingRequestExt, OutgoingResponse, OutgoingResponseExt,
     error::{DeserializationError, FromHttpRequestError},
 };
-use serde::de::IgnoredAny;
+use serde::{
+    Deserialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 
 use crate::{
     app::App,
@@ -35,6 +38,9 @@ pub struct ClientIp(pub std::net::IpAddr);
 
 /// A request that needs no authentication.
 pub struct Open<R>(pub R);
+
+/// A request that needs no authentication, whose body must have a `type`: ruma takes that for granted.
+pub struct Typed<R>(pub R);
 
 /// A request with its authenticated sender.
 pub struct Authenticated<R> {
@@ -61,10 +67,32 @@ impl<R: IncomingRequest + Send> FromRequest<App> for Open<R> {
 
     async fn from_request(request: Request, app: &App) -> ApiResult<Self> {
         let (mut parts, body) = request.into_parts();
-        if let Some(ClientIp(address)) = parts.extensions.get() {
-            app.rate_limits().check_address(*address, route(&parts))?;
-        }
+        check_address(&parts, app)?;
         parse(&mut parts, body, app).await.map(Self)
+    }
+}
+
+fn check_address(parts: &Parts, app: &App) -> ApiResult<()> {
+    match parts.extensions.get() {
+        Some(ClientIp(address)) => app.rate_limits().check_address(*address, route(parts)),
+        None => Ok(()),
+    }
+}
+
+impl<R: IncomingRequest + Send> FromRequest<App> for Typed<R> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> ApiResult<Self> {
+        #[derive(Deserialize)]
+        struct Kind {
+            #[serde(rename = "type")]
+            _kind: String,
+        }
+        let (mut parts, body) = request.into_parts();
+        check_address(&parts, app)?;
+        let body = read_json(body, BODY_MAX).await?;
+        serde_json::from_slice::<Kind>(&body).map_err(|error| ApiError::bad_json(error.to_string()))?;
+        parse(&mut parts, Body::from(body), app).await.map(Self)
     }
 }
 
@@ -85,6 +113,33 @@ impl FromRequestParts<App> for Requester {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> ApiResult<Self> {
         authenticate(parts, app).await
+    }
+}
+
+/// The parameters of the path.
+pub struct Path<T>(pub T);
+
+impl<T: DeserializeOwned + Send> FromRequestParts<App> for Path<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> ApiResult<Self> {
+        let path = axum::extract::Path::from_request_parts(parts, app).await;
+        path.map(|path| Self(path.0)).map_err(|error| ApiError::invalid_param(error.body_text()))
+    }
+}
+
+/// The parameters of the query.
+pub struct Query<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequestParts<App> for Query<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> ApiResult<Self> {
+        let query = axum::extract::Query::from_request_parts(parts, app).await;
+        query.map(|query| Self(query.0)).map_err(|error| match error.body_text() {
+            message if message.contains("missing field") => ApiError::missing_param(message),
+            message => ApiError::invalid_param(message),
+        })
     }
 }
 
@@ -154,7 +209,7 @@ async fn parse<R: IncomingRequest>(parts: &mut Parts, body: Body, app: &App) -> 
         *headers = parts.headers.clone();
     }
     let request = request.body(&*body).map_err(|error| ApiError::invalid_param(error.to_string()))?;
-    // ruma indexes into some bodies (`/login` without `type`), which panics where the key is missing.
+    // ruma indexes into some bodies, which panics where a key is missing; see `Typed`.
     catch_unwind(AssertUnwindSafe(|| R::try_from_http_request(request, &arguments)))
         .map_err(|_| ApiError::bad_json("the body lacks a required key"))?
         .map_err(|error| refusal(&error))

@@ -21,4 +21,5 @@ pub mod serve;
 pub mod telemetry;
 pub mod tls;
 pub mod uia;
+pub mod unread;
 pub mod users;

@@ -19,7 +19,7 @@ use crate::{
         sync, timeline, user_directory, well_known,
     },
     error::ApiError,
-    federation,
+    federation, unread,
 };
 
 /// The server's routes. Paths under `r0` and `unstable` are spelled as they are under `v3` here; see [`alias`].
@@ -36,6 +36,7 @@ pub fn router(app: App) -> Router {
         .fallback(unrecognized)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn(cors))
+        .layer(middleware::from_fn(unread::drain))
         .with_state(app)
 }
 

@@ -3,10 +3,7 @@
 //! Spec: client-server API, "Client Config" and "Room Tagging".
 
 use actors::session::SessionChange;
-use axum::{
-    Json,
-    extract::{Path, State},
-};
+use axum::{Json, extract::State};
 use ruma::{OwnedRoomId, RoomId};
 use serde_json::{Map, Value, value::RawValue};
 
@@ -14,7 +11,7 @@ use super::profile::own;
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::{JsonBody, Requester},
+    extract::{JsonBody, Path, Requester},
 };
 
 type Object = Map<String, Value>;

@@ -20,7 +20,7 @@ use ruma::{
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::{Authenticated, Matrix, Open},
+    extract::{Authenticated, Matrix, Open, Typed},
 };
 
 /// `GET /_matrix/client/v3/login`
@@ -34,7 +34,7 @@ pub async fn login_types(
 /// `POST /_matrix/client/v3/login`
 pub async fn login(
     State(app): State<App>,
-    Open(request): Open<login::v3::Request>,
+    Typed(request): Typed<login::v3::Request>,
 ) -> ApiResult<Matrix<login::v3::Response>> {
     let LoginInfo::Password(given) = request.login_info else {
         return Err(ApiError::bad_request("M_UNKNOWN", "this way to log in is not supported"));

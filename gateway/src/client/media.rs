@@ -7,22 +7,17 @@ mod serve;
 use std::time::Duration;
 
 use actors::media::{Lookup, Meta, is_media_id};
-use axum::{
-    Json,
-    body::Body,
-    extract::{FromRequestParts, Path, Query, State},
-    response::Response,
-};
-use http::{HeaderMap, header, request::Parts};
+use axum::{Json, body::Body, extract::State, response::Response};
+use http::{HeaderMap, header};
 use ruma::{OwnedServerName, ServerName};
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 pub use self::serve::Disposition;
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::Requester,
+    extract::{Path as ApiPath, Query as ApiQuery, Requester},
 };
 
 /// What names of files, and content types, have at most: they go into headers.
@@ -166,35 +161,4 @@ fn meta(ApiQuery(query): ApiQuery<UploadQuery>, headers: &HeaderMap) -> ApiResul
     }
     let length = text(header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
     Ok((Meta { content_type, filename: query.filename }, length))
-}
-
-/// The arguments of a path; what is wrong with them is told as the specification wants it.
-pub struct ApiPath<T>(pub T);
-
-/// The arguments of a query; what is wrong with them is told as the specification wants it.
-pub struct ApiQuery<T>(pub T);
-
-impl<T: DeserializeOwned + Send> FromRequestParts<App> for ApiPath<T> {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> ApiResult<Self> {
-        let path = Path::from_request_parts(parts, app).await;
-        path.map(|Path(path)| Self(path)).map_err(|error| ApiError::invalid_param(error.body_text()))
-    }
-}
-
-impl<T: DeserializeOwned + Send> FromRequestParts<App> for ApiQuery<T> {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> ApiResult<Self> {
-        let query = Query::from_request_parts(parts, app).await;
-        query.map(|Query(query)| Self(query)).map_err(|error| {
-            let message = error.body_text();
-            if message.contains("missing field") {
-                ApiError::missing_param(message)
-            } else {
-                ApiError::invalid_param(message)
-            }
-        })
-    }
 }

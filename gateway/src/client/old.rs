@@ -10,10 +10,7 @@ use actors::{
     sync::SyncRequest,
     token::Token,
 };
-use axum::{
-    Json,
-    extract::{Path, Query, State},
-};
+use axum::{Json, extract::State};
 use engine::{
     id::{Position, TimelineIndex},
     pdu::client::RoomIdField,
@@ -30,7 +27,7 @@ use super::events::{room_of, viewer};
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::Requester,
+    extract::{Path, Query, Requester},
 };
 
 /// The longest wait for an event.

@@ -3,17 +3,14 @@
 //! Spec: client-server API, "Profiles".
 
 use actors::session::{Profile, SessionError};
-use axum::{
-    Json,
-    extract::{Path, State},
-};
+use axum::{Json, extract::State};
 use ruma::{OwnedUserId, UserId};
 use serde_json::{Map, Value};
 
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::{JsonBody, Requester},
+    extract::{JsonBody, Path, Requester},
 };
 
 /// A JSON object.

@@ -8,10 +8,7 @@ use actors::{
     federation::remote::{MissingEventsQuery, RawEvents},
     room::{RoomHandle, StoredEvent},
 };
-use axum::{
-    Json,
-    extract::{Path, State},
-};
+use axum::{Json, extract::State};
 use ruma::{EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, ServerName, UInt};
 use serde::Serialize;
 use serde_json::{Value, json, value::RawValue};
@@ -20,6 +17,7 @@ use super::authentication::Signed;
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
+    extract::Path,
 };
 
 /// Events that one answer holds at most.

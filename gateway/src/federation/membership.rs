@@ -6,10 +6,7 @@ use actors::{
     federation::remote::{Invite, RawEvents},
     room::{RoomHandle, StoredEvent},
 };
-use axum::{
-    Json,
-    extract::{Path, State},
-};
+use axum::{Json, extract::State};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json, value::RawValue};
@@ -18,6 +15,7 @@ use super::{authentication::Signed, events::raw};
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
+    extract::Path,
 };
 
 /// `GET /_matrix/federation/v1/make_join/{roomId}/{userId}`

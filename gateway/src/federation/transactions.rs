@@ -3,10 +3,7 @@
 //! Spec: server-server API, "Transactions".
 
 use actors::federation::remote::RawEvents;
-use axum::{
-    Json,
-    extract::{Path, State},
-};
+use axum::{Json, extract::State};
 use serde::Deserialize;
 use serde_json::{Map, Value, json, value::RawValue};
 
@@ -14,6 +11,7 @@ use super::authentication::Signed;
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
+    extract::Path,
 };
 
 /// PDUs in one transaction, at most.

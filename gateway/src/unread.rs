@@ -1,0 +1,139 @@
+//! Bodies of requests that were answered without being read to their end.
+//!
+//! With HTTP/1.1, what was not read stands before the next request on the connection, so that the server has to close
+//! it, often just when the client sends that next request. A short rest is read instead, a long one announced.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{
+    body::{Body, Bytes, HttpBody},
+    extract::Request,
+    middleware::Next,
+    response::Response,
+};
+use http::{HeaderValue, Version, header};
+use http_body_util::BodyExt;
+use hyper::body::{Frame, SizeHint};
+use parking_lot::Mutex;
+
+/// The largest rest that is read: most requests that are refused are smaller.
+const REST_MAX: usize = 128 * 1024;
+
+/// How long reading it may take.
+const REST_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// Reads the rest of the body after the answer, or says that the connection will be closed.
+pub async fn drain(request: Request, next: Next) -> Response {
+    // Whoever expects to be told to continue does not send the body when told otherwise.
+    if request.version() > Version::HTTP_11
+        || request.body().is_end_stream()
+        || request.headers().contains_key(header::EXPECT)
+    {
+        return next.run(request).await;
+    }
+    let left = Arc::new(Mutex::new(None));
+    let request = request.map(|body| Body::new(Returned { body: Some(body), left: left.clone() }));
+    let mut response = next.run(request).await;
+    let rest = left.lock().take();
+    if let Some(rest) = rest
+        && !response.headers().contains_key(header::CONNECTION)
+        && !is_short(rest).await
+    {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// Reads a rest; whether it came to its end within the limits.
+async fn is_short(mut rest: Body) -> bool {
+    let read = async {
+        let mut size = 0;
+        while let Some(frame) = rest.frame().await {
+            let Ok(frame) = frame else { return false };
+            size += frame.data_ref().map_or(0, Bytes::len);
+            if size > REST_MAX {
+                return false;
+            }
+        }
+        true
+    };
+    tokio::time::timeout(REST_TIME_MAX, read).await.unwrap_or(false)
+}
+
+/// A body that is handed back when it is dropped before its end.
+struct Returned {
+    /// None after its end.
+    body: Option<Body>,
+    left: Arc<Mutex<Option<Body>>>,
+}
+
+impl HttpBody for Returned {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        let polled = Pin::new(body).poll_frame(context);
+        if matches!(polled, Poll::Ready(None | Some(Err(_)))) {
+            self.body = None;
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(HttpBody::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), HttpBody::size_hint)
+    }
+}
+
+impl Drop for Returned {
+    fn drop(&mut self) {
+        *self.left.lock() = self.body.take().filter(|body| !body.is_end_stream());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{Router, middleware, routing::post};
+    use http::Request;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    async fn connection_after(body: Body, path: &str) -> Option<HeaderValue> {
+        let router = Router::new()
+            .route("/reads", post(|_: Bytes| async {}))
+            .route("/ignores", post(|| async {}))
+            .layer(middleware::from_fn(drain));
+        let request = Request::post(path).body(body).unwrap();
+        router.oneshot(request).await.unwrap().headers().get(header::CONNECTION).cloned()
+    }
+
+    #[tokio::test]
+    async fn only_long_rests_close_the_connection() {
+        let long = || Body::from(vec![0; REST_MAX + 1]);
+        assert_eq!(connection_after(Body::from("x"), "/reads").await, None);
+        assert_eq!(connection_after(long(), "/reads").await, None);
+        assert_eq!(connection_after(Body::from("x"), "/ignores").await, None);
+        assert_eq!(connection_after(Body::empty(), "/unknown").await, None);
+        assert_eq!(connection_after(long(), "/ignores").await.unwrap(), "close");
+        assert_eq!(connection_after(long(), "/unknown").await.unwrap(), "close");
+    }
+
+    #[tokio::test]
+    async fn a_rest_that_does_not_come_is_not_waited_for() {
+        let stuck = Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::io::Error>>());
+        assert_eq!(connection_after(stuck, "/ignores").await.unwrap(), "close");
+    }
+}
