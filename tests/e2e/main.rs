@@ -9,6 +9,7 @@ mod clients;
 mod devices;
 mod durability;
 mod federation;
+mod fuzz;
 mod history_visibility;
 mod hygiene;
 mod media;
