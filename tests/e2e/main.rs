@@ -1,6 +1,8 @@
 //! End-to-end tests: each starts the real binary on a free port with a store of its own.
 //!
 //! The modules mirror the chapters of the client-server API.
+// The futures of matrix-sdk are nested deeply.
+#![recursion_limit = "256"]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod account_data;
