@@ -19,6 +19,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     str::FromStr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -32,7 +33,7 @@ use self::{list::Matched, request::Body};
 use crate::{
     homeserver::Homeserver,
     room::RoomError,
-    session::{ConnectionKey, SessionError, SessionHandle, Told},
+    session::{ConnectionKey, SessionData, SessionError, SessionHandle, Told},
     sync::VIEW_MAX,
 };
 
@@ -129,22 +130,28 @@ impl Homeserver {
     /// Answers with what changed, waiting for it up to the request's time-out.
     pub async fn sliding_sync(&self, request: &SlidingRequest) -> Result<SlidingResponse, SlidingError> {
         let deadline = Instant::now() + request.timeout;
-        let mut idle: Option<Outcome> = None;
+        let mut idle: Option<(Outcome, Arc<SessionData>)> = None;
         loop {
             let session = self.session(&request.user_id).await?;
             let mut changes = session.view().subscribe();
             let upto = self.caught_up(session.view().latest()).await;
             let base = self.base(&session, request)?;
-            let looked = idle.as_ref().map(|idle| idle.upto);
-            if looked.is_none_or(|looked| session.view().latest() > looked) {
-                let direct = direct_rooms(&session);
+            let data = session.data();
+            if let Some((outcome, looked_at)) = &mut idle
+                && Arc::ptr_eq(looked_at, &data)
+                && session.view().rooms_changed(outcome.upto).is_empty()
+            {
+                // Others' presence, say.
+                outcome.upto = upto;
+            } else {
+                let direct = direct_rooms(&data);
                 let turn =
                     Turn { homeserver: self, session: &session, request, base: base.as_ref(), upto, direct };
                 let outcome = turn.build().await?;
                 if request.pos.is_none() || !outcome.is_empty() {
                     return self.give(&session, request, base, outcome).await;
                 }
-                idle = Some(outcome);
+                idle = Some((outcome, data));
             }
             tokio::select! {
                 biased;
@@ -153,7 +160,7 @@ impl Homeserver {
                 () = tokio::time::sleep_until(deadline.min(Instant::now() + VIEW_MAX)) => {
                     if Instant::now() >= deadline {
                         return match idle {
-                            Some(outcome) => self.give(&session, request, base, outcome).await,
+                            Some((outcome, _)) => self.give(&session, request, base, outcome).await,
                             None => Ok(unchanged(request)),
                         };
                     }
@@ -214,8 +221,7 @@ fn unchanged(request: &SlidingRequest) -> SlidingResponse {
 }
 
 /// Spec: client-server API, "Direct Messaging".
-fn direct_rooms(session: &SessionHandle) -> BTreeSet<OwnedRoomId> {
-    let data = session.data();
+fn direct_rooms(data: &SessionData) -> BTreeSet<OwnedRoomId> {
     let by_user = data.account_data(None, "m.direct").map(serde_json::value::RawValue::get);
     // A client may have put anything there.
     let by_user: BTreeMap<String, serde_json::Value> =

@@ -5,7 +5,7 @@
 use http::Method;
 
 /// The routes that guests may use: those of the specification, and what a client cannot do without.
-const ROUTES: [(Method, &str); 24] = [
+const ROUTES: [(Method, &str); 25] = [
     (Method::GET, "/account/whoami"),
     (Method::GET, "/capabilities"),
     (Method::GET, "/devices"),
@@ -29,6 +29,7 @@ const ROUTES: [(Method, &str); 24] = [
     (Method::GET, "/events"),
     (Method::PUT, "/sendToDevice/{kind}/{txn}"),
     (Method::GET, "/sync"),
+    (Method::POST, "/org.matrix.simplified_msc3575/sync"),
     (Method::GET, "/rooms/{room}/joined_members"),
 ];
 

@@ -424,3 +424,45 @@ async fn sliding_sync_is_advertised() {
     let versions = server.anonymous().get("/_matrix/client/versions").await.ok();
     assert_eq!(versions["unstable_features"]["org.matrix.simplified_msc3575"], true);
 }
+
+/// Prints how long responses take for a user in many rooms; a measurement, so it is not part of the gate.
+#[tokio::test]
+#[ignore = "takes minutes"]
+async fn the_first_response_for_a_user_in_1000_rooms() {
+    let mut server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let mut last = String::new();
+    for number in 0..1000 {
+        last = alice.create_room(json!({ "preset": "public_chat", "name": format!("room {number}") })).await;
+    }
+    bob.join(&last).await.ok();
+    let filters = json!({ "not_room_types": ["m.space"] });
+    for moment in ["warm", "after a restart"] {
+        for conn in ["first", "second"] {
+            let mut body = list([0, 19], &filters);
+            body["conn_id"] = json!(conn);
+            let mut connection = Connection::new(&alice);
+            let started = Instant::now();
+            let first = connection.ask(&body).await;
+            println!("{moment}, {conn} connection: {:?}", started.elapsed());
+            assert_eq!(first["lists"]["all"]["count"], 1000);
+            let started = Instant::now();
+            connection
+                .ask(&list([0, 999], &filters).as_object().map_or(Value::Null, |all| {
+                    let mut all = all.clone();
+                    all.insert("conn_id".to_owned(), json!(conn));
+                    all.into()
+                }))
+                .await;
+            println!("{moment}, {conn} connection, all rooms: {:?}", started.elapsed());
+            bob.say(&last, &format!("{moment}{conn}"), "news").await;
+            let mut body = list([0, 999], &filters);
+            body["conn_id"] = json!(conn);
+            let started = Instant::now();
+            let next = connection.ask(&body).await;
+            println!("{moment}, {conn} connection, one change: {:?}", started.elapsed());
+            assert_eq!(ids(&next), [&last]);
+        }
+        server.restart().await;
+    }
+}

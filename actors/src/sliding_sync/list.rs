@@ -46,34 +46,29 @@ impl Turn<'_> {
         &self,
         base: Option<&SlidingGenerationRecord>,
     ) -> Result<Vec<(OwnedRoomId, RoomEntry)>, SlidingError> {
-        let mut rooms = self.session.view().rooms();
         // Sent before, and the client does not know of the leave yet.
         let is_leave_news = |entry: &RoomEntry| {
             let sent = base.and_then(|base| base.rooms.get(&entry.room));
             let known = sent.map(|sent| sent.upto.or(self.since()).unwrap_or_default());
             known.is_some_and(|known| known < Position::from(entry.since))
         };
-        let mut left = Vec::new();
-        rooms.retain(|(_, entry)| match entry.membership.as_str() {
-            "join" | "invite" | "knock" => true,
-            _ if entry.forgotten => false,
-            _ if is_leave_news(entry) => true,
-            _ => {
+        let (mut rooms, mut left) = (Vec::new(), Vec::new());
+        for (room_id, entry) in self.session.view().rooms() {
+            match entry.membership.as_str() {
+                "join" | "invite" | "knock" => rooms.push((room_id, entry)),
+                _ if entry.forgotten => {}
+                _ if is_leave_news(&entry) => rooms.push((room_id, entry)),
                 // Who left by themselves knows it.
-                left.extend(entry.left.is_some().then(|| entry.clone()));
-                false
+                _ if entry.left.is_some() => left.push((room_id, entry)),
+                _ => {}
             }
-        });
+        }
         if !left.is_empty() {
-            let expelled: BTreeSet<_> = self
-                .facts(&left)
-                .await?
-                .into_iter()
-                .filter(|facts| facts.is_expelled)
-                .map(|facts| facts.room)
-                .collect();
-            let all = self.session.view().rooms();
-            rooms.extend(all.into_iter().filter(|(_, entry)| expelled.contains(&entry.room)));
+            let entries: Vec<_> = left.iter().map(|(_, entry)| entry.clone()).collect();
+            let facts = self.facts(&entries).await?;
+            let expelled: BTreeSet<_> =
+                facts.iter().filter(|facts| facts.is_expelled).map(|facts| facts.room).collect();
+            rooms.extend(left.into_iter().filter(|(_, entry)| expelled.contains(&entry.room)));
         }
         rooms.sort_by_key(|(_, entry)| (Reverse(entry.activity), entry.room));
         Ok(rooms)
