@@ -19,7 +19,13 @@ use http::{HeaderValue, Method, StatusCode};
 use ruma::ServerName;
 
 pub(crate) use self::outbound::Federation;
-pub use self::{inbound::Results, keys::WantedKeys, outbound::FederationConfig, resident::RoomState};
+pub use self::{
+    inbound::Results,
+    keys::{OldKey, WantedKeys},
+    outbound::FederationConfig,
+    query::PublicRoomsPage,
+    resident::RoomState,
+};
 
 /// A request to another server; whoever sends it signs it.
 #[derive(Clone, Debug)]

@@ -19,7 +19,7 @@ use crate::{
     destination::{DestinationShared, Outbox},
     directory::{ClassConfig, Directory, Handle, Stats},
     env::Env,
-    federation::{Federation, FederationConfig},
+    federation::{Federation, FederationConfig, OldKey},
     hub::Hub,
     media::{MediaConfig, MediaRepository},
     room::{
@@ -36,6 +36,8 @@ pub struct HomeserverConfig {
     pub server_name: OwnedServerName,
     /// Signs this server's events.
     pub signing_key: Arc<SigningKey>,
+    /// Keys that signed them before.
+    pub old_keys: Vec<OldKey>,
     /// The version of new rooms that name none.
     pub default_room_version: RoomVersionId,
     /// Bytes for rooms in memory, half of them for the caches of events and state.
@@ -56,6 +58,7 @@ pub struct Homeserver(Arc<Inner>);
 
 struct Inner {
     server_name: OwnedServerName,
+    old_keys: Vec<OldKey>,
     default_room_version: RoomVersionId,
     env: Env,
     storage: Storage,
@@ -104,6 +107,7 @@ impl Homeserver {
             MediaRepository::new(config.server_name.clone(), config.media, env.clone(), storage.clone());
         let homeserver = Self(Arc::new(Inner {
             server_name: config.server_name,
+            old_keys: config.old_keys,
             default_room_version: config.default_room_version,
             env,
             storage,
@@ -152,9 +156,9 @@ impl Homeserver {
         self.0.federation.is_some()
     }
 
-    /// Servers that vouch for others' keys.
-    pub(crate) fn trusted_key_servers(&self) -> &[OwnedServerName] {
-        self.0.federation.as_ref().map_or(&[], |federation| federation.trusted_key_servers())
+    /// Keys that this server signed with before its present one.
+    pub(crate) fn old_keys(&self) -> &[OldKey] {
+        &self.0.old_keys
     }
 
     /// Another server gave a sign of life: what waits for it goes out at once.

@@ -49,6 +49,7 @@ async fn homeserver(room_memory: u64) -> (Homeserver, Arc<FaultyClock>) {
     let config = HomeserverConfig {
         server_name: "example.org".try_into().unwrap(),
         signing_key: Arc::new(SigningKey::new(&[1; 32], "test").unwrap()),
+        old_keys: Vec::new(),
         federation: None,
         default_room_version: room_version::DEFAULT,
         room_memory,

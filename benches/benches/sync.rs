@@ -37,6 +37,7 @@ async fn homeserver() -> Result<Homeserver> {
     let config = HomeserverConfig {
         server_name: "example.org".try_into()?,
         signing_key: Arc::new(SigningKey::new(&[1; 32], "bench").context("the key's version is valid")?),
+        old_keys: Vec::new(),
         federation: None,
         default_room_version: room_version::DEFAULT,
         room_memory: 64 << 20,

@@ -19,6 +19,7 @@ pub fn routes() -> Router<App> {
     let v1 = Router::new()
         .route("/version", get(query::version))
         .route("/query/directory", get(query::directory))
+        .route("/publicRooms", get(query::public_rooms).post(query::search_public_rooms))
         .route("/query/profile", get(query::profile))
         .route("/send/{txn}", put(transactions::send))
         .route("/make_join/{room}/{user}", get(membership::make_join))
@@ -43,4 +44,7 @@ pub fn routes() -> Router<App> {
         .nest("/_matrix/federation/v1", v1)
         .nest("/_matrix/federation/v2", v2)
         .route("/_matrix/key/v2/server", get(keys::server))
+        .route("/_matrix/key/v2/server/{key}", get(keys::server))
+        .route("/_matrix/key/v2/query", post(keys::query_many))
+        .route("/_matrix/key/v2/query/{server}", get(keys::query))
 }

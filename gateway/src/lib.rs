@@ -18,6 +18,7 @@ pub mod password;
 pub mod rate_limit;
 pub mod router;
 pub mod serve;
+pub mod signing;
 pub mod telemetry;
 pub mod tls;
 pub mod uia;

@@ -46,6 +46,8 @@ struct CommonFlags {
 enum Command {
     /// Run the server (the default).
     Serve,
+    /// Replace the signing key of a stopped server; what the old one signed stays valid.
+    RotateSigningKey,
     /// Manage accounts, whether the server runs or not.
     User {
         #[command(subcommand)]
@@ -66,6 +68,11 @@ fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     match command.unwrap_or(Command::Serve) {
         Command::Serve => runtime.block_on(run(&config)),
+        Command::RotateSigningKey => {
+            let id = runtime.block_on(serve::rotate_signing_key(&Options::new(&config)))?;
+            tell(&format!("This server signs with {id} from its next start on."));
+            Ok(())
+        }
         Command::User { command } => runtime.block_on(users::run(Options::new(&config), command)),
     }
 }
@@ -110,4 +117,9 @@ fn greet(config: &Config, running: &serve::Running) {
         _ if config.registration.enabled => println!("Anybody may register there."),
         _ => {}
     }
+}
+
+#[expect(clippy::print_stdout, reason = "for the person at the terminal")]
+fn tell(line: &str) {
+    println!("{line}");
 }

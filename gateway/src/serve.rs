@@ -14,19 +14,15 @@ use actors::{
     homeserver::{Homeserver, HomeserverConfig},
     media::{Contents, MediaConfig},
 };
-use anyhow::{Context, bail};
+use anyhow::Context;
 use axum::{Router, body::Body};
-use engine::pdu::SigningKey;
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
     service::TowerToHyperService,
 };
-use ruma::{
-    OwnedServerName, RoomVersionId,
-    serde::{Base64, base64::Standard},
-};
+use ruma::{OwnedServerName, RoomVersionId};
 use storage::{
     Durability, Storage, Store,
     backend::{Backend, Files},
@@ -46,7 +42,7 @@ use crate::{
     outbound::{Outbound, OutboundOptions},
     password::{PasswordCost, Passwords},
     rate_limit::Rates,
-    router,
+    router, signing,
     tls::{Tls, TlsFiles},
 };
 
@@ -245,6 +241,15 @@ pub struct Running {
     control: Option<UnixListener>,
 }
 
+/// Replaces the signing key of a stopped server; returns the new one's ID.
+pub async fn rotate_signing_key(options: &Options) -> anyhow::Result<String> {
+    // Whoever holds the store is the only one that may sign.
+    let store = open_store(options).await.context("the server must be stopped first")?;
+    let keys = signing::rotate(&options.data_dir, &OsEntropy, SystemClock.now_ms());
+    store.close().await?;
+    Ok(keys?.signing.id())
+}
+
 /// Opens the store, starts the actors and binds the listeners.
 pub async fn start(mut options: Options) -> anyhow::Result<Running> {
     std::fs::create_dir_all(&options.data_dir)
@@ -256,7 +261,8 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
         let token = secret_file(&options.data_dir.join("registration-token"), || env.entropy.token(32))?;
         registration.tokens.push(token);
     }
-    let signing_key = Arc::new(signing_key(&options.data_dir, &*env.entropy)?);
+    let keys = signing::load(&options.data_dir, &*env.entropy)?;
+    let signing_key = Arc::new(keys.signing);
     let federation = match options.federation {
         Some(federation) => Some(FederationConfig {
             client: Arc::new(Outbound::new(
@@ -274,6 +280,7 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
         federation,
         server_name: options.server_name.clone(),
         signing_key,
+        old_keys: keys.old,
         default_room_version: options.default_room_version,
         room_memory: options.room_memory,
         rooms: options.rooms,
@@ -321,25 +328,8 @@ async fn open_store(options: &Options) -> anyhow::Result<Arc<dyn Store>> {
     backend.open().await.context("cannot open the store")
 }
 
-/// The server's signing key, made on the first start and kept in a file that only its user can read.
-fn signing_key(data_dir: &Path, entropy: &dyn Entropy) -> anyhow::Result<SigningKey> {
-    let path = data_dir.join("signing.key");
-    let text = secret_file(&path, || {
-        let mut secret = [0; 32];
-        entropy.fill(&mut secret);
-        format!("ed25519 {} {}", entropy.token(6), Base64::<Standard, _>::new(&secret[..]).encode())
-    })?;
-    let malformed = || format!("{} is not of the form `ed25519 VERSION BASE64`", path.display());
-    let [_, version, secret] = text.split_whitespace().collect::<Vec<_>>()[..] else {
-        bail!(malformed());
-    };
-    let secret = Base64::<Standard, Vec<u8>>::parse(secret).with_context(malformed)?;
-    let secret: [u8; 32] = secret.as_bytes().try_into().with_context(malformed)?;
-    SigningKey::new(&secret, version).with_context(malformed)
-}
-
 /// The content of a file that only its user can read, made on first use.
-fn secret_file(path: &Path, make: impl FnOnce() -> String) -> anyhow::Result<String> {
+pub(crate) fn secret_file(path: &Path, make: impl FnOnce() -> String) -> anyhow::Result<String> {
     use std::{io::Write, os::unix::fs::OpenOptionsExt};
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(text.trim().to_owned()),

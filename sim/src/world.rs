@@ -150,6 +150,7 @@ async fn boot(store: &Arc<MemoryStore>, seed: u64, now_ms: u64) -> Result<Homese
     let config = HomeserverConfig {
         server_name: "sim".try_into()?,
         signing_key: Arc::new(SigningKey::new(&[1; 32], "sim").context("the key's version is valid")?),
+        old_keys: Vec::new(),
         federation: None,
         default_room_version: room_version::DEFAULT,
         room_memory: 16 << 20,

@@ -223,6 +223,11 @@ tables! {
     /// Key: server, key ID. Writer: the key ring. Changes: overwritten.
     60 => SERVER_KEYS: (OwnedServerName, String) => ServerKeyRecord;
 
+    /// What other servers published of their keys last, canonical JSON with their signatures, for those who ask us.
+    ///
+    /// Key: server. Writer: the key ring, in the same batch as `SERVER_KEYS`. Changes: overwritten.
+    61 => KEY_DOCUMENTS: OwnedServerName => Bytes;
+
     /// Holes in the known timelines.
     ///
     /// Key: room, the place after the hole. Writer: `RoomActor`. Changes: overwritten; deletion once it is filled.

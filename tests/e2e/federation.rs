@@ -3,6 +3,7 @@
 //! Spec: server-server API.
 
 mod conversation;
+mod identity;
 
 use std::time::Duration;
 

@@ -138,6 +138,18 @@ impl Client {
         request.send().await.expect("the server answers")
     }
 
+    /// `GET` with another `Authorization` than the user's token.
+    pub async fn get_as(&self, path: &str, authorization: Option<&str>) -> Answer {
+        let mut request = self.http.get(format!("{}{path}", self.base));
+        if let Some(authorization) = authorization {
+            request = request.header("Authorization", authorization);
+        }
+        let response = request.send().await.expect("the server answers");
+        let status = response.status().as_u16();
+        let text = response.text().await.expect("the answer can be read");
+        Answer { status, body: serde_json::from_str(&text).unwrap_or(Value::String(text)) }
+    }
+
     /// `GET`
     pub async fn get(&self, path: &str) -> Answer {
         self.request(Method::GET, path, None).await

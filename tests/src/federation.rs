@@ -121,6 +121,11 @@ impl Synapse {
         &self.server_name
     }
 
+    /// A client without a user; it reaches the key API too.
+    pub fn anonymous(&self) -> Client {
+        Client::new(&self.url())
+    }
+
     fn log(&self) -> String {
         let read = |name: &str| fs::read_to_string(self.folder.path().join(name)).unwrap_or_default();
         format!("{}\n{}", read("output"), read("homeserver.log"))
@@ -171,7 +176,7 @@ fn write_configuration(folder: &Path, server_name: &str, client_port: u16, feder
     let listener = |port: u16, tls: bool| {
         json!({
             "type": "http", "bind_addresses": ["127.0.0.1"], "port": port, "tls": tls, "x_forwarded": false,
-            "resources": [{ "names": if tls { vec!["client", "federation"] } else { vec!["client"] }, "compress": false }],
+            "resources": [{ "names": if tls { vec!["client", "federation"] } else { vec!["client", "keys"] }, "compress": false }],
         })
     };
     let configuration = json!({
@@ -198,6 +203,7 @@ fn write_configuration(folder: &Path, server_name: &str, client_port: u16, feder
         "report_stats": false,
         "url_preview_enabled": false,
         "allow_public_rooms_over_federation": true,
+        "room_list_publication_rules": [{ "action": "allow" }],
         "rc_message": unlimited, "rc_registration": unlimited, "rc_joins_per_room": unlimited,
         "rc_login": { "address": unlimited, "account": unlimited, "failed_attempts": unlimited },
         "rc_joins": { "local": unlimited, "remote": unlimited },

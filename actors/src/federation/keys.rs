@@ -9,11 +9,10 @@ use std::{
 
 use dashmap::DashMap;
 use futures_util::future::join_all;
-use http::Method;
 use ruma::{
-    CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedServerName, ServerName,
+    CanonicalJsonObject, CanonicalJsonValue, MilliSecondsSinceUnixEpoch, OwnedServerName, ServerName,
     serde::Base64,
-    signatures::{PublicKeyMap, PublicKeySet, verify_json},
+    signatures::{PublicKeyMap, PublicKeySet, sign_json, verify_json},
 };
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
@@ -23,18 +22,41 @@ use storage::{
 };
 use tokio::sync::Mutex;
 
-use super::{FederationError, remote::Remote};
+use super::FederationError;
 use crate::homeserver::Homeserver;
 
 /// Keys are believed this long, whatever their server says.
 const VALID_MAX_MS: u64 = 7 * 24 * 3600 * 1000;
 
-/// A server whose keys cannot be had is not asked again for this long.
+/// Others may believe this server's keys for this long without asking again.
+const OWN_VALID_MS: u64 = 24 * 3600 * 1000;
+
+/// A server that answered is not asked again for this long, nor one that failed once; then ever longer.
 const ASK_AGAIN_MS: u64 = 60 * 1000;
+
+/// Doublings of that after one failure after another: an hour at most.
+const DOUBLINGS_MAX: u32 = 6;
+
+/// Servers that are kept in memory; strangers can name any number of them.
+const KNOWN_MAX: usize = 20_000;
+
+/// Servers that one question to a notary names.
+const NOTARY_BATCH: usize = 100;
 
 /// Keys of each server that are wanted, each with the moment that it is to be valid at, in milliseconds since the
 /// epoch; 0 if that does not matter.
 pub type WantedKeys = BTreeMap<OwnedServerName, BTreeMap<String, u64>>;
+
+/// A key that this server signed with once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OldKey {
+    /// Its ID, as in `ed25519:abc`.
+    pub id: String,
+    /// The public key.
+    pub key: Base64,
+    /// When it was last in use, in milliseconds since the epoch.
+    pub expired_ms: u64,
+}
 
 /// What is known of other servers' keys.
 #[derive(Default)]
@@ -42,11 +64,23 @@ pub(crate) struct KeyRing {
     known: DashMap<OwnedServerName, Arc<Mutex<Known>>>,
 }
 
+impl KeyRing {
+    fn of(&self, server: &ServerName) -> Arc<Mutex<Known>> {
+        if self.known.len() >= KNOWN_MAX {
+            // What is not in use just now is in the store, or can be asked for again.
+            self.known.retain(|_, known| Arc::strong_count(known) > 1);
+        }
+        self.known.entry(server.to_owned()).or_default().clone()
+    }
+}
+
 #[derive(Default)]
 struct Known {
     loaded: bool,
     keys: BTreeMap<String, ServerKeyRecord>,
+    failures: u32,
     ask_again_ms: u64,
+    ask_notaries_again_ms: u64,
 }
 
 impl Known {
@@ -58,6 +92,19 @@ impl Known {
             .filter_map(|(id, key)| Some((id.clone(), Base64::parse(&key.key).ok()?)))
             .collect()
     }
+
+    /// Notes how asking the server went.
+    fn asked(&mut self, is_success: bool, now_ms: u64) {
+        self.failures = if is_success { 0 } else { self.failures.saturating_add(1) };
+        let doublings = self.failures.saturating_sub(1).min(DOUBLINGS_MAX);
+        self.ask_again_ms = now_ms + (ASK_AGAIN_MS << doublings);
+    }
+}
+
+/// Keys that their server signed, as it published them.
+struct Published {
+    keys: BTreeMap<String, ServerKeyRecord>,
+    document: CanonicalJsonObject,
 }
 
 /// What a server says of its keys.
@@ -91,138 +138,268 @@ struct Notarised {
 impl Homeserver {
     /// The keys of other servers, as far as they can be had: known ones, or theirs, or what notaries say.
     pub async fn public_keys(&self, wanted: WantedKeys) -> PublicKeyMap {
-        let found = wanted.into_iter().map(|(server, wanted)| self.keys_of(server, wanted));
-        join_all(found).await.into_iter().filter(|(_, keys)| !keys.is_empty()).collect()
+        let found = wanted.iter().map(|(server, wanted)| self.keys_of(server, wanted));
+        let mut found: BTreeMap<_, _> = wanted.keys().zip(join_all(found).await).collect();
+        let lacking = wanted.iter().filter(|(server, wanted)| found[server].len() < wanted.len());
+        let lacking: Vec<_> = lacking.map(|(server, _)| server.clone()).collect();
+        if !lacking.is_empty() {
+            self.ask_notaries(&lacking).await;
+            for server in &lacking {
+                if let (Some(federation), Some((server, wanted))) =
+                    (self.federation(), wanted.get_key_value(server))
+                {
+                    let known = federation.keys.of(server);
+                    let usable = known.lock().await.usable(wanted);
+                    found.insert(server, usable);
+                }
+            }
+        }
+        let found = found.into_iter().filter(|(_, keys)| !keys.is_empty());
+        found.map(|(server, keys)| (server.to_string(), keys)).collect()
     }
 
-    async fn keys_of(
-        &self,
-        server: OwnedServerName,
-        wanted: BTreeMap<String, u64>,
-    ) -> (String, PublicKeySet) {
-        let name = server.to_string();
-        if server == *self.server_name() {
-            let key = &self.room_shared().signing_key;
-            return (name, PublicKeySet::from([(key.id(), key.public_key())]));
+    /// The keys of one server: known ones, or what it says itself.
+    async fn keys_of(&self, server: &OwnedServerName, wanted: &BTreeMap<String, u64>) -> PublicKeySet {
+        if server == self.server_name() {
+            return self.own_key_set(wanted);
         }
-        let Some(federation) = self.federation() else { return (name, PublicKeySet::new()) };
-        let known = federation.keys.known.entry(server.clone()).or_default().clone();
+        let Some(federation) = self.federation() else { return PublicKeySet::new() };
+        let known = federation.keys.of(server);
         // One look-up per server at a time: whoever comes meanwhile finds what it brought.
         let mut known = known.lock().await;
-        if !known.loaded {
-            known.keys = self.stored_keys(&server).await;
-            known.loaded = true;
+        self.load(server, &mut known).await;
+        let usable = known.usable(wanted);
+        if usable.len() == wanted.len() {
+            return usable;
         }
-        let usable = known.usable(&wanted);
+        self.ask_server(server, &mut known).await;
+        let usable = known.usable(wanted);
+        if usable.len() == wanted.len() {
+            // It may have other keys by the next time.
+            known.ask_again_ms = 0;
+        }
+        usable
+    }
+
+    /// This server's keys, those of the past as long as they were in use.
+    fn own_key_set(&self, wanted: &BTreeMap<String, u64>) -> PublicKeySet {
+        let key = &self.room_shared().signing_key;
+        let old = self.old_keys().iter();
+        let old = old.filter(|old| wanted.get(&old.id).is_some_and(|at_ms| *at_ms <= old.expired_ms));
+        old.map(|old| (old.id.clone(), old.key.clone())).chain([(key.id(), key.public_key())]).collect()
+    }
+
+    /// Asks a server for its keys, unless that was done just now; returns what it published.
+    async fn ask_server(&self, server: &ServerName, known: &mut Known) -> Option<CanonicalJsonObject> {
         let now_ms = self.env().clock.now_ms();
-        if usable.len() == wanted.len() || now_ms < known.ask_again_ms {
-            return (name, usable);
+        if now_ms < known.ask_again_ms {
+            return None;
         }
-        match self.fetch_keys(&server).await {
-            Ok(keys) => {
-                self.store_keys(&server, &keys);
-                known.keys.extend(keys);
+        let answer = match self.remote(server) {
+            Ok(remote) => remote.get::<Box<RawValue>>("/_matrix/key/v2/server".to_owned()).await,
+            Err(error) => Err(error),
+        };
+        let published = answer.and_then(|answer| self.read_keys(server, &answer));
+        known.asked(published.is_ok(), now_ms);
+        match published {
+            Ok(published) => {
+                self.store_keys(server, &published);
+                known.keys.extend(published.keys);
+                Some(published.document)
             }
-            Err(error) => tracing::info!(%server, %error, "cannot get the keys of a server"),
+            Err(error) => {
+                tracing::info!(%server, %error, failures = known.failures, "cannot get the keys of a server");
+                None
+            }
         }
-        let usable = known.usable(&wanted);
-        known.ask_again_ms = if usable.len() == wanted.len() { 0 } else { now_ms + ASK_AGAIN_MS };
-        (name, usable)
     }
 
-    async fn stored_keys(&self, server: &ServerName) -> BTreeMap<String, ServerKeyRecord> {
+    async fn load(&self, server: &ServerName, known: &mut Known) {
+        if known.loaded {
+            return;
+        }
         let own = storage::KeyRange::prefix(&(server.to_owned(),));
-        let rows = self.storage().range(&schema::SERVER_KEYS, own, storage::Direction::Ascending, 100).await;
-        let rows = rows.inspect_err(|error| tracing::error!(%error, "cannot read the keys of servers"));
-        rows.unwrap_or_default().into_iter().map(|((_, id), key)| (id, key)).collect()
+        match self.storage().range(&schema::SERVER_KEYS, own, storage::Direction::Ascending, 100).await {
+            Ok(rows) => {
+                known.keys = rows.into_iter().map(|((_, id), key)| (id, key)).collect();
+                known.loaded = true;
+            }
+            Err(error) => tracing::error!(%error, "cannot read the keys of servers"),
+        }
     }
 
-    fn store_keys(&self, server: &ServerName, keys: &BTreeMap<String, ServerKeyRecord>) {
+    fn store_keys(&self, server: &ServerName, published: &Published) {
         let mut batch = Batch::default();
-        for (id, key) in keys {
+        for (id, key) in &published.keys {
             batch.put(&schema::SERVER_KEYS, &(server.to_owned(), id.clone()), key);
+        }
+        if let Ok(document) = serde_json::to_vec(&published.document) {
+            batch.put(&schema::KEY_DOCUMENTS, &server.to_owned(), &document.into());
         }
         self.storage().submit(batch, None, |_| {});
     }
 
-    async fn fetch_keys(
-        &self,
-        server: &ServerName,
-    ) -> Result<BTreeMap<String, ServerKeyRecord>, FederationError> {
-        let direct = self.remote(server)?.get::<Box<RawValue>>("/_matrix/key/v2/server".to_owned()).await;
-        let failure = match direct.and_then(|answer| self.read_keys(server, &answer)) {
-            Ok(keys) => return Ok(keys),
-            Err(error) => error,
-        };
-        for notary in self.trusted_key_servers() {
-            match self.ask_notary(notary, server).await {
-                Ok(keys) => return Ok(keys),
-                Err(error) => tracing::debug!(%notary, %server, %error, "a notary does not help"),
+    /// Asks the notaries for the keys of servers that do not give them, all at once.
+    async fn ask_notaries(&self, servers: &[OwnedServerName]) {
+        let Some(federation) = self.federation() else { return };
+        let notaries = federation.trusted_key_servers();
+        if notaries.is_empty() {
+            return;
+        }
+        let now_ms = self.env().clock.now_ms();
+        let mut missing = BTreeSet::new();
+        for server in servers.iter().filter(|server| **server != *self.server_name()) {
+            let known = federation.keys.of(server);
+            let mut known = known.lock().await;
+            if known.ask_notaries_again_ms <= now_ms {
+                known.ask_notaries_again_ms = now_ms + ASK_AGAIN_MS;
+                missing.insert(server.clone());
             }
         }
-        Err(failure)
+        for notary in notaries {
+            let asked: Vec<_> = missing.iter().cloned().collect();
+            for some in asked.chunks(NOTARY_BATCH) {
+                let answer = self.ask_notary(notary, some).await;
+                let documents = answer
+                    .inspect_err(|error| tracing::info!(%notary, %error, "a notary does not help"))
+                    .unwrap_or_default();
+                for document in documents {
+                    let found = some
+                        .iter()
+                        .find_map(|server| Some((server, self.read_keys(server, &document).ok()?)));
+                    let Some((server, published)) = found else { continue };
+                    self.store_keys(server, &published);
+                    federation.keys.of(server).lock().await.keys.extend(published.keys);
+                    missing.remove(server);
+                }
+            }
+        }
     }
 
     async fn ask_notary(
         &self,
         notary: &ServerName,
-        server: &ServerName,
-    ) -> Result<BTreeMap<String, ServerKeyRecord>, FederationError> {
-        let remote: Remote<'_> = self.remote(notary)?;
+        servers: &[OwnedServerName],
+    ) -> Result<Vec<Box<RawValue>>, FederationError> {
         let minimum = self.env().clock.now_ms();
-        let body =
-            json!({ "server_keys": { server.as_str(): { "": { "minimum_valid_until_ts": minimum } } } });
-        let body = serde_json::to_vec(&body).map_err(|error| FederationError::BadBody(error.to_string()))?;
+        let criteria = json!({ "": { "minimum_valid_until_ts": minimum } });
+        let wanted: BTreeMap<_, _> = servers.iter().map(|server| (server.as_str(), &criteria)).collect();
+        let body = serde_json::to_vec(&json!({ "server_keys": wanted }))
+            .map_err(|error| FederationError::BadBody(error.to_string()))?;
         let answer: Notarised =
-            remote.send(Method::POST, "/_matrix/key/v2/query".to_owned(), body.into()).await?;
-        let keys = answer.server_keys.iter().find_map(|keys| self.read_keys(server, keys).ok());
-        keys.ok_or_else(|| FederationError::BadBody("no keys of the server".to_owned()))
+            self.remote(notary)?.post("/_matrix/key/v2/query".to_owned(), body.into()).await?;
+        Ok(answer.server_keys)
     }
 
-    /// The keys of a document, which must be signed with all of them that are in use.
-    fn read_keys(
-        &self,
-        server: &ServerName,
-        document: &RawValue,
-    ) -> Result<BTreeMap<String, ServerKeyRecord>, FederationError> {
-        let bad = |error: String| FederationError::BadBody(error);
-        let keys: ServerKeys =
-            serde_json::from_str(document.get()).map_err(|error| bad(error.to_string()))?;
-        if keys.server_name != server {
-            return Err(bad("the keys are another server's".to_owned()));
-        }
-        let object: CanonicalJsonObject =
-            serde_json::from_str(document.get()).map_err(|error| bad(error.to_string()))?;
-        let own: PublicKeySet = keys
-            .verify_keys
-            .iter()
-            .filter_map(|(id, key)| Some((id.clone(), Base64::parse(&key.key).ok()?)))
-            .collect();
-        // Notaries sign too; theirs are not what makes the keys good.
-        let mut object = object;
-        keep_signatures_of(&mut object, server);
-        verify_json(&PublicKeyMap::from([(server.to_string(), own)]), &object)
-            .map_err(|error| bad(format!("the keys are not signed by their server: {error}")))?;
-        let now_ms = self.env().clock.now_ms();
-        let valid_until_ms = u64::from(keys.valid_until_ts.get()).min(now_ms + VALID_MAX_MS);
-        let present = keys
-            .verify_keys
-            .into_iter()
-            .map(|(id, key)| (id, ServerKeyRecord { key: key.key, valid_until_ms }));
-        let old = keys.old_verify_keys.into_iter().map(|(id, key)| {
-            (id, ServerKeyRecord { key: key.key, valid_until_ms: key.expired_ts.get().into() })
+    /// The keys of a document, which must be signed with one of them that is in use.
+    fn read_keys(&self, server: &ServerName, document: &RawValue) -> Result<Published, FederationError> {
+        read_keys(server, document.get(), self.env().clock.now_ms()).map_err(FederationError::BadBody)
+    }
+
+    /// What this server publishes of its own keys.
+    pub fn own_keys(&self) -> CanonicalJsonObject {
+        let key = self.signing_key();
+        let number = |ms| {
+            CanonicalJsonValue::Integer(js_int::Int::new_saturating(i64::try_from(ms).unwrap_or(i64::MAX)))
+        };
+        let entry = |key: Base64| ("key".to_owned(), CanonicalJsonValue::String(key.encode()));
+        let present = CanonicalJsonObject::from([entry(key.public_key())]);
+        let old = self.old_keys().iter().map(|old| {
+            let expired = ("expired_ts".to_owned(), number(old.expired_ms));
+            (old.id.clone(), CanonicalJsonObject::from([entry(old.key.clone()), expired]).into())
         });
-        Ok(old.chain(present).collect())
+        let mut document = CanonicalJsonObject::from([
+            ("server_name".to_owned(), self.server_name().as_str().into()),
+            ("valid_until_ts".to_owned(), number(self.env().clock.now_ms() + OWN_VALID_MS)),
+            ("verify_keys".to_owned(), CanonicalJsonObject::from([(key.id(), present.into())]).into()),
+            ("old_verify_keys".to_owned(), old.collect::<CanonicalJsonObject>().into()),
+        ]);
+        self.sign(&mut document);
+        document
+    }
+
+    fn sign(&self, document: &mut CanonicalJsonObject) {
+        if let Err(error) = sign_json(self.server_name().as_str(), self.signing_key(), document) {
+            tracing::error!(%error, "cannot sign");
+        }
+    }
+
+    /// What servers publish of their keys, signed by this one too; `wanted` says until when they should be valid at
+    /// least. Servers whose keys cannot be had are left out.
+    ///
+    /// Spec: server-server API, "Querying keys through another server".
+    pub async fn notarised_keys(&self, wanted: BTreeMap<OwnedServerName, u64>) -> Vec<CanonicalJsonObject> {
+        let found = wanted.into_iter().map(|(server, minimum_ms)| self.key_document(server, minimum_ms));
+        join_all(found).await.into_iter().flatten().collect()
+    }
+
+    async fn key_document(&self, server: OwnedServerName, minimum_ms: u64) -> Option<CanonicalJsonObject> {
+        if server == self.server_name() {
+            return Some(self.own_keys());
+        }
+        let known = self.federation()?.keys.of(&server);
+        let mut known = known.lock().await;
+        self.load(&server, &mut known).await;
+        let stored = self.storage().get(&schema::KEY_DOCUMENTS, &server).await;
+        let stored =
+            stored.inspect_err(|error| tracing::error!(%error, "cannot read the keys of servers")).ok()?;
+        let stored = stored.and_then(|json| serde_json::from_slice::<CanonicalJsonObject>(&json).ok());
+        let valid_until = |document: &CanonicalJsonObject| match document.get("valid_until_ts") {
+            Some(CanonicalJsonValue::Integer(until)) => u64::try_from(i64::from(*until)).unwrap_or_default(),
+            _ => 0,
+        };
+        let good = stored.as_ref().is_some_and(|document| valid_until(document) >= minimum_ms);
+        let fresh = if good { None } else { self.ask_server(&server, &mut known).await };
+        if fresh.as_ref().is_some_and(|document| valid_until(document) >= minimum_ms) {
+            known.ask_again_ms = 0;
+        }
+        let mut document = fresh.or(stored)?;
+        self.sign(&mut document);
+        Some(document)
     }
 }
 
-fn keep_signatures_of(object: &mut CanonicalJsonObject, server: &ServerName) {
-    use ruma::CanonicalJsonValue;
-    if let Some(CanonicalJsonValue::Object(signatures)) = object.get_mut("signatures") {
-        let others: BTreeSet<String> =
-            signatures.keys().filter(|signer| *signer != server.as_str()).cloned().collect();
-        for signer in others {
-            signatures.remove(&signer);
-        }
+/// The keys of a document that `server` published.
+fn read_keys(server: &ServerName, document: &str, now_ms: u64) -> Result<Published, String> {
+    let text = |error: serde_json::Error| error.to_string();
+    let keys: ServerKeys = serde_json::from_str(document).map_err(text)?;
+    if keys.server_name != server {
+        return Err("the keys are another server's".to_owned());
     }
+    let mut document: CanonicalJsonObject = serde_json::from_str(document).map_err(text)?;
+    let own: PublicKeySet = keys
+        .verify_keys
+        .iter()
+        .filter_map(|(id, key)| Some((id.clone(), Base64::parse(&key.key).ok()?)))
+        .collect();
+    // Notaries sign too, and old keys; theirs are not what makes the keys good.
+    keep_signatures(&mut document, server, &own);
+    verify_json(&PublicKeyMap::from([(server.to_string(), own)]), &document)
+        .map_err(|error| format!("the keys are not signed by their server: {error}"))?;
+    let valid_until_ms = u64::from(keys.valid_until_ts.get()).min(now_ms + VALID_MAX_MS);
+    let present =
+        keys.verify_keys.into_iter().map(|(id, key)| (id, ServerKeyRecord { key: key.key, valid_until_ms }));
+    let old = keys
+        .old_verify_keys
+        .into_iter()
+        .map(|(id, key)| (id, ServerKeyRecord { key: key.key, valid_until_ms: key.expired_ts.get().into() }));
+    Ok(Published { keys: old.chain(present).collect(), document })
 }
+
+/// Leaves only the signatures with certain keys of `server`, and always a place for them, so that none is an error.
+fn keep_signatures(object: &mut CanonicalJsonObject, server: &ServerName, keys: &PublicKeySet) {
+    let own = match object.get("signatures") {
+        Some(CanonicalJsonValue::Object(signatures)) => signatures.get(server.as_str()),
+        _ => None,
+    };
+    let own = match own {
+        Some(CanonicalJsonValue::Object(own)) => own.clone().into_iter(),
+        _ => CanonicalJsonObject::new().into_iter(),
+    };
+    let own: CanonicalJsonObject = own.filter(|(id, _)| keys.contains_key(id)).collect();
+    let signatures = CanonicalJsonObject::from([(server.to_string(), own.into())]);
+    object.insert("signatures".to_owned(), signatures.into());
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,9 +2,9 @@
 //!
 //! Spec: server-server API, "Querying for information", "Published Room Directory".
 
-use http::{Method, StatusCode};
+use http::StatusCode;
 use ruma::{OwnedRoomId, OwnedServerName, RoomAliasId, ServerName, UserId};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{FederationError, remote::encode};
@@ -18,6 +18,22 @@ struct Directory {
     room_id: OwnedRoomId,
     #[serde(default)]
     servers: Vec<OwnedServerName>,
+}
+
+/// A page of another server's public rooms.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PublicRoomsPage {
+    /// The rooms, as that server describes them.
+    pub chunk: Vec<Map<String, Value>>,
+    /// The token of the page after this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_batch: Option<String>,
+    /// The token of the page before this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prev_batch: Option<String>,
+    /// How many rooms there are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total_room_count_estimate: Option<u64>,
 }
 
 impl Homeserver {
@@ -76,14 +92,14 @@ impl Homeserver {
         }
     }
 
-    /// A page of another server's public rooms, as it answers.
+    /// A page of another server's public rooms.
     pub async fn remote_public_rooms(
         &self,
         server: &ServerName,
         query: Map<String, Value>,
-    ) -> Result<Map<String, Value>, RoomError> {
+    ) -> Result<PublicRoomsPage, RoomError> {
         let body = serde_json::to_vec(&query).map_err(|error| RoomError::Invalid(error.to_string()))?;
         let path = "/_matrix/federation/v1/publicRooms".to_owned();
-        Ok(self.remote(server)?.send(Method::POST, path, body.into()).await?)
+        Ok(self.remote(server)?.post(path, body.into()).await?)
     }
 }

@@ -177,6 +177,11 @@ impl<'a> Remote<'a> {
         self.ask(method, path, Some(body), (TIMEOUT_LONG, STATE_MAX)).await
     }
 
+    /// Asks for something with a body; the path is percent-encoded.
+    pub async fn post<T: DeserializeOwned>(&self, path: String, body: Bytes) -> Result<T, FederationError> {
+        self.ask(Method::POST, path, Some(body), (TIMEOUT, RESPONSE_MAX)).await
+    }
+
     async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,

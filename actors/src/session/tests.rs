@@ -37,6 +37,7 @@ impl World {
         let config = HomeserverConfig {
             server_name: "a".try_into().unwrap(),
             signing_key: Arc::new(SigningKey::new(&[7; 32], "1").unwrap()),
+            old_keys: Vec::new(),
             federation: None,
             default_room_version: room_version::DEFAULT,
             room_memory: 16 << 20,

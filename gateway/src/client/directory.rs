@@ -3,10 +3,14 @@
 //! Spec: client-server API, "Room aliases" and "Published room directory".
 
 use actors::{aliases::PublicRoom, room::RoomError};
-use axum::extract::State;
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
 use http::StatusCode;
 use ruma::{
-    RoomAliasId, UInt,
+    RoomAliasId, ServerName, UInt,
     api::client::{
         alias::{create_alias, delete_alias, get_alias},
         directory::{get_public_rooms, get_public_rooms_filtered, get_room_visibility, set_room_visibility},
@@ -15,6 +19,8 @@ use ruma::{
     directory::{Filter, PublicRoomsChunk, PublicRoomsChunkInit, RoomTypeFilter},
     room::RoomType,
 };
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::{
     app::App,
@@ -110,54 +116,66 @@ pub async fn set_visibility(
 pub async fn get_public_rooms(
     State(app): State<App>,
     Open(request): Open<get_public_rooms::v3::Request>,
-) -> ApiResult<Matrix<get_public_rooms::v3::Response>> {
-    check_server(&app, request.server.as_deref())?;
+) -> ApiResult<Response> {
+    if let Some(server) = other_server(&app, request.server.as_deref()) {
+        let query = json!({ "limit": request.limit, "since": request.since });
+        return remote_page(&app, server, query).await;
+    }
     let page = page(&app, &Filter::default(), request.since.as_deref(), request.limit).await?;
-    let mut response = get_public_rooms::v3::Response::new(page.chunk);
-    response.next_batch = page.next;
-    response.prev_batch = page.prev;
-    response.total_room_count_estimate = Some(page.total);
-    Ok(Matrix(response))
+    Ok(Json(page).into_response())
 }
 
 /// `POST /_matrix/client/v3/publicRooms`
 pub async fn search_public_rooms(
     State(app): State<App>,
     Authenticated { request, .. }: Authenticated<get_public_rooms_filtered::v3::Request>,
-) -> ApiResult<Matrix<get_public_rooms_filtered::v3::Response>> {
-    check_server(&app, request.server.as_deref())?;
-    let page = page(&app, &request.filter, request.since.as_deref(), request.limit).await?;
-    let mut response = get_public_rooms_filtered::v3::Response::new();
-    response.chunk = page.chunk;
-    response.next_batch = page.next;
-    response.prev_batch = page.prev;
-    response.total_room_count_estimate = Some(page.total);
-    Ok(Matrix(response))
-}
-
-fn check_server(app: &App, server: Option<&ruma::ServerName>) -> ApiResult<()> {
-    match server {
-        Some(server) if server != app.homeserver().server_name() => {
-            Err(ApiError::not_found("other servers' directories cannot be reached: federation is off"))
+) -> ApiResult<Response> {
+    if let Some(server) = other_server(&app, request.server.as_deref()) {
+        let mut query = json!({ "limit": request.limit, "since": request.since });
+        let filter = serde_json::to_value(&request.filter).map_err(|error| ApiError::internal(&error))?;
+        // Other software may not know a filter that filters nothing.
+        if filter.as_object().is_some_and(|filter| !filter.is_empty()) {
+            query["filter"] = filter;
         }
-        _ => Ok(()),
+        return remote_page(&app, server, query).await;
     }
+    let page = page(&app, &request.filter, request.since.as_deref(), request.limit).await?;
+    Ok(Json(page).into_response())
 }
 
-struct DirectoryPage {
+/// The server whose directory is asked for, if it is not this one.
+fn other_server<'a>(app: &App, server: Option<&'a ServerName>) -> Option<&'a ServerName> {
+    server.filter(|server| *server != app.homeserver().server_name())
+}
+
+/// A page of another server's directory.
+async fn remote_page(app: &App, server: &ServerName, query: Value) -> ApiResult<Response> {
+    if !app.homeserver().federates() {
+        return Err(ApiError::not_found("other servers' directories cannot be reached: federation is off"));
+    }
+    let Value::Object(mut query) = query else { return Err(ApiError::bad_json("not an object")) };
+    query.retain(|_, value| !value.is_null());
+    Ok(Json(app.homeserver().remote_public_rooms(server, query).await?).into_response())
+}
+
+/// A page of the directory.
+#[derive(Serialize)]
+pub struct PublicRooms {
     chunk: Vec<PublicRoomsChunk>,
-    next: Option<String>,
-    prev: Option<String>,
-    total: UInt,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_batch: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prev_batch: Option<String>,
+    total_room_count_estimate: UInt,
 }
 
 /// A page of the directory; its token is the number of rooms before it.
-async fn page(
+pub async fn page(
     app: &App,
     filter: &Filter,
     since: Option<&str>,
     limit: Option<UInt>,
-) -> ApiResult<DirectoryPage> {
+) -> ApiResult<PublicRooms> {
     let invalid = |_| ApiError::invalid_param("since is not a token of this directory");
     let start: usize = since.map_or(Ok(0), |since| since.trim_start_matches('p').parse().map_err(invalid))?;
     let limit = limit.and_then(|limit| usize::try_from(u64::from(limit)).ok()).unwrap_or(PAGE_MAX);
@@ -166,11 +184,11 @@ async fn page(
     let total = rooms.len();
     let chunk: Vec<_> = rooms.into_iter().skip(start).take(limit).map(chunk).collect();
     let end = start + chunk.len();
-    Ok(DirectoryPage {
-        next: (end < total).then(|| format!("p{end}")),
-        prev: (start > 0).then(|| format!("p{}", start.saturating_sub(limit))),
+    Ok(PublicRooms {
+        next_batch: (end < total).then(|| format!("p{end}")),
+        prev_batch: (start > 0).then(|| format!("p{}", start.saturating_sub(limit))),
         chunk,
-        total: UInt::new_saturating(total as u64),
+        total_room_count_estimate: UInt::new_saturating(total as u64),
     })
 }
 

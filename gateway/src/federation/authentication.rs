@@ -2,13 +2,13 @@
 //!
 //! Spec: server-server API, "Request Authentication".
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Write};
 
 use axum::{
     body::Bytes,
     extract::{FromRequest, OriginalUri, Request},
 };
-use http::StatusCode;
+use http::{StatusCode, Uri};
 use ruma::{OwnedServerName, api::federation::authentication::XMatrix};
 use serde::de::DeserializeOwned;
 
@@ -84,14 +84,32 @@ impl FromRequest<App> for Signed {
         let wanted =
             BTreeMap::from([(xmatrix.origin.clone(), BTreeMap::from([(xmatrix.key.to_string(), now_ms)]))]);
         let keys = homeserver.public_keys(wanted).await;
-        let signed = http::Request::from_parts(parts, body);
-        xmatrix.verify_http_request(&signed, own, &keys).map_err(|error| {
-            tracing::warn!(
-                origin = %xmatrix.origin, uri = %signed.uri(), %error,
-                "the signature of a request does not hold; if all of a server's do, a proxy rewrites the URI or the body"
-            );
-            unauthorized(format!("the signature does not hold: {error}"))
-        })?;
+        if !keys.contains_key(xmatrix.origin.as_str()) {
+            let XMatrix { origin, key, .. } = &xmatrix;
+            return Err(unauthorized(format!(
+                "cannot get the key {key} of {origin}, which signed the request"
+            )));
+        }
+        let mut signed = http::Request::from_parts(parts, body);
+        if let Err(error) = xmatrix.verify_http_request(&signed, own, &keys) {
+            let uri = signed.uri().clone();
+            let holds_for = |written: &String| {
+                written.parse().is_ok_and(|written| {
+                    *signed.uri_mut() = written;
+                    xmatrix.verify_http_request(&signed, own, &keys).is_ok()
+                })
+            };
+            let cause = match spellings(&uri).into_iter().find(holds_for) {
+                Some(sent) => {
+                    format!("a proxy changed the encoding of the URI: {sent} was signed, {uri} arrived")
+                }
+                None => {
+                    format!("the signature does not hold for {uri}; a proxy may change the URI or the body")
+                }
+            };
+            tracing::warn!(origin = %xmatrix.origin, %error, "refused a request: {cause}");
+            return Err(unauthorized(cause));
+        }
         homeserver.server_is_alive(&xmatrix.origin);
         let (parts, body) = signed.into_parts();
         let query = parts.uri.query().unwrap_or_default().to_owned();
@@ -99,6 +117,60 @@ impl FromRequest<App> for Signed {
     }
 }
 
+/// Other ways in which a URI may have been percent-encoded when it was signed.
+fn spellings(uri: &Uri) -> [String; 2] {
+    [spelling(uri, b""), spelling(uri, b"!$&'()*+,;=:@")]
+}
+
+/// A URI with everything encoded that needs it, and what is not in `bare`.
+fn spelling(uri: &Uri, bare: &[u8]) -> String {
+    let path: Vec<_> = uri.path().split('/').map(|segment| encoded(segment, bare)).collect();
+    let path = path.join("/");
+    let Some(query) = uri.query() else { return path };
+    let query = query.split('&').map(|pair| match pair.split_once('=') {
+        Some((key, value)) => format!("{}={}", encoded(key, b""), encoded(value, b"")),
+        None => encoded(pair, b""),
+    });
+    format!("{path}?{}", query.collect::<Vec<_>>().join("&"))
+}
+
+fn encoded(text: &str, bare: &[u8]) -> String {
+    decoded(text.as_bytes()).into_iter().fold(String::with_capacity(text.len() + 8), |mut encoded, byte| {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || bare.contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+        encoded
+    })
+}
+
+fn decoded(text: &[u8]) -> Vec<u8> {
+    let digit =
+        |byte: Option<&u8>| char::from(*byte?).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((byte, after)) = rest.split_first() {
+        let escaped =
+            (*byte == b'%').then(|| Some(16 * digit(after.first())? + digit(after.get(1))?)).flatten();
+        decoded.push(escaped.unwrap_or(*byte));
+        rest = if escaped.is_some() { &after[2..] } else { after };
+    }
+    decoded
+}
+
 fn unauthorized(message: String) -> ApiError {
     ApiError::new(StatusCode::UNAUTHORIZED, "M_UNAUTHORIZED", message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::spellings;
+
+    #[test]
+    fn a_uri_is_spelled_as_others_may_have_signed_it() {
+        let uri = "/a/!room:b%2fc/%24d%zz?x=@e%3a&y".parse().unwrap();
+        let strict = "/a/%21room%3Ab%2Fc/%24d%25zz?x=%40e%3A&y";
+        assert_eq!(spellings(&uri), [strict, "/a/!room:b%2Fc/$d%25zz?x=%40e%3A&y"]);
+    }
 }

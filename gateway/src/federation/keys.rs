@@ -2,46 +2,77 @@
 //!
 //! Spec: server-server API, "Retrieving server keys".
 
-use axum::{Json, extract::State};
-use ruma::{CanonicalJsonObject, CanonicalJsonValue, canonical_json, signatures::sign_json};
-use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+use axum::{
+    Json,
+    extract::{Path, RawQuery, State},
+};
+use ruma::{CanonicalJsonObject, OwnedServerName, ServerName};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
+    extract::{JsonBody, form_value},
 };
 
-/// How long others may believe this server's keys without asking again.
-const VALID_FOR_MS: u64 = 24 * 3600 * 1000;
+/// Servers that one question may name: each may mean a request to it.
+const SERVERS_MAX: usize = 100;
 
 /// `GET /_matrix/key/v2/server`
-pub async fn server(State(app): State<App>) -> ApiResult<Json<Value>> {
-    own_keys(&app).map(Json)
+pub async fn server(State(app): State<App>) -> Json<CanonicalJsonObject> {
+    Json(app.homeserver().own_keys())
 }
 
-fn own_keys(app: &App) -> ApiResult<Value> {
-    let homeserver = app.homeserver();
-    let key = homeserver.signing_key();
-    let keys = json!({
-        "server_name": homeserver.server_name(),
-        "valid_until_ts": homeserver.env().clock.now_ms() + VALID_FOR_MS,
-        "verify_keys": { key.id(): { "key": key.public_key() } },
-        "old_verify_keys": {},
-    });
-    sign(app, keys)
+/// Keys as notaries return them.
+#[derive(Serialize)]
+pub struct Notarised {
+    server_keys: Vec<CanonicalJsonObject>,
 }
 
-fn sign(app: &App, document: Value) -> ApiResult<Value> {
-    let homeserver = app.homeserver();
-    let internal = |error: &dyn std::fmt::Display| ApiError::internal(error);
-    let mut object: CanonicalJsonObject = match canonical_json::try_from_json_map(match document {
-        Value::Object(object) => object,
-        _ => return Err(ApiError::bad_json("not an object")),
-    }) {
-        Ok(object) => object,
-        Err(error) => return Err(internal(&error)),
+#[derive(Deserialize)]
+struct Query {
+    server_keys: BTreeMap<OwnedServerName, BTreeMap<String, Criteria>>,
+}
+
+#[derive(Deserialize)]
+struct Criteria {
+    minimum_valid_until_ts: Option<u64>,
+}
+
+/// `GET /_matrix/key/v2/query/{serverName}`
+pub async fn query(
+    State(app): State<App>,
+    Path(server): Path<String>,
+    RawQuery(query): RawQuery,
+) -> ApiResult<Json<Notarised>> {
+    let server = ServerName::parse(server).map_err(|_| ApiError::invalid_param("invalid serverName"))?;
+    let minimum = form_value(&query.unwrap_or_default(), "minimum_valid_until_ts");
+    let minimum = minimum
+        .map(|minimum| minimum.parse().map_err(|_| ApiError::invalid_param("invalid minimum_valid_until_ts")))
+        .transpose()?;
+    answer(&app, BTreeMap::from([(server, minimum)])).await
+}
+
+/// `POST /_matrix/key/v2/query`
+pub async fn query_many(State(app): State<App>, JsonBody(body): JsonBody) -> ApiResult<Json<Notarised>> {
+    let query: Query = serde_json::from_value(body.into())
+        .map_err(|error| ApiError::bad_json(format!("not a query for keys: {error}")))?;
+    // Keys come by server, all that it has.
+    let latest = |keys: BTreeMap<String, Criteria>| {
+        keys.into_values().filter_map(|criteria| criteria.minimum_valid_until_ts).max()
     };
-    sign_json(homeserver.server_name().as_str(), homeserver.signing_key(), &mut object)
-        .map_err(|error| internal(&error))?;
-    Ok(CanonicalJsonValue::Object(object).into())
+    let wanted = query.server_keys.into_iter().map(|(server, keys)| (server, latest(keys))).collect();
+    answer(&app, wanted).await
+}
+
+async fn answer(app: &App, wanted: BTreeMap<OwnedServerName, Option<u64>>) -> ApiResult<Json<Notarised>> {
+    if wanted.len() > SERVERS_MAX {
+        return Err(ApiError::invalid_param(format!("more than {SERVERS_MAX} servers")));
+    }
+    let homeserver = app.homeserver();
+    let now_ms = homeserver.env().clock.now_ms();
+    let wanted = wanted.into_iter().map(|(server, minimum)| (server, minimum.unwrap_or(now_ms))).collect();
+    Ok(Json(Notarised { server_keys: homeserver.notarised_keys(wanted).await }))
 }

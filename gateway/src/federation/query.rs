@@ -1,15 +1,16 @@
-//! What other servers ask of this one: its aliases, its users' profiles, its software.
+//! What other servers ask of this one: its aliases, public rooms, users' profiles, software.
 //!
-//! Spec: server-server API, "Querying for information", "Server implementation".
+//! Spec: server-server API, "Querying for information", "Published Room Directory", "Server implementation".
 
 use axum::{Json, extract::State};
-use ruma::{OwnedRoomAliasId, OwnedUserId};
+use ruma::{OwnedRoomAliasId, OwnedUserId, UInt, directory::Filter};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::authentication::Signed;
 use crate::{
     app::App,
-    client::profile::public_fields,
+    client::{directory, profile::public_fields},
     error::{ApiError, ApiResult},
 };
 
@@ -40,4 +41,29 @@ pub async fn profile(State(app): State<App>, signed: Signed) -> ApiResult<Json<M
         fields.retain(|name, _| *name == field);
     }
     Ok(Json(fields))
+}
+
+/// `GET /_matrix/federation/v1/publicRooms`
+pub async fn public_rooms(State(app): State<App>, signed: Signed) -> ApiResult<Json<directory::PublicRooms>> {
+    let since = signed.value::<String>("since")?;
+    let limit = signed.value::<UInt>("limit")?;
+    directory::page(&app, &Filter::default(), since.as_deref(), limit).await.map(Json)
+}
+
+/// What is searched for.
+#[derive(Deserialize)]
+struct Search {
+    #[serde(default)]
+    filter: Filter,
+    limit: Option<UInt>,
+    since: Option<String>,
+}
+
+/// `POST /_matrix/federation/v1/publicRooms`
+pub async fn search_public_rooms(
+    State(app): State<App>,
+    signed: Signed,
+) -> ApiResult<Json<directory::PublicRooms>> {
+    let search: Search = signed.json()?;
+    directory::page(&app, &search.filter, search.since.as_deref(), search.limit).await.map(Json)
 }

@@ -49,6 +49,7 @@ impl Server {
         let config = HomeserverConfig {
             server_name: "a.example".try_into().unwrap(),
             signing_key: SigningKey::new(&[7; 32], "1").unwrap().into(),
+            old_keys: Vec::new(),
             federation: None,
             default_room_version: room_version::DEFAULT,
             room_memory: 16 << 20,

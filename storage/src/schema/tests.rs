@@ -47,6 +47,7 @@ fn federation_rows() -> Vec<String> {
     let key = ServerKeyRecord { key: "a2V5".to_owned(), valid_until_ms: 1_000_000 };
     vec![
         row(&SERVER_KEYS, &(server.clone(), "ed25519:1".to_owned()), &key),
+        row(&KEY_DOCUMENTS, &server, &json),
         row(&STAGED, &(room_id.clone(), Position(5), server.clone()), &json),
         row(&OUTBOX, &Position(701), &outgoing),
         row(&DESTINATIONS, &server, &DestinationRecord { failures: 3, retry_at_ms: 1_000_000 }),

@@ -1,0 +1,70 @@
+use engine::pdu::SigningKey;
+use ruma::server_name;
+
+use super::*;
+
+fn document(sign_with: &[(&str, &SigningKey)]) -> String {
+    let key = SigningKey::new(&[3; 32], "now").unwrap();
+    let old = SigningKey::new(&[4; 32], "past").unwrap();
+    let document = json!({
+        "server_name": "example.org", "valid_until_ts": 5_000,
+        "verify_keys": { key.id(): { "key": key.public_key() } },
+        "old_verify_keys": { old.id(): { "key": old.public_key(), "expired_ts": 1_000 } },
+    });
+    let mut object: CanonicalJsonObject = serde_json::from_value(document).unwrap();
+    object.insert("signatures".to_owned(), CanonicalJsonObject::new().into());
+    for (signer, key) in sign_with {
+        sign_json(signer, *key, &mut object).unwrap();
+    }
+    serde_json::to_string(&object).unwrap()
+}
+
+#[test]
+fn keys_are_taken_from_their_own_server_alone_and_only_if_it_signed_them() {
+    let key = SigningKey::new(&[3; 32], "now").unwrap();
+    let old = SigningKey::new(&[4; 32], "past").unwrap();
+    let server = server_name!("example.org");
+    // A notary's signature and that of an old key do not matter.
+    let good = document(&[("example.org", &key), ("example.org", &old), ("notary.org", &old)]);
+    let published = read_keys(server, &good, 2_000).unwrap();
+    assert_eq!(published.keys["ed25519:now"].valid_until_ms, 5_000);
+    assert_eq!(published.keys["ed25519:past"].valid_until_ms, 1_000);
+    for bad in [&[][..], &[("example.org", &old)], &[("notary.org", &key)]] {
+        assert!(read_keys(server, &document(bad), 2_000).is_err());
+    }
+    assert!(read_keys(server_name!("other.org"), &good, 2_000).is_err());
+    assert!(read_keys(server, &good.replace("5000", "6000"), 2_000).is_err(), "changed after it was signed");
+}
+
+#[test]
+fn a_key_counts_while_it_is_valid_and_at_most_a_week() {
+    let key = SigningKey::new(&[3; 32], "now").unwrap();
+    let text = document(&[("example.org", &key)]);
+    let published = read_keys(server_name!("example.org"), &text, 0).unwrap();
+    let known = Known { keys: published.keys, ..Known::default() };
+    let usable = |id: &str, at_ms| !known.usable(&BTreeMap::from([(id.to_owned(), at_ms)])).is_empty();
+    assert!(usable("ed25519:now", 5_000) && !usable("ed25519:now", 5_001));
+    assert!(usable("ed25519:past", 1_000) && !usable("ed25519:past", 1_001));
+    assert!(usable("ed25519:past", 0) && !usable("ed25519:other", 0));
+    let object: CanonicalJsonObject = serde_json::from_str(&text).unwrap();
+    let mut far = object;
+    far.remove("signatures");
+    far.insert("valid_until_ts".to_owned(), CanonicalJsonValue::Integer(js_int::Int::MAX));
+    sign_json("example.org", &key, &mut far).unwrap();
+    let far = serde_json::to_string(&far).unwrap();
+    let published = read_keys(server_name!("example.org"), &far, 7).unwrap();
+    assert_eq!(published.keys["ed25519:now"].valid_until_ms, 7 + VALID_MAX_MS);
+}
+
+#[test]
+fn a_server_that_fails_is_asked_less_and_less_often() {
+    let mut known = Known::default();
+    let mut waits = Vec::new();
+    for _ in 0..9 {
+        known.asked(false, 0);
+        waits.push(known.ask_again_ms / ASK_AGAIN_MS);
+    }
+    assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 64, 64]);
+    known.asked(true, 0);
+    assert_eq!(known.ask_again_ms, ASK_AGAIN_MS);
+}
