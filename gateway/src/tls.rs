@@ -101,3 +101,48 @@ fn acceptor(files: &TlsFiles) -> anyhow::Result<TlsAcceptor> {
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    /// Writes a certificate and its key, as of `second`.
+    fn write(files: &TlsFiles, second: u64) {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        std::fs::write(&files.certificate, made.cert.pem()).unwrap();
+        std::fs::write(&files.private_key, made.signing_key.serialize_pem()).unwrap();
+        date(files, second);
+    }
+
+    fn date(files: &TlsFiles, second: u64) {
+        for path in [&files.certificate, &files.private_key] {
+            let file = File::options().write(true).open(path).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(second)).unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_certificate_is_used_once_it_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name| folder.path().join(name);
+        let files = TlsFiles { certificate: path("certificate.pem"), private_key: path("key.pem") };
+        assert!(Tls::load(files.clone()).is_err(), "there are no files");
+        write(&files, 1);
+        let tls = Tls::load(files.clone()).unwrap();
+        let config = || Arc::as_ptr(tls.acceptor().config());
+        let first = config();
+        tokio::time::advance(LOOK_EVERY).await;
+        assert_eq!(config(), first, "nothing changed");
+
+        std::fs::write(&files.certificate, "half").unwrap();
+        date(&files, 2);
+        tokio::time::advance(LOOK_EVERY).await;
+        assert_eq!(config(), first, "the one in use is kept");
+
+        write(&files, 3);
+        tokio::time::advance(LOOK_EVERY).await;
+        assert_ne!(config(), first);
+    }
+}

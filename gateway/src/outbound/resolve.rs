@@ -209,3 +209,67 @@ fn max_age(value: &str) -> Option<Duration> {
         seconds.trim_matches('"').parse().ok().map(Duration::from_secs)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use actors::env::ManualClock;
+    use ruma::server_name;
+
+    use super::*;
+
+    fn resolver(allow_private: bool) -> Resolver {
+        Resolver::new(Client::new(), Guard { allow_private }, Arc::new(ManualClock::new(0))).unwrap()
+    }
+
+    fn place(host: &str, port: u16, host_header: &str) -> Place {
+        Place { host: host.to_owned(), port: Some(port), host_header: host_header.to_owned(), located: None }
+    }
+
+    #[tokio::test]
+    async fn addresses_and_names_with_a_port_are_where_they_say() {
+        let resolver = resolver(false);
+        for (server, expected) in [
+            (server_name!("8.8.8.8"), place("8.8.8.8", 8448, "8.8.8.8")),
+            (server_name!("8.8.8.8:443"), place("8.8.8.8", 443, "8.8.8.8:443")),
+            (server_name!("[2606:4700::1111]"), place("[2606:4700::1111]", 8448, "[2606:4700::1111]")),
+            (server_name!("example.org:80"), place("example.org", 80, "example.org:80")),
+        ] {
+            assert_eq!(resolver.resolve(server).await.unwrap(), expected, "{server}");
+        }
+    }
+
+    #[tokio::test]
+    async fn private_addresses_are_refused_unless_they_are_allowed() {
+        for server in [server_name!("127.0.0.1"), server_name!("[::1]:443"), server_name!("10.0.0.1:8448")] {
+            let refused = resolver(false).resolve(server).await;
+            assert!(matches!(refused, Err(FederationError::PrivateAddress)), "{server}");
+            assert!(resolver(true).resolve(server).await.is_ok(), "{server}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_delegation_that_is_remembered_decides_and_names_the_host() {
+        let resolver = resolver(false);
+        let delegate = |from: &ServerName, to: &ServerName| {
+            let delegation = Delegation { to: Some(to.to_owned()), until_ms: 1_000 };
+            resolver.delegations.insert(from.to_owned(), delegation);
+        };
+        let server = server_name!("example.org");
+        delegate(server, server_name!("matrix.example.org:443"));
+        let expected = place("matrix.example.org", 443, "matrix.example.org:443");
+        assert_eq!(resolver.resolve(server).await.unwrap(), expected);
+        delegate(server, server_name!("8.8.8.8"));
+        assert_eq!(resolver.resolve(server).await.unwrap(), place("8.8.8.8", 8448, "8.8.8.8"));
+        // A document of strangers does not lead inside.
+        delegate(server, server_name!("127.0.0.1:8008"));
+        assert!(matches!(resolver.resolve(server).await, Err(FederationError::PrivateAddress)));
+    }
+
+    #[test]
+    fn lifetimes_are_read_from_the_header() {
+        assert_eq!(max_age("public, max-age=3600"), Some(Duration::from_secs(3600)));
+        assert_eq!(max_age("max-age=\"60\""), Some(Duration::from_secs(60)));
+        assert_eq!(max_age("no-store"), None);
+        assert_eq!(max_age("max-age=soon"), None);
+    }
+}
