@@ -90,6 +90,15 @@ impl Hub {
         }
     }
 
+    /// Marks a change of a room's state in the views of its subscribers, before `room_changed`.
+    pub fn state_changed(&self, room: ShortRoomId, room_id: &RoomId, position: Position) {
+        if let Some(subscribers) = self.rooms.get(&room) {
+            for view in subscribers.values() {
+                view.mark_state(room_id, position);
+            }
+        }
+    }
+
     /// Marks a change of a room in the views of its subscribers and wakes them.
     pub fn room_changed(&self, room: ShortRoomId, room_id: &RoomId, position: Position) {
         if let Some(subscribers) = self.rooms.get(&room) {

@@ -5,6 +5,7 @@ pub mod aliases;
 mod budget;
 pub mod destination;
 pub mod directory;
+pub mod encryption;
 pub mod env;
 pub mod federation;
 pub mod filter;

@@ -610,6 +610,7 @@ impl Completion {
         let root = self.snapshot.head.root;
         if self.published.snapshot.swap(self.snapshot).head.root != root {
             self.shared.changed_rooms.mark(room);
+            self.shared.hub.state_changed(room, &room_id, self.position);
         }
         for (user, entry) in self.entries {
             self.shared.hub.set_membership(&user, &room_id, entry);

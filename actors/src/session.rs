@@ -1,7 +1,8 @@
 //! A local user's session: the single writer of the account and all that belongs to it.
 //!
 //! Owns the user's rows in `ACCOUNTS`, `DEVICES`, `TOKENS`, `OPENID_TOKENS`, `ACCOUNT_DATA`, `PROFILES`,
-//! `FILTERS`, `PRIVATE_RECEIPTS` and `SLIDING_CONNECTIONS`. It exists only for users who have an account. The directory starts it
+//! `FILTERS`, `PRIVATE_RECEIPTS` and `SLIDING_CONNECTIONS`, and all that serves end-to-end encryption. It exists
+//! only for users who have an account. The directory starts it
 //! under the session supervisor and passivates it when it is idle or memory is short; whoever waits in
 //! `/sync` holds a lease on it. A restart costs one read of each of those ranges and of the user's
 //! memberships; what was not durable has not been seen by anybody. The backlog limit is `[actors]`'s.
@@ -11,12 +12,16 @@
 
 mod account;
 mod background;
+mod backup;
 mod change;
 mod data;
+mod dehydrated;
 mod device;
 mod error;
 mod handle;
+mod inbox;
 mod index;
+mod keys;
 mod load;
 mod profile;
 mod push_rules;
@@ -30,20 +35,26 @@ mod unread;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use dashmap::DashMap;
+use engine::id::Position;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ruma::{OwnedDeviceId, OwnedUserId, UserId};
 pub use storage::schema::{AccountRecord, DeviceRecord};
 use storage::{CommitError, Storage, schema::TokenHash};
 
+pub(crate) use self::keys::merge_signatures;
 pub use self::{
     account::{NewAccount, OpenIdToken},
+    backup::{BackupKeys, BackupPlace, room_keys},
     change::{LogOut, OpenIdKey, SessionChange},
     data::{Profile, SessionData},
     device::{LoggedIn, Login},
     error::SessionError,
     handle::{Connected, SessionHandle},
+    inbox::{PAGE as INBOX_PAGE, Waiting},
     index::{RoomEntry, SessionView},
+    keys::{CROSS_SIGNING, Claimed, Keys, Upload, Wanted},
     sliding::{ConnectionKey, RoomFacts, Told},
     token::{AuthenticationFailure, Requester, hash_token},
     unread::{Unread, UnreadCounts},
@@ -99,6 +110,14 @@ impl SessionShared {
         &self.rooms.hub
     }
 
+    /// Tells those who share a room with a user, and the user, that the user's devices changed.
+    fn tell_device_list(&self, view: &Arc<SessionView>, position: Position) {
+        for other in self.hub().neighbors(view).iter().chain([view]) {
+            other.mark_device_list(view.user_id(), position);
+            other.wake();
+        }
+    }
+
     /// Tells those who share a room with a user of a change of the user's presence.
     fn tell_presence(&self, user_id: &UserId, outcome: Outcome) {
         if outcome.needs_watch
@@ -136,6 +155,19 @@ pub enum SessionMessage {
     Login(Box<Login>, RpcReplyPort<Result<LoggedIn, SessionError>>),
     /// Exchange a refresh token.
     Refresh(TokenHash, RpcReplyPort<Result<LoggedIn, SessionError>>),
+    /// Take one-time keys.
+    Claim(Wanted, RpcReplyPort<Result<Claimed, SessionError>>),
+    /// Make a new version of the key backup: its algorithm, and what that needs.
+    CreateBackup(String, Bytes, RpcReplyPort<Result<u64, SessionError>>),
+    /// Delete the dehydrated device.
+    DeleteDehydrated(RpcReplyPort<Result<OwnedDeviceId, SessionError>>),
+    /// Let go of the to-device messages that a device has.
+    Acknowledge {
+        /// The device.
+        device_id: OwnedDeviceId,
+        /// The last of the messages.
+        upto: Position,
+    },
     /// Note that a device was used.
     Seen {
         /// The device.
@@ -234,6 +266,20 @@ impl ActiveSession {
                 let entropy = self.shared.env.entropy.clone();
                 self.perform(myself, reply, |draft| draft.refresh(&token, &*entropy));
             }
+            SessionMessage::Claim(wanted, reply) => {
+                self.perform(myself, reply, |draft| Ok(draft.claim_keys(wanted)));
+            }
+            SessionMessage::CreateBackup(algorithm, auth_data, reply) => {
+                self.perform(myself, reply, |draft| draft.create_backup(algorithm, auth_data));
+            }
+            SessionMessage::DeleteDehydrated(reply) => {
+                self.perform(myself, reply, Draft::delete_dehydrated);
+            }
+            SessionMessage::Acknowledge { device_id, upto } => {
+                let mut draft = self.draft();
+                draft.acknowledge(&device_id, upto);
+                self.submit(myself, draft, |_| {});
+            }
             SessionMessage::Seen { device_id, ip } => {
                 let mut draft = self.draft();
                 draft.seen(&device_id, ip);
@@ -275,7 +321,7 @@ impl ActiveSession {
         draft: Draft,
         done: impl FnOnce(Result<(), SessionError>) + Send + 'static,
     ) {
-        let Draft { data, batch, revoked, rooms, is_news, ticket, .. } = draft;
+        let Draft { data, batch, revoked, rooms, is_news, device_list_changed, ticket, .. } = draft;
         self.data = data;
         let position = ticket.last();
         let (shared, published) = (self.shared.clone(), self.published.clone());
@@ -295,6 +341,9 @@ impl ActiveSession {
                 }
                 if is_news || !rooms.is_empty() {
                     published.view.wake();
+                }
+                if device_list_changed {
+                    shared.tell_device_list(&published.view, position);
                 }
                 done(Ok(()));
             }

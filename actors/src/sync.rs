@@ -6,18 +6,20 @@
 //!
 //! Spec: client-server API, "Syncing".
 
+mod encryption;
 mod response;
 mod room;
 mod state;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use engine::id::{Position, TimelineIndex};
 use ruma::{OwnedDeviceId, OwnedUserId, api::client::filter::FilterDefinition};
 use tokio::time::Instant;
 
 pub use self::response::{
-    Events, InvitedRoom, JoinedRoom, KnockedRoom, LeftRoom, Rooms, State, Summary, SyncResponse, Timeline,
+    DeviceLists, Events, InvitedRoom, JoinedRoom, KnockedRoom, LeftRoom, Rooms, State, Summary, SyncResponse,
+    Timeline,
 };
 use crate::{
     filter,
@@ -36,6 +38,8 @@ pub struct SyncRequest {
     pub device_id: OwnedDeviceId,
     /// The last response's token; none asks for everything.
     pub since: Option<Position>,
+    /// The last to-device message that the client has, if it has not all up to `since`.
+    pub inbox_since: Option<Position>,
     /// What to leave out.
     pub filter: Arc<FilterDefinition>,
     /// Whether to send the whole state of all rooms.
@@ -80,7 +84,7 @@ impl Homeserver {
             let mut changes = session.view().subscribe();
             let upto = self.caught_up(session.view().latest()).await;
             let since = request.since.unwrap_or_default();
-            let must_answer = request.since.is_none() || request.full_state;
+            let must_answer = request.since.is_none() || request.full_state || request.inbox_since.is_some();
             if must_answer || session.view().latest() > since {
                 let pass = Pass { homeserver: self, session: &session, request, since, upto };
                 let response = pass.build().await?;
@@ -91,10 +95,10 @@ impl Homeserver {
             tokio::select! {
                 biased;
                 _ = changes.changed() => {}
-                () = self.stopping() => return Ok(nothing_since(upto)),
+                () = self.stopping() => return Ok(nothing(&session, request, upto)),
                 () = tokio::time::sleep_until(deadline.min(Instant::now() + VIEW_MAX)) => {
                     if Instant::now() >= deadline {
-                        return Ok(nothing_since(upto));
+                        return Ok(nothing(&session, request, upto));
                     }
                 }
             }
@@ -134,7 +138,19 @@ fn nothing_since(upto: Position) -> SyncResponse {
         account_data: Events::default(),
         presence: Events::default(),
         rooms: Rooms::default(),
+        to_device: Events::default(),
+        device_lists: DeviceLists::default(),
+        device_one_time_keys_count: BTreeMap::new(),
+        device_unused_fallback_key_types: Vec::new(),
+        has_new_counts: false,
     }
+}
+
+/// What is there to say if nothing happened.
+fn nothing(session: &SessionHandle, request: &SyncRequest, upto: Position) -> SyncResponse {
+    let mut response = nothing_since(upto);
+    response.add_counts(session, request);
+    response
 }
 
 impl Pass<'_> {
@@ -142,6 +158,7 @@ impl Pass<'_> {
         let mut response = nothing_since(self.upto);
         response.account_data = self.account_data();
         response.presence = self.presence();
+        self.add_encryption(&mut response).await?;
         for (room_id, entry) in self.rooms() {
             match self.add_room(&mut response.rooms, &room_id, &entry).await {
                 Ok(()) => {}

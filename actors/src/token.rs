@@ -12,6 +12,13 @@ use engine::id::{Position, TimelineIndex};
 pub enum Token {
     /// Everything up to this position was told. In a timeline: the boundary after that place.
     Sync(Position),
+    /// The same, but of the to-device messages only those up to `inbox` were told.
+    SyncInbox {
+        /// Everything else up to here was told.
+        position: Position,
+        /// The last to-device message that was told.
+        inbox: Position,
+    },
     /// The boundary after this place of a room's timeline.
     Timeline(TimelineIndex),
 }
@@ -25,7 +32,7 @@ impl Token {
     /// The boundary in a room's timeline that the token stands for: after this place.
     pub fn boundary(self) -> TimelineIndex {
         match self {
-            Self::Sync(position) => position.into(),
+            Self::Sync(position) | Self::SyncInbox { position, .. } => position.into(),
             Self::Timeline(index) => index,
         }
     }
@@ -35,6 +42,7 @@ impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sync(position) => write!(f, "s1_{}", position.0),
+            Self::SyncInbox { position, inbox } => write!(f, "s2_{}_{}", position.0, inbox.0),
             Self::Timeline(index) => write!(f, "t1_{}", index.0),
         }
     }
@@ -52,6 +60,11 @@ impl FromStr for Token {
                 let (_, number) = number.split_once('_').ok_or(InvalidToken)?;
                 number.parse().map(|number| Self::Sync(Position(number))).map_err(|_| InvalidToken)
             }
+            "s2" => {
+                let (position, inbox) = number.split_once('_').ok_or(InvalidToken)?;
+                let parse = |text: &str| text.parse().map(Position).map_err(|_| InvalidToken);
+                Ok(Self::SyncInbox { position: parse(position)?, inbox: parse(inbox)? })
+            }
             "t1" => {
                 number.parse().map(|number| Self::Timeline(TimelineIndex(number))).map_err(|_| InvalidToken)
             }
@@ -66,11 +79,12 @@ mod tests {
 
     #[test]
     fn tokens_survive_being_text() {
-        for token in [Token::Sync(Position(7)), Token::Timeline(TimelineIndex(-3))] {
+        let inbox = Token::SyncInbox { position: Position(7), inbox: Position(5) };
+        for token in [Token::Sync(Position(7)), inbox, Token::Timeline(TimelineIndex(-3))] {
             assert_eq!(token.to_string().parse(), Ok(token));
         }
         assert_eq!("p1_00ff_7".parse(), Ok(Token::Sync(Position(7))));
-        for text in ["p1_7", "", "s1", "s1_", "s1_-1", "t2_3", "s1_99999999999999999999"] {
+        for text in ["p1_7", "", "s1", "s1_", "s1_-1", "t2_3", "s2_3", "s2_3_", "s1_99999999999999999999"] {
             assert_eq!(text.parse::<Token>(), Err(InvalidToken), "{text}");
         }
     }

@@ -205,6 +205,14 @@ impl From<SessionError> for ApiError {
             SessionError::NotFound | SessionError::DeviceNotFound | SessionError::PushRuleNotFound => {
                 Self::not_found(message)
             }
+            SessionError::KeyNotFound | SessionError::BackupNotFound => Self::not_found(message),
+            SessionError::NoMasterKey => Self::missing_param(message),
+            SessionError::InvalidSignature(_) => Self::bad_request("M_INVALID_SIGNATURE", message),
+            SessionError::WrongBackup(current) => {
+                Self::new(StatusCode::FORBIDDEN, "M_WRONG_ROOM_KEYS_VERSION", message)
+                    .with("current_version", current.to_string())
+            }
+            SessionError::Overtaken => Self::limit_exceeded(Duration::from_secs(1)),
             SessionError::UserInUse => Self::bad_request("M_USER_IN_USE", message),
             SessionError::InvalidUsername(_) => Self::bad_request("M_INVALID_USERNAME", message),
             SessionError::Deactivated => Self::new(StatusCode::FORBIDDEN, "M_USER_DEACTIVATED", message),

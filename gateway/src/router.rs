@@ -14,9 +14,9 @@ use crate::{
     admin,
     app::App,
     client::{
-        account, account_data, devices, directory, ephemeral, events, filters, login, media, membership, old,
-        openid, presence, profile, push_rules, register, relations, rooms, sliding_sync, spaces, summary,
-        sync, timeline, user_directory, well_known,
+        account, account_data, devices, directory, ephemeral, events, filters, key_backup, keys, login,
+        media, membership, old, openid, presence, profile, push_rules, register, relations, rooms,
+        sliding_sync, spaces, summary, sync, timeline, to_device, user_directory, well_known,
     },
     error::ApiError,
     federation, unread,
@@ -66,7 +66,8 @@ fn client_routes() -> Router<App> {
         )
         .route("/directory/list/room/{room}", get(directory::get_visibility).put(directory::set_visibility))
         .nest("/rooms/{room}", room_routes())
-        .merge(account_routes());
+        .merge(account_routes())
+        .merge(encryption_routes());
     let v1 = Router::new()
         .route("/register/m.login.registration_token/validity", get(register::token_validity))
         .route("/mutual_rooms", get(user_directory::mutual_rooms))
@@ -141,6 +142,32 @@ fn account_routes() -> Router<App> {
         .route("/pushrules/global", get(push_rules::get_global))
         .nest("/pushrules/global/{kind}/{rule}", rule)
         .nest("/user/{user}", user)
+}
+
+fn encryption_routes() -> Router<App> {
+    let backup = || get(key_backup::get_keys).put(key_backup::put_keys).delete(key_backup::delete_keys);
+    let dehydrated = "/org.matrix.msc3814.v1/dehydrated_device";
+    Router::new()
+        .route("/keys/upload", post(keys::upload))
+        .route("/keys/query", post(keys::query))
+        .route("/keys/claim", post(keys::claim))
+        .route("/keys/changes", get(keys::changes))
+        .route("/keys/device_signing/upload", post(keys::device_signing_upload))
+        .route("/keys/signatures/upload", post(keys::signatures_upload))
+        .route("/sendToDevice/{kind}/{txn}", put(to_device::send))
+        .route("/room_keys/version", get(key_backup::latest_version).post(key_backup::create_version))
+        .route(
+            "/room_keys/version/{version}",
+            get(key_backup::get_version).put(key_backup::update_version).delete(key_backup::delete_version),
+        )
+        .route("/room_keys/keys", backup())
+        .route("/room_keys/keys/{room}", backup())
+        .route("/room_keys/keys/{room}/{session}", backup())
+        .route(
+            dehydrated,
+            get(to_device::dehydrated).put(to_device::dehydrate).delete(to_device::delete_dehydrated),
+        )
+        .route(&format!("{dehydrated}/{{device}}/events"), post(to_device::dehydrated_events))
 }
 
 fn room_routes() -> Router<App> {

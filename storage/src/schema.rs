@@ -10,11 +10,12 @@ use engine::id::{Position, ShortEventId, ShortRoomId, TimelineIndex};
 use ruma::{OwnedDeviceId, OwnedEventId, OwnedRoomAliasId, OwnedRoomId, OwnedServerName, OwnedUserId};
 
 mod federation;
+mod keys;
 mod media;
 mod rooms;
 mod users;
 
-pub use self::{federation::*, media::*, rooms::*, users::*};
+pub use self::{federation::*, keys::*, media::*, rooms::*, users::*};
 
 /// The number of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -303,6 +304,59 @@ tables! {
     ///
     /// Key: user, device, connection ID. Writer: `SessionActor`. Changes: overwritten; deletion with the device.
     38 => SLIDING_CONNECTIONS: (OwnedUserId, OwnedDeviceId, String) => SlidingConnectionRecord;
+
+    /// The identity keys of each device, as JSON text.
+    ///
+    /// Key: user, device; one user is one range. Writer: `SessionActor`. Changes: overwritten; deletion with the device.
+    28 => DEVICE_KEYS: (OwnedUserId, OwnedDeviceId) => String;
+
+    /// One-time keys that nobody has claimed, as JSON text.
+    ///
+    /// Key: user, device, algorithm, key ID. Writer: `SessionActor`. Changes: deletion, before a claim is answered.
+    29 => ONE_TIME_KEYS: (OwnedUserId, OwnedDeviceId, String, String) => String;
+
+    /// What is claimed where no one-time key is left.
+    ///
+    /// Key: user, device, algorithm. Writer: `SessionActor`. Changes: overwritten; deletion with the device.
+    30 => FALLBACK_KEYS: (OwnedUserId, OwnedDeviceId, String) => FallbackKeyRecord;
+
+    /// To-device messages, as JSON text.
+    ///
+    /// Key: user, device, position. Writer: `SessionActor` of the user who gets it. Changes: deletion, once the device
+    /// has acknowledged it.
+    31 => TO_DEVICE: (OwnedUserId, OwnedDeviceId, Position) => String;
+
+    /// Cross-signing keys, and the signatures that the user put on keys of others, as JSON text.
+    ///
+    /// Key: user, kind (`master`, `self_signing`, `user_signing` or `signature`), whose master key is signed (else empty).
+    /// Writer: `SessionActor` of the user. Changes: overwritten; deletion.
+    32 => CROSS_SIGNING: (OwnedUserId, String, String) => String;
+
+    /// When each local user's device list last changed.
+    ///
+    /// Key: user. Writer: `SessionActor`. Changes: overwritten.
+    33 => DEVICE_LISTS: OwnedUserId => Position;
+
+    /// The same by position: what a client missed is one range.
+    ///
+    /// Key: position. Writer: `SessionActor`, in the same batch as `DEVICE_LISTS`. Changes: deletion at the next change.
+    34 => DEVICE_LIST_CHANGES: Position => OwnedUserId;
+
+    /// Versions of key backups; one that is deleted stays, so that its number is not used again.
+    ///
+    /// Key: user, version. Writer: `SessionActor`. Changes: overwritten.
+    35 => BACKUPS: (OwnedUserId, u64) => BackupRecord;
+
+    /// Keys in backups, as JSON text.
+    ///
+    /// Key: user, version, room ID, session ID. Writer: `SessionActor`. Changes: overwritten; deletion.
+    36 => BACKUP_KEYS: (OwnedUserId, u64, OwnedRoomId, String) => String;
+
+    /// What else belongs to a device: `dehydrated`, the JSON that it is rehydrated from; `txns`, 8 bytes of the hash of
+    /// each of the last transactions of its to-device messages.
+    ///
+    /// Key: user, device, kind. Writer: `SessionActor`. Changes: overwritten; deletion with the device.
+    37 => DEVICE_DATA: (OwnedUserId, OwnedDeviceId, String) => Bytes;
 
     /// What each `mxc://` URI names.
     ///

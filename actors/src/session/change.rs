@@ -3,21 +3,23 @@
 //! It works on a copy of the data, which is cheap. If the change is refused half-way, the copy is dropped
 //! and nothing has happened.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
+use bytes::Bytes;
 use engine::id::Position;
 use ruma::{
     MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomId,
     push::{Action, NewPushRule, RuleKind},
 };
-use serde_json::value::RawValue;
+use serde_json::{Value, value::RawValue};
 use storage::{
     Batch, Storage, Ticket,
     schema::{self, AccountDataRecord, ReceiptRecord, SlidingConnectionRecord, TokenHash},
 };
 
 use super::{
-    SessionData, SessionError,
+    SessionData, SessionError, Upload,
+    backup::BackupChange,
     data::{PUSH_RULES, stored_json},
     profile, push_rules,
     sliding::ConnectionKey,
@@ -96,6 +98,26 @@ pub enum SessionChange {
     EnablePushRule(RuleKind, String, bool),
     /// Set what a push rule does.
     SetPushRuleActions(RuleKind, String, Vec<Action>),
+    /// Add a device's keys.
+    UploadKeys(Box<Upload>),
+    /// Set cross-signing keys by kind.
+    SetCrossSigning(BTreeMap<String, Value>),
+    /// Add signatures to one of the user's own keys, named by device ID or public key.
+    SignOwn(String, Value),
+    /// Keep the user's signatures on the master key of another user.
+    SignOther(OwnedUserId, Value),
+    /// Put to-device messages, JSON, into the inboxes of devices; of all of them where none is named.
+    Deliver(Vec<(Option<OwnedDeviceId>, String)>),
+    /// Remember that a device has sent to-device messages.
+    NoteTxn(OwnedDeviceId, [u8; 8]),
+    /// Set what the algorithm of a backup needs.
+    UpdateBackup(u64, String, Bytes),
+    /// Delete a version of the key backup.
+    DeleteBackup(u64),
+    /// Change the keys of a backup.
+    ChangeBackup(Box<BackupChange>),
+    /// Make a dehydrated device: its name, what it is rehydrated from, its keys.
+    Dehydrate(Option<String>, Value, Box<Upload>),
 }
 
 /// When an OpenID token stops working, and its hash.
@@ -125,6 +147,8 @@ pub(super) struct Draft {
     pub(super) rooms: Vec<OwnedRoomId>,
     /// Whether the part of `/sync` outside rooms changes.
     pub(super) is_news: bool,
+    /// Whether those who share rooms are to hear of the user's devices.
+    pub(super) device_list_changed: bool,
     /// When the change happens.
     pub(super) now: MilliSecondsSinceUnixEpoch,
     /// The position that the change takes.
@@ -139,6 +163,7 @@ impl Draft {
             revoked: Vec::new(),
             rooms: Vec::new(),
             is_news: false,
+            device_list_changed: false,
             now,
             ticket: storage.reserve(1),
         }
@@ -233,7 +258,28 @@ impl Draft {
                 self.set_push_rules(rules);
                 Ok(())
             }
+            other => self.apply_encryption(other),
         }
+    }
+
+    /// Applies one of the changes that serve end-to-end encryption; the others are dealt with already.
+    fn apply_encryption(&mut self, change: SessionChange) -> Result<(), SessionError> {
+        match change {
+            SessionChange::UploadKeys(upload) => self.upload_keys(*upload)?,
+            SessionChange::SetCrossSigning(keys) => self.set_cross_signing(keys),
+            SessionChange::SignOwn(key_id, signatures) => self.sign_own(&key_id, &signatures)?,
+            SessionChange::SignOther(target, signatures) => self.sign_other(&target, &signatures),
+            SessionChange::Deliver(messages) => self.deliver(messages),
+            SessionChange::NoteTxn(device_id, hash) => self.note_txn(&device_id, hash),
+            SessionChange::UpdateBackup(version, algorithm, auth_data) => {
+                self.update_backup(version, &algorithm, auth_data)?;
+            }
+            SessionChange::DeleteBackup(version) => self.delete_backup(version)?,
+            SessionChange::ChangeBackup(change) => self.change_backup(*change)?,
+            SessionChange::Dehydrate(name, data, upload) => self.dehydrate(name, &data, *upload)?,
+            _ => {}
+        }
+        Ok(())
     }
 
     fn set_profile_field(&mut self, name: String, value: Option<Arc<RawValue>>) -> Result<(), SessionError> {

@@ -11,7 +11,10 @@ use ruma::{DeviceId, OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomId, UserId, pu
 use serde_json::value::RawValue;
 use storage::schema::{AccountRecord, DeviceRecord, SlidingConnectionRecord};
 
-use super::sliding::{self, ConnectionKey, Connections};
+use super::{
+    Keys,
+    sliding::{self, ConnectionKey, Connections},
+};
 use crate::room::Receipt;
 
 /// An account with everything that belongs to it. Cloning shares all of it.
@@ -23,6 +26,7 @@ pub struct SessionData {
     pub(super) profile: Profile,
     pub(super) account_data: AccountData,
     pub(super) private_receipts: imbl::OrdMap<(OwnedRoomId, String), Receipt>,
+    pub(super) keys: Keys,
     push_rules: Arc<Ruleset>,
     /// The rules, compiled when they are first applied.
     compiled_rules: Arc<OnceLock<CompiledRules>>,
@@ -42,6 +46,7 @@ impl SessionData {
             account_data: AccountData::default(),
             private_receipts: imbl::OrdMap::new(),
             sliding: Connections::new(),
+            keys: Keys::default(),
         };
         // Before everything that a client may have seen: it is news to a first sync only.
         data.set_push_rules(Ruleset::server_default(&data.user_id), Position(1));
@@ -66,6 +71,11 @@ impl SessionData {
     /// All devices, in the order of their IDs.
     pub fn devices(&self) -> impl Iterator<Item = (&DeviceId, &DeviceRecord)> {
         self.devices.iter().map(|(id, device)| (&**id, &**device))
+    }
+
+    /// Keys, key backups and inboxes.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
     }
 
     /// The profile.
@@ -122,7 +132,12 @@ impl SessionData {
         let devices = 512 * self.devices.len() as u64;
         let receipts = 512 * self.private_receipts.len() as u64;
         let sliding = self.sliding.values().map(|record| sliding::weight(record)).sum::<u64>();
-        8192 + devices + receipts + sliding + self.profile.size() as u64 + self.account_data.weight
+        8192 + devices
+            + receipts
+            + sliding
+            + self.profile.size() as u64
+            + self.account_data.weight
+            + self.keys.weight()
     }
 }
 

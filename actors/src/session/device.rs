@@ -135,7 +135,7 @@ impl Draft {
         self.batch.put(&schema::TOKENS, &hash, &record);
     }
 
-    fn put_device(&mut self, device_id: OwnedDeviceId, device: DeviceRecord) {
+    pub(super) fn put_device(&mut self, device_id: OwnedDeviceId, device: DeviceRecord) {
         self.batch.put(&schema::DEVICES, &(self.data.user_id.clone(), device_id.clone()), &device);
         self.data.devices.insert(device_id, Arc::new(device));
     }
@@ -188,6 +188,7 @@ impl Draft {
                 self.revoke_tokens(&device);
                 self.end_sliding_connections(device_id);
                 self.batch.delete(&schema::DEVICES, &(self.data.user_id.clone(), device_id.clone()));
+                self.forget_keys(device_id);
             }
         }
     }

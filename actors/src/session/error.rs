@@ -52,6 +52,24 @@ pub enum SessionError {
     /// The profile would exceed its limit.
     #[error("a profile takes at most 64 KiB")]
     ProfileTooLarge,
+    /// There is no such key.
+    #[error("key not found")]
+    KeyNotFound,
+    /// A cross-signing key needs a master key, and there is none.
+    #[error("there is no master key")]
+    NoMasterKey,
+    /// A key or a signature is not what it has to be.
+    #[error("{0}")]
+    InvalidSignature(&'static str),
+    /// There is no such version of the key backup.
+    #[error("there is no such key backup")]
+    BackupNotFound,
+    /// The version is not the latest one, which is this.
+    #[error("the current version of the key backup is {0}")]
+    WrongBackup(u64),
+    /// Other changes keep coming between.
+    #[error("other changes came between; retry")]
+    Overtaken,
     /// The request contradicts itself.
     #[error("{0}")]
     Invalid(String),

@@ -18,9 +18,9 @@ use storage::{
 };
 
 use super::{
-    ConnectionKey, LogOut, LoggedIn, Login, OpenIdToken, Published, RoomEntry, RoomFacts, SessionActor,
-    SessionChange, SessionData, SessionError, SessionMessage, SessionShared, SessionView, Told, Unread, tags,
-    token::hash_token,
+    Claimed, ConnectionKey, LogOut, LoggedIn, Login, OpenIdToken, Published, RoomEntry, RoomFacts,
+    SessionActor, SessionChange, SessionData, SessionError, SessionMessage, SessionShared, SessionView, Told,
+    Unread, Wanted, tags, token::hash_token,
 };
 use crate::{
     directory::{Directory, Handle},
@@ -33,9 +33,9 @@ use crate::{
 /// It is a lease: the session stays in memory as long as a handle exists.
 #[derive(Clone)]
 pub struct SessionHandle {
-    actor: Handle<SessionActor>,
+    pub(super) actor: Handle<SessionActor>,
     published: Arc<Published>,
-    shared: Arc<SessionShared>,
+    pub(super) shared: Arc<SessionShared>,
 }
 
 /// Filters that one user may have.
@@ -89,6 +89,18 @@ impl SessionHandle {
     /// Logs in on a device; a known one loses its former tokens.
     pub async fn log_in(&self, login: Login) -> Result<LoggedIn, SessionError> {
         self.actor.call(|reply| SessionMessage::Login(Box::new(login), reply)).await?
+    }
+
+    /// Takes one-time keys, which nobody gets again.
+    ///
+    /// Spec: client-server API, `POST /_matrix/client/v3/keys/claim`.
+    pub async fn claim(&self, wanted: Wanted) -> Result<Claimed, SessionError> {
+        self.actor.call(|reply| SessionMessage::Claim(wanted, reply)).await?
+    }
+
+    /// Deletes the dehydrated device; returns its ID.
+    pub async fn delete_dehydrated(&self) -> Result<OwnedDeviceId, SessionError> {
+        self.actor.call(SessionMessage::DeleteDehydrated).await?
     }
 
     /// Exchanges a refresh token of this user.

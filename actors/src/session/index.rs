@@ -52,6 +52,12 @@ struct Index {
     by_latest: BTreeMap<(Position, ShortRoomId), OwnedRoomId>,
     /// Changes outside rooms: account data, devices, presence of others.
     own_latest: Position,
+    /// When the devices of others last changed, since `complete_from`.
+    device_lists: BTreeMap<OwnedUserId, Position>,
+    /// When a joined room's state last changed, since `complete_from`.
+    states: BTreeMap<OwnedRoomId, Position>,
+    /// From here on the view knows of all changes of devices and states.
+    complete_from: Position,
     /// When the presence of others last changed.
     presence: BTreeMap<OwnedUserId, Position>,
 }
@@ -125,6 +131,38 @@ impl SessionView {
     pub fn mark_own(&self, position: Position) {
         let mut index = self.index.lock();
         index.own_latest = index.own_latest.max(position);
+    }
+
+    /// Notes that the view hears of all changes after `position`; of those before, clients are told from the store.
+    pub fn complete_from(&self, position: Position) {
+        let mut index = self.index.lock();
+        index.complete_from = position;
+        index.own_latest = index.own_latest.max(position);
+    }
+
+    /// Notes that the devices of a user who shares a room, or the user's own, changed at `position`.
+    pub fn mark_device_list(&self, user_id: &UserId, position: Position) {
+        let mut index = self.index.lock();
+        index.own_latest = index.own_latest.max(position);
+        index.device_lists.insert(user_id.to_owned(), position);
+    }
+
+    /// Notes that a room's state changed at `position`.
+    pub fn mark_state(&self, room_id: &RoomId, position: Position) {
+        self.index.lock().states.insert(room_id.to_owned(), position);
+    }
+
+    /// The users whose devices changed after `since`; none if the view does not reach back so far.
+    pub fn device_lists_changed(&self, since: Position) -> Option<Vec<OwnedUserId>> {
+        let index = self.index.lock();
+        let changed = index.device_lists.iter().filter(|(_, position)| **position > since);
+        (since >= index.complete_from).then(|| changed.map(|(user_id, _)| user_id.clone()).collect())
+    }
+
+    /// Whether a room's state may have changed after `since`.
+    pub fn state_changed(&self, room_id: &RoomId, since: Position) -> bool {
+        let index = self.index.lock();
+        since < index.complete_from || index.states.get(room_id).is_some_and(|position| *position > since)
     }
 
     /// Notes that the presence of a user who shares a room changed at `position`.

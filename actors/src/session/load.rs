@@ -64,6 +64,7 @@ impl SessionShared {
             self.storage.range(&schema::SLIDING_CONNECTIONS, all, Direction::Ascending, usize::MAX).await?;
         data.sliding =
             rows.into_iter().map(|((_, device, conn), record)| ((device, conn), Arc::new(record))).collect();
+        self.load_keys(&mut data).await?;
         Ok(data)
     }
 
@@ -116,6 +117,49 @@ impl SessionShared {
         Ok(())
     }
 
+    async fn load_keys(&self, data: &mut SessionData) -> Result<(), SessionError> {
+        let (user_id, storage, keys) = (&data.user_id, &self.storage, &mut data.keys);
+        let ascending = Direction::Ascending;
+        let parse = |json: String| serde_json::from_str(&json).map(Arc::new).map_err(|error| damaged(&error));
+        for ((_, device_id), json) in
+            storage.range(&schema::DEVICE_KEYS, KeyRange::prefix(&(user_id,)), ascending, usize::MAX).await?
+        {
+            keys.devices.insert(device_id, parse(json)?);
+        }
+        let rows = storage
+            .range(&schema::ONE_TIME_KEYS, KeyRange::prefix(&(user_id,)), ascending, usize::MAX)
+            .await?;
+        for ((_, device_id, algorithm, key_id), json) in rows {
+            let key = shared_json(json).map_err(|error| damaged(&error))?;
+            keys.one_time.insert((device_id, algorithm, key_id), key);
+        }
+        let rows = storage
+            .range(&schema::FALLBACK_KEYS, KeyRange::prefix(&(user_id,)), ascending, usize::MAX)
+            .await?;
+        for ((_, device_id, algorithm), record) in rows {
+            keys.fallback.insert((device_id, algorithm), Arc::new(record));
+        }
+        let rows = storage
+            .range(&schema::CROSS_SIGNING, KeyRange::prefix(&(user_id,)), ascending, usize::MAX)
+            .await?;
+        for ((_, kind, target), json) in rows {
+            keys.cross_signing.insert((kind, target), parse(json)?);
+        }
+        let rows =
+            storage.range(&schema::TO_DEVICE, KeyRange::prefix(&(user_id,)), ascending, usize::MAX).await?;
+        for ((_, device_id, position), _) in rows {
+            keys.inbox.entry(device_id).or_default().insert(position);
+        }
+        let rows =
+            storage.range(&schema::DEVICE_DATA, KeyRange::prefix(&(user_id,)), ascending, usize::MAX).await?;
+        keys.extras = rows.into_iter().map(|((_, id, kind), value)| ((id, kind), value)).collect();
+        let rows =
+            storage.range(&schema::BACKUPS, KeyRange::prefix(&(user_id,)), ascending, usize::MAX).await?;
+        keys.backups = rows.into_iter().map(|((_, version), record)| (version, Arc::new(record))).collect();
+        keys.list_changed = storage.get(&schema::DEVICE_LISTS, user_id).await?.unwrap_or_default();
+        Ok(())
+    }
+
     /// Fills a view that the hub knows already.
     ///
     /// First the rooms and the subscriptions, then the rooms' latest changes: what changes in between is
@@ -146,6 +190,8 @@ impl SessionShared {
                 self.hub().unsubscribe(*room, view.user_id());
             }
         }
+        // What takes a later position than this one happens after the subscriptions.
+        view.complete_from(self.storage.reserve(1).last());
         for (room_id, position) in data.marks() {
             match room_id {
                 Some(room_id) => view.mark_room(&room_id, position),

@@ -3,7 +3,7 @@
 //! Not ruma's type: events go out as the raw JSON that they are, without a copy per response type.
 //! Spec: client-server API, `GET /_matrix/client/v3/sync`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ruma::{OwnedRoomId, OwnedUserId};
 use serde::Serialize;
@@ -44,12 +44,45 @@ pub struct SyncResponse {
     /// Rooms.
     #[serde(skip_serializing_if = "Rooms::is_empty")]
     pub rooms: Rooms,
+    /// Messages to the device.
+    #[serde(skip_serializing_if = "Events::is_empty")]
+    pub to_device: Events,
+    /// Whose devices changed.
+    #[serde(skip_serializing_if = "DeviceLists::is_empty")]
+    pub device_lists: DeviceLists,
+    /// One-time keys of the device that nobody has claimed, by algorithm.
+    pub device_one_time_keys_count: BTreeMap<String, u64>,
+    /// Algorithms for which the device has a fallback key that nobody was given.
+    pub device_unused_fallback_key_types: Vec<String>,
+    /// Whether these two have changed.
+    #[serde(skip)]
+    pub has_new_counts: bool,
+}
+
+/// Users whose devices changed, and users whose devices are no concern any more.
+#[derive(Debug, Default, Serialize)]
+pub struct DeviceLists {
+    /// Users who share a room, and whose devices changed or who did not share one before.
+    pub changed: BTreeSet<OwnedUserId>,
+    /// Users who do not share a room any more.
+    pub left: BTreeSet<OwnedUserId>,
+}
+
+impl DeviceLists {
+    fn is_empty(&self) -> bool {
+        self.changed.is_empty() && self.left.is_empty()
+    }
 }
 
 impl SyncResponse {
     /// Whether it tells the client nothing but the next token.
     pub fn is_empty(&self) -> bool {
-        self.account_data.is_empty() && self.presence.is_empty() && self.rooms.is_empty()
+        self.account_data.is_empty()
+            && self.presence.is_empty()
+            && self.rooms.is_empty()
+            && self.to_device.is_empty()
+            && self.device_lists.is_empty()
+            && !self.has_new_counts
     }
 }
 

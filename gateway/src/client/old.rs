@@ -122,7 +122,7 @@ pub async fn events(
         return peek(&app, requester, room_id, from, timeout).await;
     }
     let since = match from {
-        Some(Token::Sync(position)) => Some(position),
+        Some(Token::Sync(position) | Token::SyncInbox { position, .. }) => Some(position),
         Some(Token::Timeline(_)) => return Err(ApiError::invalid_param("from is not a token of /events")),
         None => None,
     };
@@ -226,6 +226,7 @@ async fn sync(
         user_id: requester.user_id.clone(),
         device_id: requester.device_id.clone(),
         since,
+        inbox_since: None,
         filter: Arc::new(filter),
         full_state: false,
         use_state_after: true,

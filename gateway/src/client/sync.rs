@@ -31,6 +31,7 @@ pub async fn sync(
 ) -> ApiResult<Json<SyncResponse>> {
     let filter = filter(&app, &requester, request.filter).await?;
     let since = request.since.as_deref().filter(|since| !since.is_empty()).map(parse_since).transpose()?;
+    let (since, inbox_since) = since.map_or((None, None), |(since, inbox)| (Some(since), inbox));
     let session = app.homeserver().session(&requester.user_id).await?;
     // While the request waits, the user counts as online (or as what the client says).
     let _connected = session.connect(&request.set_presence);
@@ -38,6 +39,7 @@ pub async fn sync(
         user_id: requester.user_id,
         device_id: requester.device_id,
         since,
+        inbox_since,
         filter: Arc::new(filter),
         full_state: request.full_state,
         use_state_after: request.use_state_after,
@@ -46,9 +48,11 @@ pub async fn sync(
     Ok(Json(app.homeserver().sync(&request).await?))
 }
 
-fn parse_since(since: &str) -> ApiResult<Position> {
+/// What a client has of everything, and, if it is less, of the to-device messages.
+pub fn parse_since(since: &str) -> ApiResult<(Position, Option<Position>)> {
     match since.parse() {
-        Ok(Token::Sync(position)) => Ok(position),
+        Ok(Token::Sync(position)) => Ok((position, None)),
+        Ok(Token::SyncInbox { position, inbox }) => Ok((position, Some(inbox))),
         _ => Err(ApiError::invalid_param("since is not a token of this server")),
     }
 }

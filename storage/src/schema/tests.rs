@@ -34,6 +34,7 @@ fn rows() -> Vec<String> {
         vec![row(&META, &"schema_version".to_owned(), &Bytes::copy_from_slice(&1_u64.to_be_bytes()))];
     rows.extend(room_rows());
     rows.extend(user_rows());
+    rows.extend(key_rows());
     rows.extend(federation_rows());
     rows.extend(media_rows());
     rows
@@ -53,6 +54,32 @@ fn federation_rows() -> Vec<String> {
         row(&DESTINATIONS, &server, &DestinationRecord { failures: 3, retry_at_ms: 1_000_000 }),
         row(&CATCH_UP, &(server.clone(), room_id), &Position(701)),
         row(&EDU_QUEUE, &(server, Position(5)), &json),
+    ]
+}
+
+fn key_rows() -> Vec<String> {
+    let json = "{}".to_owned();
+    let fallback = FallbackKeyRecord { key_id: "AAAB".to_owned(), key: json.clone(), is_used: false };
+    let backup = BackupRecord {
+        algorithm: "m.test".to_owned(),
+        auth_data: Bytes::from_static(b"{}"),
+        etag: 3,
+        count: 4,
+        is_deleted: false,
+    };
+    let curve = "signed_curve25519".to_owned();
+    let room_id = owned_room_id!("!room:example.org");
+    vec![
+        row(&DEVICE_KEYS, &(alice(), phone()), &json),
+        row(&ONE_TIME_KEYS, &(alice(), phone(), curve.clone(), "AAAA".to_owned()), &json),
+        row(&FALLBACK_KEYS, &(alice(), phone(), curve), &fallback),
+        row(&TO_DEVICE, &(alice(), phone(), Position(5)), &json),
+        row(&CROSS_SIGNING, &(alice(), "master".to_owned(), String::new()), &json),
+        row(&DEVICE_LISTS, &alice(), &Position(5)),
+        row(&DEVICE_LIST_CHANGES, &Position(5), &alice()),
+        row(&BACKUPS, &(alice(), 1), &backup),
+        row(&BACKUP_KEYS, &(alice(), 1, room_id, "session".to_owned()), &json),
+        row(&DEVICE_DATA, &(alice(), phone(), "txns".to_owned()), &Bytes::from_static(b"12345678")),
     ]
 }
 

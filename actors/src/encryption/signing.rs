@@ -1,0 +1,182 @@
+//! Cross-signing: which keys and signatures are taken.
+//!
+//! Spec: client-server API, "Cross-signing".
+
+use std::collections::BTreeMap;
+
+use ruma::{
+    CanonicalJsonObject, OwnedUserId, UserId,
+    serde::Base64,
+    signatures::{PublicKeyMap, PublicKeySet, verify_json},
+};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    homeserver::Homeserver,
+    session::{CROSS_SIGNING, Keys, SessionChange, SessionError, SessionHandle},
+};
+
+/// Errors by user and key.
+pub type SignatureFailures = BTreeMap<String, BTreeMap<String, Value>>;
+
+impl SessionHandle {
+    /// Checks cross-signing keys; says whether the user has to authenticate to set them.
+    pub fn check_cross_signing(&self, keys: &BTreeMap<String, Value>) -> Result<bool, SessionError> {
+        let data = self.data();
+        let held = data.keys();
+        for (kind, key) in keys {
+            check_key(self.user_id(), kind, key)?;
+        }
+        let master = keys.get("master").or_else(|| held.cross_signing("master"));
+        let master = master.ok_or(SessionError::NoMasterKey)?;
+        for (_, key) in keys.iter().filter(|(kind, _)| *kind != "master") {
+            let name = public_key(master).map(|(name, _)| name.to_owned()).unwrap_or_default();
+            if !is_signed(key, self.user_id(), &name, master["keys"][&name].as_str().unwrap_or_default()) {
+                return Err(SessionError::InvalidSignature("the key is not signed by the master key"));
+            }
+        }
+        let is_known = |(kind, key): (&String, &Value)| {
+            held.cross_signing(kind).is_some_and(|held| held["keys"] == key["keys"])
+        };
+        Ok(held.cross_signing("master").is_some() && !keys.iter().all(is_known))
+    }
+
+    /// Sets cross-signing keys by kind.
+    pub async fn set_cross_signing(&self, keys: BTreeMap<String, Value>) -> Result<(), SessionError> {
+        self.check_cross_signing(&keys)?;
+        self.change(SessionChange::SetCrossSigning(keys)).await
+    }
+}
+
+/// The name and the value of a cross-signing key, which holds one.
+fn public_key(key: &Value) -> Option<(&str, &str)> {
+    let keys = key["keys"].as_object().filter(|keys| keys.len() == 1)?;
+    let (name, value) = keys.iter().next()?;
+    Some((name, value.as_str()?))
+}
+
+fn check_key(user_id: &UserId, kind: &str, key: &Value) -> Result<(), SessionError> {
+    let invalid = |message: &str| Err(SessionError::Invalid(message.to_owned()));
+    if key["user_id"] != user_id.as_str() {
+        return invalid("user_id must be the user's own");
+    }
+    if !key["usage"].as_array().is_some_and(|usage| usage.iter().any(|usage| usage == kind)) {
+        return invalid("the key is not for this usage");
+    }
+    match public_key(key) {
+        Some((name, value)) if name.strip_prefix("ed25519:") == Some(value) => Ok(()),
+        _ => invalid("a cross-signing key has one ed25519 key, named by itself"),
+    }
+}
+
+/// Whether an object is signed with this key.
+fn is_signed(object: &Value, signer: &UserId, name: &str, public: &str) -> bool {
+    let Some(signature) = object["signatures"][signer.as_str()].get(name) else { return false };
+    let mut object = object.clone();
+    object["signatures"] = json!({ signer.as_str(): { name: signature } });
+    let Ok(public) = Base64::parse(public) else { return false };
+    let keys = PublicKeyMap::from([(signer.to_string(), PublicKeySet::from([(name.to_owned(), public)]))]);
+    serde_json::from_value::<CanonicalJsonObject>(object)
+        .is_ok_and(|object| verify_json(&keys, &object).is_ok())
+}
+
+/// A key without what may be added to it.
+fn bare(key: &Value) -> Value {
+    let mut bare = key.clone();
+    if let Some(bare) = bare.as_object_mut() {
+        bare.remove("signatures");
+        bare.remove("unsigned");
+    }
+    bare
+}
+
+/// The signatures of an object that a user made, if all of them are good.
+fn good_signatures(object: &Value, signer: &UserId, keys: &Keys) -> Option<Value> {
+    let signatures = object["signatures"][signer.as_str()].as_object().filter(|all| !all.is_empty())?;
+    for name in signatures.keys() {
+        let id = name.strip_prefix("ed25519:")?;
+        let of_device = keys.device(id.into()).and_then(|device| device["keys"][name].as_str());
+        let mut crossing = CROSS_SIGNING.iter().filter_map(|kind| keys.cross_signing(kind));
+        let public = of_device.or_else(|| crossing.find_map(|key| key["keys"][name].as_str()))?;
+        if !is_signed(object, signer, name, public) {
+            return None;
+        }
+    }
+    Some(json!({ signer.as_str(): signatures }))
+}
+
+impl Homeserver {
+    /// Takes signatures on keys; tells which were not taken.
+    ///
+    /// Spec: client-server API, `POST /_matrix/client/v3/keys/signatures/upload`.
+    pub async fn upload_signatures(
+        &self,
+        signer: &UserId,
+        signed: BTreeMap<OwnedUserId, Map<String, Value>>,
+    ) -> Result<SignatureFailures, SessionError> {
+        let session = self.session(signer).await?;
+        let mut failures = SignatureFailures::new();
+        for (target, keys) in signed {
+            for (key_id, object) in keys {
+                let Some((errcode, error)) =
+                    refusal(self.take_signature(&session, &target, &key_id, &object).await)?
+                else {
+                    continue;
+                };
+                let failure = json!({ "errcode": errcode, "error": error });
+                failures.entry(target.to_string()).or_default().insert(key_id, failure);
+            }
+        }
+        Ok(failures)
+    }
+
+    async fn take_signature(
+        &self,
+        session: &SessionHandle,
+        target: &OwnedUserId,
+        key_id: &str,
+        object: &Value,
+    ) -> Result<(), SessionError> {
+        if target.server_name() != self.server_name() {
+            return Err(SessionError::KeyNotFound);
+        }
+        let is_own = session.user_id() == target;
+        let owner = if is_own { session.clone() } else { self.session(target).await? };
+        let (owner, signer) = (owner.data(), session.data());
+        let names_key = |key: &&Value| key["keys"].get(format!("ed25519:{key_id}")).is_some();
+        let held = if is_own {
+            let crossing =
+                || CROSS_SIGNING.iter().filter_map(|kind| owner.keys().cross_signing(kind)).find(names_key);
+            owner.keys().device(key_id.into()).or_else(crossing)
+        } else {
+            // Spec: of other users' keys, only the master key is signed.
+            owner.keys().cross_signing("master").filter(names_key)
+        };
+        let held = held.ok_or(SessionError::KeyNotFound)?;
+        if bare(held) != bare(object) {
+            return Err(SessionError::InvalidSignature("the key is not the one that is known"));
+        }
+        let signatures = good_signatures(object, session.user_id(), signer.keys())
+            .ok_or(SessionError::InvalidSignature("a signature is not valid"))?;
+        let change = if is_own {
+            SessionChange::SignOwn(key_id.to_owned(), signatures)
+        } else {
+            SessionChange::SignOther(target.clone(), signatures)
+        };
+        session.change(change).await
+    }
+}
+
+/// The errcode of a failure that concerns one key; other failures concern the whole request.
+fn refusal(result: Result<(), SessionError>) -> Result<Option<(&'static str, String)>, SessionError> {
+    match result {
+        Ok(()) => Ok(None),
+        Err(error @ (SessionError::KeyNotFound | SessionError::NotFound)) => {
+            Ok(Some(("M_NOT_FOUND", error.to_string())))
+        }
+        Err(error @ SessionError::InvalidSignature(_)) => {
+            Ok(Some(("M_INVALID_SIGNATURE", error.to_string())))
+        }
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,142 @@
+//! To-device messages: a device's inbox, and the transactions that a device has sent.
+//!
+//! Spec: client-server API, "Send-to-Device messaging".
+
+use bytes::Bytes;
+use engine::id::Position;
+use ruma::{DeviceId, OwnedDeviceId, TransactionId};
+use sha2::{Digest, Sha256};
+use storage::{Direction, KeyRange, schema};
+
+use super::{SessionChange, SessionError, SessionHandle, SessionMessage, change::Draft, data::shared_json};
+
+/// Messages that wait for one device, at most: a device that never syncs must not fill the disk. The oldest go.
+const INBOX_MAX: usize = 10_000;
+
+/// Messages in one `/sync` response.
+pub const PAGE: usize = 100;
+
+/// Transactions that are remembered per device.
+const TXNS_MAX: usize = 128;
+
+const TXNS: &str = "txns";
+
+/// What waits for a device.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    /// The messages, oldest first.
+    pub messages: Vec<Box<serde_json::value::RawValue>>,
+    /// The last message's position, if further ones wait.
+    pub more_after: Option<Position>,
+}
+
+impl Draft {
+    /// Puts messages into inboxes: of one device each, or of all devices if none is named.
+    pub(super) fn deliver(&mut self, messages: Vec<(Option<OwnedDeviceId>, String)>) {
+        let position = self.position();
+        for (device_id, json) in messages {
+            let devices = match device_id {
+                // Spec: messages to devices that do not exist are dropped.
+                Some(device_id) if !self.data.devices.contains_key(&device_id) => continue,
+                Some(device_id) => vec![device_id],
+                None => self.device_ids(),
+            };
+            for device_id in devices {
+                let row = (self.user_id().clone(), device_id.clone(), position);
+                self.batch.put(&schema::TO_DEVICE, &row, &json);
+                self.is_news = true;
+                let mut inbox = self.data.keys.inbox.get(&device_id).cloned().unwrap_or_default();
+                inbox.insert(position);
+                if inbox.len() > INBOX_MAX
+                    && let Some(oldest) = inbox.remove_min()
+                {
+                    self.batch.delete(&schema::TO_DEVICE, &(row.0, row.1, oldest));
+                }
+                self.data.keys.inbox.insert(device_id, inbox);
+            }
+        }
+    }
+
+    /// Forgets the messages that a device has.
+    pub(super) fn acknowledge(&mut self, device_id: &DeviceId, upto: Position) {
+        let Some(inbox) = self.data.keys.inbox.get(device_id) else { return };
+        let (done, left): (Vec<_>, Vec<_>) = inbox.iter().copied().partition(|position| *position <= upto);
+        for position in done {
+            let row = (self.user_id().clone(), device_id.to_owned(), position);
+            self.batch.delete(&schema::TO_DEVICE, &row);
+        }
+        if left.is_empty() {
+            self.data.keys.inbox.remove(device_id);
+        } else {
+            self.data.keys.inbox.insert(device_id.to_owned(), left.into_iter().collect());
+        }
+    }
+
+    pub(super) fn note_txn(&mut self, device_id: &DeviceId, hash: [u8; 8]) {
+        if !self.data.devices.contains_key(device_id) {
+            return;
+        }
+        let held = self.data.keys.extra(device_id, TXNS).cloned().unwrap_or_default();
+        let from = (held.len() / 8 + 1).saturating_sub(TXNS_MAX) * 8;
+        let mut txns = held[from.min(held.len())..].to_vec();
+        txns.extend_from_slice(&hash);
+        self.put_extra(device_id, TXNS, Bytes::from(txns));
+    }
+}
+
+fn txn_hash(kind: &str, txn_id: &TransactionId) -> [u8; 8] {
+    let digest = Sha256::digest(format!("{kind}\0{txn_id}").as_bytes());
+    let mut hash = [0; 8];
+    hash.copy_from_slice(&digest[..8]);
+    hash
+}
+
+impl SessionHandle {
+    /// Whether a device has sent this transaction already.
+    pub fn has_sent(&self, device_id: &DeviceId, kind: &str, txn_id: &TransactionId) -> bool {
+        let hash = txn_hash(kind, txn_id);
+        let data = self.data();
+        let txns = data.keys().extra(device_id, TXNS);
+        txns.is_some_and(|txns| txns.chunks_exact(8).any(|known| known == hash))
+    }
+
+    /// Remembers that a device has sent a transaction.
+    pub async fn note_sent(
+        &self,
+        device_id: OwnedDeviceId,
+        kind: &str,
+        txn_id: &TransactionId,
+    ) -> Result<(), SessionError> {
+        self.change(SessionChange::NoteTxn(device_id, txn_hash(kind, txn_id))).await
+    }
+
+    /// The messages for a device after a position and up to another, a page at most.
+    pub async fn waiting(
+        &self,
+        device_id: &DeviceId,
+        after: Position,
+        upto: Position,
+    ) -> Result<Waiting, SessionError> {
+        let data = self.data();
+        let Some(inbox) = data.keys().inbox(device_id) else { return Ok(Waiting::default()) };
+        let mut positions = inbox.iter().copied().filter(|position| *position > after && *position <= upto);
+        let page: Vec<_> = positions.by_ref().take(PAGE).collect();
+        let more_after = positions.next().and(page.last().copied());
+        let (Some(first), Some(last)) = (page.first(), page.last()) else { return Ok(Waiting::default()) };
+        let key = |position: &Position| (self.user_id().to_owned(), device_id.to_owned(), *position);
+        let range = KeyRange::all().from(&key(first)).up_to(&key(last));
+        let rows = self.shared.storage.range(&schema::TO_DEVICE, range, Direction::Ascending, PAGE).await?;
+        let damaged = |error: serde_json::Error| SessionError::Damaged(error.to_string());
+        let messages = rows.into_iter().map(|(_, json)| shared_json(json).map(|json| (*json).to_owned()));
+        Ok(Waiting { messages: messages.collect::<Result<_, _>>().map_err(damaged)?, more_after })
+    }
+
+    /// Lets go of the messages that a device has acknowledged, without waiting for it.
+    pub fn acknowledge(&self, device_id: &DeviceId, upto: Position) {
+        let data = self.data();
+        let oldest = data.keys().inbox(device_id).and_then(|inbox| inbox.get_min().copied());
+        if oldest.is_some_and(|oldest| oldest <= upto) {
+            self.cast(SessionMessage::Acknowledge { device_id: device_id.to_owned(), upto });
+        }
+    }
+}

@@ -1,0 +1,427 @@
+//! What a session keeps for end-to-end encryption: keys of devices, one-time keys, cross-signing keys.
+//!
+//! Spec: client-server API, "End-to-End Encryption".
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use engine::id::Position;
+use ruma::{DeviceId, OwnedDeviceId, OwnedUserId, UserId};
+use serde_json::{Map, Value, value::RawValue};
+use storage::schema::{self, BackupRecord, FallbackKeyRecord};
+
+use super::{SessionError, change::Draft};
+
+/// One-time keys of one device that are kept; clients keep 50 to 100.
+const ONE_TIME_MAX: usize = 1000;
+
+/// The kinds of cross-signing key.
+pub const CROSS_SIGNING: [&str; 3] = ["master", "self_signing", "user_signing"];
+
+/// The kind under which signatures on other users' master keys are kept.
+const SIGNATURE: &str = "signature";
+
+pub(super) type OneTimeKey = (OwnedDeviceId, String, String);
+
+/// Keys of an account and its devices. Cloning shares all of it.
+#[derive(Clone, Default)]
+pub struct Keys {
+    pub(super) devices: imbl::OrdMap<OwnedDeviceId, Arc<Value>>,
+    pub(super) one_time: imbl::OrdMap<OneTimeKey, Arc<RawValue>>,
+    pub(super) fallback: imbl::OrdMap<(OwnedDeviceId, String), Arc<FallbackKeyRecord>>,
+    /// By kind, and by whose key is signed.
+    pub(super) cross_signing: imbl::OrdMap<(String, String), Arc<Value>>,
+    /// Where the messages are that each device has not acknowledged.
+    pub(super) inbox: imbl::OrdMap<OwnedDeviceId, imbl::OrdSet<Position>>,
+    /// By device and kind.
+    pub(super) extras: imbl::OrdMap<(OwnedDeviceId, String), Bytes>,
+    pub(super) backups: imbl::OrdMap<u64, Arc<BackupRecord>>,
+    /// When one-time or fallback keys of a device last changed, as far as this session saw it.
+    pub(super) touched: imbl::OrdMap<OwnedDeviceId, Position>,
+    /// When the device list last changed.
+    pub(super) list_changed: Position,
+}
+
+/// Keys that a device uploads.
+#[derive(Clone, Debug, Default)]
+pub struct Upload {
+    /// The device.
+    pub device_id: Option<OwnedDeviceId>,
+    /// Its identity keys.
+    pub device_keys: Option<Value>,
+    /// One-time keys by `algorithm:id`.
+    pub one_time_keys: Map<String, Value>,
+    /// Fallback keys by `algorithm:id`.
+    pub fallback_keys: Map<String, Value>,
+}
+
+/// What is wanted of a user's one-time keys: the algorithm, by device.
+pub type Wanted = BTreeMap<OwnedDeviceId, String>;
+
+/// Claimed keys by device, each as `{"algorithm:id": key}`.
+pub type Claimed = BTreeMap<OwnedDeviceId, Map<String, Value>>;
+
+impl Keys {
+    /// The identity keys of a device.
+    pub fn device(&self, device_id: &DeviceId) -> Option<&Value> {
+        self.devices.get(device_id).map(|keys| &**keys)
+    }
+
+    /// The devices that have identity keys.
+    pub fn devices(&self) -> impl Iterator<Item = (&DeviceId, &Value)> {
+        self.devices.iter().map(|(id, keys)| (&**id, &**keys))
+    }
+
+    /// One-time keys of a device that nobody has claimed, counted by algorithm.
+    ///
+    /// The algorithm that all clients use is always there: clients take its absence for "no news".
+    pub fn one_time_counts(&self, device_id: &DeviceId) -> BTreeMap<String, u64> {
+        let mut counts = BTreeMap::from([("signed_curve25519".to_owned(), 0)]);
+        for ((_, algorithm, _), _) in self.one_time_of(device_id) {
+            *counts.entry(algorithm.clone()).or_default() += 1;
+        }
+        counts
+    }
+
+    fn one_time_of(&self, device_id: &DeviceId) -> impl Iterator<Item = (&OneTimeKey, &Arc<RawValue>)> {
+        let from = (device_id.to_owned(), String::new(), String::new());
+        let device_id = device_id.to_owned();
+        self.one_time.range(from..).take_while(move |((device, ..), _)| *device == device_id)
+    }
+
+    /// The algorithms for which a device has a fallback key that nobody was given.
+    pub fn unused_fallback_types(&self, device_id: &DeviceId) -> Vec<String> {
+        let unused = self.fallback.iter().filter(|((device, _), key)| device == device_id && !key.is_used);
+        unused.map(|((_, algorithm), _)| algorithm.clone()).collect()
+    }
+
+    /// When a device's one-time or fallback keys last changed.
+    pub fn touched(&self, device_id: &DeviceId) -> Position {
+        self.touched.get(device_id).copied().unwrap_or_default()
+    }
+
+    /// When the user's device list last changed.
+    pub fn list_changed(&self) -> Position {
+        self.list_changed
+    }
+
+    /// A cross-signing key of the user.
+    pub fn cross_signing(&self, kind: &str) -> Option<&Value> {
+        self.cross_signing.get(&(kind.to_owned(), String::new())).map(|key| &**key)
+    }
+
+    /// The signatures that the user put on another user's master key.
+    pub fn signatures_on(&self, target: &UserId) -> Option<&Value> {
+        self.cross_signing.get(&(SIGNATURE.to_owned(), target.to_string())).map(|key| &**key)
+    }
+
+    /// The positions of the messages that a device has not acknowledged.
+    pub fn inbox(&self, device_id: &DeviceId) -> Option<&imbl::OrdSet<Position>> {
+        self.inbox.get(device_id).filter(|inbox| !inbox.is_empty())
+    }
+
+    /// Something else that belongs to a device.
+    pub(super) fn extra(&self, device_id: &DeviceId, kind: &str) -> Option<&Bytes> {
+        self.extras.get(&(device_id.to_owned(), kind.to_owned()))
+    }
+
+    /// Versions of the key backup that are not deleted, oldest first.
+    pub fn backups(&self) -> impl DoubleEndedIterator<Item = (u64, &BackupRecord)> {
+        self.backups
+            .iter()
+            .filter(|(_, backup)| !backup.is_deleted)
+            .map(|(version, backup)| (*version, &**backup))
+    }
+
+    pub(super) fn weight(&self) -> u64 {
+        let waiting: usize = self.inbox.values().map(imbl::OrdSet::len).sum();
+        let extras: usize = self.extras.values().map(|extra| extra.len() + 128).sum();
+        2048 * (self.devices.len() + self.cross_signing.len()) as u64
+            + 512 * (self.one_time.len() + self.fallback.len() + self.backups.len()) as u64
+            + (32 * waiting + extras) as u64
+    }
+}
+
+/// The name of a key, `algorithm:id`, in its parts.
+fn parts(name: &str) -> Result<(&str, &str), SessionError> {
+    let parts = name.split_once(':').filter(|(algorithm, id)| !algorithm.is_empty() && !id.is_empty());
+    parts.ok_or_else(|| SessionError::Invalid(format!("{name} is not algorithm:id")))
+}
+
+fn raw(value: &Value) -> Result<Arc<RawValue>, SessionError> {
+    let raw = serde_json::value::to_raw_value(value);
+    raw.map(Arc::from).map_err(|error| SessionError::Invalid(error.to_string()))
+}
+
+/// Adds signatures to an object's own, by user and key; returns whether there were new ones.
+pub(crate) fn merge_signatures(target: &mut Value, from: &Value) -> bool {
+    let Some(users) = from.as_object() else { return false };
+    let mut is_new = false;
+    for (user, signatures) in users {
+        for (key, signature) in signatures.as_object().into_iter().flatten() {
+            if !target["signatures"].is_object() {
+                target["signatures"] = Value::Object(Map::new());
+            }
+            if !target["signatures"][user].is_object() {
+                target["signatures"][user] = Value::Object(Map::new());
+            }
+            let place = &mut target["signatures"][user][key];
+            is_new |= place != signature;
+            place.clone_from(signature);
+        }
+    }
+    is_new
+}
+
+impl Draft {
+    pub(super) fn bump_device_list(&mut self) {
+        if self.device_list_changed {
+            return;
+        }
+        self.device_list_changed = true;
+        self.is_news = true;
+        let (position, user_id) = (self.position(), self.user_id().clone());
+        let before = std::mem::replace(&mut self.data.keys.list_changed, position);
+        if before != Position(0) {
+            self.batch.delete(&schema::DEVICE_LIST_CHANGES, &before);
+        }
+        self.batch.put(&schema::DEVICE_LISTS, &user_id, &position);
+        self.batch.put(&schema::DEVICE_LIST_CHANGES, &position, &user_id);
+    }
+
+    fn touch_keys(&mut self, device_id: &DeviceId) {
+        self.is_news = true;
+        let position = self.position();
+        self.data.keys.touched.insert(device_id.to_owned(), position);
+    }
+
+    /// Spec: client-server API, `POST /_matrix/client/v3/keys/upload`.
+    pub(super) fn upload_keys(&mut self, upload: Upload) -> Result<(), SessionError> {
+        let Some(device_id) = upload.device_id else { return Err(SessionError::DeviceNotFound) };
+        if !self.data.devices.contains_key(&device_id) {
+            return Err(SessionError::DeviceNotFound);
+        }
+        if let Some(keys) = upload.device_keys {
+            self.set_device_keys(&device_id, keys)?;
+        }
+        let has_new = !upload.one_time_keys.is_empty() || !upload.fallback_keys.is_empty();
+        for (name, key) in &upload.one_time_keys {
+            let (algorithm, key_id) = parts(name)?;
+            self.add_one_time_key(&device_id, algorithm, key_id, key)?;
+        }
+        if self.data.keys.one_time_of(&device_id).count() > ONE_TIME_MAX {
+            return Err(SessionError::TooMany("one-time keys"));
+        }
+        for (name, key) in &upload.fallback_keys {
+            let (algorithm, key_id) = parts(name)?;
+            self.set_fallback_key(&device_id, algorithm, key_id, key);
+        }
+        if has_new {
+            self.touch_keys(&device_id);
+        }
+        Ok(())
+    }
+
+    fn set_device_keys(&mut self, device_id: &DeviceId, mut keys: Value) -> Result<(), SessionError> {
+        let is_own = keys["user_id"] == self.user_id().as_str() && keys["device_id"] == device_id.as_str();
+        if !is_own {
+            return Err(SessionError::Invalid("user_id and device_id must be the device's own".to_owned()));
+        }
+        if !keys["keys"].is_object() || !keys["algorithms"].is_array() {
+            return Err(SessionError::Invalid("device_keys lacks algorithms or keys".to_owned()));
+        }
+        let known = self.data.keys.device(device_id);
+        if let Some(known) = known
+            && known["keys"] == keys["keys"]
+        {
+            // What others have signed stays signed.
+            let mut merged = known["signatures"].clone();
+            if merged.is_object() {
+                let mut own = Value::Object(Map::new());
+                merge_signatures(&mut own, &merged);
+                merge_signatures(&mut own, &keys["signatures"]);
+                merged = own["signatures"].take();
+                keys["signatures"] = merged;
+            }
+        }
+        if known != Some(&keys) {
+            self.put_device_keys(device_id, keys);
+            self.bump_device_list();
+        }
+        Ok(())
+    }
+
+    fn put_device_keys(&mut self, device_id: &DeviceId, keys: Value) {
+        let row = (self.user_id().clone(), device_id.to_owned());
+        self.batch.put(&schema::DEVICE_KEYS, &row, &keys.to_string());
+        self.data.keys.devices.insert(device_id.to_owned(), Arc::new(keys));
+    }
+
+    fn add_one_time_key(
+        &mut self,
+        device_id: &DeviceId,
+        algorithm: &str,
+        key_id: &str,
+        key: &Value,
+    ) -> Result<(), SessionError> {
+        let key = raw(key)?;
+        let place = (device_id.to_owned(), algorithm.to_owned(), key_id.to_owned());
+        match self.data.keys.one_time.get(&place) {
+            Some(known) if known.get() == key.get() => return Ok(()),
+            Some(_) => {
+                return Err(SessionError::Invalid(format!(
+                    "one-time key {algorithm}:{key_id} already exists with another value"
+                )));
+            }
+            None => {}
+        }
+        let row = (self.user_id().clone(), place.0.clone(), place.1.clone(), place.2.clone());
+        self.batch.put(&schema::ONE_TIME_KEYS, &row, &key.get().to_owned());
+        self.data.keys.one_time.insert(place, key);
+        Ok(())
+    }
+
+    fn set_fallback_key(&mut self, device_id: &DeviceId, algorithm: &str, key_id: &str, key: &Value) {
+        let key = key.to_string();
+        let place = (device_id.to_owned(), algorithm.to_owned());
+        let known = self.data.keys.fallback.get(&place);
+        if known.is_some_and(|known| known.key_id == key_id && known.key == key) {
+            return;
+        }
+        self.put_fallback_key(place, FallbackKeyRecord { key_id: key_id.to_owned(), key, is_used: false });
+    }
+
+    fn put_fallback_key(&mut self, place: (OwnedDeviceId, String), record: FallbackKeyRecord) {
+        let row = (self.user_id().clone(), place.0.clone(), place.1.clone());
+        self.batch.put(&schema::FALLBACK_KEYS, &row, &record);
+        self.data.keys.fallback.insert(place, Arc::new(record));
+    }
+
+    /// Takes one key of each device: a one-time key, which nobody gets again, or else the fallback key.
+    ///
+    /// Spec: client-server API, `POST /_matrix/client/v3/keys/claim`.
+    pub(super) fn claim_keys(&mut self, wanted: Wanted) -> Claimed {
+        let mut claimed = Claimed::new();
+        for (device_id, algorithm) in wanted {
+            if let Some((name, key)) = self.claim_key(&device_id, &algorithm) {
+                claimed.insert(device_id, Map::from_iter([(name, key)]));
+            }
+        }
+        claimed
+    }
+
+    fn claim_key(&mut self, device_id: &DeviceId, algorithm: &str) -> Option<(String, Value)> {
+        let found = self.data.keys.one_time_of(device_id).find(|((_, known, _), _)| known == algorithm);
+        if let Some((place, key)) = found.map(|(place, key)| (place.clone(), key.clone())) {
+            self.data.keys.one_time.remove(&place);
+            let row = (self.user_id().clone(), place.0, place.1, place.2);
+            self.batch.delete(&schema::ONE_TIME_KEYS, &row);
+            self.touch_keys(device_id);
+            return Some((format!("{algorithm}:{}", row.3), serde_json::from_str(key.get()).ok()?));
+        }
+        let place = (device_id.to_owned(), algorithm.to_owned());
+        let fallback = (**self.data.keys.fallback.get(&place)?).clone();
+        let answer = (format!("{algorithm}:{}", fallback.key_id), serde_json::from_str(&fallback.key).ok()?);
+        if !fallback.is_used {
+            self.put_fallback_key(place, FallbackKeyRecord { is_used: true, ..fallback });
+            self.touch_keys(device_id);
+        }
+        Some(answer)
+    }
+
+    /// Sets cross-signing keys by kind.
+    ///
+    /// Spec: client-server API, `POST /_matrix/client/v3/keys/device_signing/upload`.
+    pub(super) fn set_cross_signing(&mut self, keys: BTreeMap<String, Value>) {
+        for (kind, key) in keys {
+            let known = self.data.keys.cross_signing(&kind);
+            if let Some(known) = known
+                && known["keys"] == key["keys"]
+            {
+                let mut known = known.clone();
+                if merge_signatures(&mut known, &key["signatures"]) {
+                    self.put_cross_signing(&kind, "", known);
+                }
+                continue;
+            }
+            self.put_cross_signing(&kind, "", key);
+        }
+    }
+
+    fn put_cross_signing(&mut self, kind: &str, target: &str, key: Value) {
+        let row = (self.user_id().clone(), kind.to_owned(), target.to_owned());
+        self.batch.put(&schema::CROSS_SIGNING, &row, &key.to_string());
+        self.data.keys.cross_signing.insert((row.1, row.2), Arc::new(key));
+        self.bump_device_list();
+    }
+
+    /// Adds signatures to a device's keys or to a cross-signing key of this user.
+    pub(super) fn sign_own(&mut self, key_id: &str, signatures: &Value) -> Result<(), SessionError> {
+        let device_id: OwnedDeviceId = key_id.into();
+        if let Some(keys) = self.data.keys.device(&device_id) {
+            let mut keys = keys.clone();
+            if merge_signatures(&mut keys, signatures) {
+                self.put_device_keys(&device_id, keys);
+                self.bump_device_list();
+            }
+            return Ok(());
+        }
+        for kind in CROSS_SIGNING {
+            if let Some(key) = self.data.keys.cross_signing(kind)
+                && key["keys"].get(format!("ed25519:{key_id}")).is_some()
+            {
+                let mut key = key.clone();
+                if merge_signatures(&mut key, signatures) {
+                    self.put_cross_signing(kind, "", key);
+                }
+                return Ok(());
+            }
+        }
+        Err(SessionError::KeyNotFound)
+    }
+
+    /// Keeps this user's signatures on the master key of another user; nobody else is shown them.
+    pub(super) fn sign_other(&mut self, target: &OwnedUserId, signatures: &Value) {
+        let mut held = self.data.keys.signatures_on(target).cloned().unwrap_or_default();
+        if merge_signatures(&mut held, signatures) {
+            self.put_cross_signing(SIGNATURE, target.as_str(), held);
+        }
+    }
+
+    /// Forgets all that belongs to a device.
+    pub(super) fn forget_keys(&mut self, device_id: &DeviceId) {
+        let user_id = self.user_id().clone();
+        let keys = &mut self.data.keys;
+        let places: Vec<_> = keys.one_time_of(device_id).map(|(place, _)| place.clone()).collect();
+        for place in places {
+            keys.one_time.remove(&place);
+            self.batch.delete(&schema::ONE_TIME_KEYS, &(user_id.clone(), place.0, place.1, place.2));
+        }
+        let places: Vec<_> = keys.fallback.keys().filter(|place| place.0 == device_id).cloned().collect();
+        for place in places {
+            keys.fallback.remove(&place);
+            self.batch.delete(&schema::FALLBACK_KEYS, &(user_id.clone(), place.0, place.1));
+        }
+        let places: Vec<_> = keys.extras.keys().filter(|place| place.0 == device_id).cloned().collect();
+        for place in places {
+            keys.extras.remove(&place);
+            self.batch.delete(&schema::DEVICE_DATA, &(user_id.clone(), place.0, place.1));
+        }
+        for position in keys.inbox.remove(device_id).into_iter().flatten() {
+            self.batch.delete(&schema::TO_DEVICE, &(user_id.clone(), device_id.to_owned(), position));
+        }
+        keys.touched.remove(device_id);
+        if keys.devices.remove(device_id).is_some() {
+            self.batch.delete(&schema::DEVICE_KEYS, &(user_id, device_id.to_owned()));
+            self.bump_device_list();
+        }
+    }
+
+    /// Keeps something else that belongs to a device.
+    pub(super) fn put_extra(&mut self, device_id: &DeviceId, kind: &str, value: Bytes) {
+        let place = (device_id.to_owned(), kind.to_owned());
+        let row = (self.user_id().clone(), place.0.clone(), place.1.clone());
+        self.batch.put(&schema::DEVICE_DATA, &row, &value);
+        self.data.keys.extras.insert(place, value);
+    }
+}

@@ -1,0 +1,174 @@
+//! What a `/sync` response holds for end-to-end encryption.
+//!
+//! Spec: client-server API, "End-to-End Encryption" and "Send-to-Device messaging", extensions to `/sync`.
+
+use std::collections::BTreeSet;
+
+use engine::{
+    id::{Position, TimelineIndex},
+    state::StateRoot,
+};
+use ruma::{OwnedUserId, RoomId, UserId};
+use storage::{Direction, KeyRange, schema};
+
+use super::{DeviceLists, Pass, SyncError, SyncRequest, SyncResponse};
+use crate::{
+    homeserver::Homeserver,
+    room::{RoomError, RoomHandle, membership_of},
+    session::{INBOX_PAGE, RoomEntry, SessionError, SessionHandle},
+    token::Token,
+};
+
+/// What changed in who shares a room with a user.
+#[derive(Default)]
+struct Neighbors {
+    came: BTreeSet<OwnedUserId>,
+    went: BTreeSet<OwnedUserId>,
+}
+
+impl SyncResponse {
+    /// Adds the device's key counts, which clients take as news in themselves.
+    pub(super) fn add_counts(&mut self, session: &SessionHandle, request: &SyncRequest) {
+        let data = session.data();
+        let keys = data.keys();
+        self.device_one_time_keys_count = keys.one_time_counts(&request.device_id);
+        self.device_unused_fallback_key_types = keys.unused_fallback_types(&request.device_id);
+        self.has_new_counts = keys.touched(&request.device_id) > request.since.unwrap_or_default();
+    }
+}
+
+impl Pass<'_> {
+    pub(super) async fn add_encryption(&self, response: &mut SyncResponse) -> Result<(), SyncError> {
+        response.add_counts(self.session, self.request);
+        let acknowledged = self.request.inbox_since.unwrap_or(self.since);
+        let device_id = &self.request.device_id;
+        self.session.acknowledge(device_id, acknowledged);
+        let waiting = self.session.waiting(device_id, acknowledged, self.upto).await?;
+        debug_assert!(waiting.messages.len() <= INBOX_PAGE);
+        response.to_device = waiting.messages.into();
+        if let Some(inbox) = waiting.more_after {
+            response.next_batch = Token::SyncInbox { position: self.upto, inbox }.to_string();
+        }
+        if self.since != Position(0) {
+            let homeserver = self.homeserver;
+            response.device_lists =
+                homeserver.device_list_changes(self.session, self.since, self.upto).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Homeserver {
+    /// The users whose devices a user has to look at again, and those whose devices are no concern any more.
+    ///
+    /// Spec: client-server API, `GET /_matrix/client/v3/keys/changes`, "Tracking the device list for a user".
+    pub async fn device_list_changes(
+        &self,
+        session: &SessionHandle,
+        since: Position,
+        upto: Position,
+    ) -> Result<DeviceLists, SyncError> {
+        let own = session.user_id();
+        let mut neighbors = Neighbors::default();
+        for (room_id, entry) in session.view().rooms_changed(since) {
+            if let Err(error) = self.add_neighbors(session, &room_id, &entry, since, &mut neighbors).await {
+                tracing::error!(room.id = %room_id, %error, "a room's members left out of the device lists");
+            }
+        }
+        let mut lists = DeviceLists { changed: neighbors.came, left: BTreeSet::new() };
+        for user_id in self.changed_devices(session, since, upto).await? {
+            if user_id == own || self.share_a_room(own, &user_id).await? {
+                lists.changed.insert(user_id);
+            }
+        }
+        for user_id in neighbors.went {
+            if user_id != own
+                && !lists.changed.contains(&user_id)
+                && !self.share_a_room(own, &user_id).await?
+            {
+                lists.left.insert(user_id);
+            }
+        }
+        Ok(lists)
+    }
+
+    async fn share_a_room(&self, own: &UserId, other: &UserId) -> Result<bool, RoomError> {
+        Ok(!self.mutual_rooms(own, other).await?.is_empty())
+    }
+
+    /// Local users whose devices changed: those who share a room among them.
+    async fn changed_devices(
+        &self,
+        session: &SessionHandle,
+        since: Position,
+        upto: Position,
+    ) -> Result<Vec<OwnedUserId>, SyncError> {
+        if let Some(changed) = session.view().device_lists_changed(since) {
+            return Ok(changed);
+        }
+        let range = KeyRange::all().after(&since).up_to(&upto);
+        let rows =
+            self.storage().range(&schema::DEVICE_LIST_CHANGES, range, Direction::Ascending, usize::MAX);
+        let rows = rows.await.map_err(SessionError::Store)?;
+        Ok(rows.into_iter().map(|(_, user_id)| user_id).collect())
+    }
+
+    /// Finds who came to share a room, and who went from it; or all its members, if the user came or went.
+    async fn add_neighbors(
+        &self,
+        session: &SessionHandle,
+        room_id: &RoomId,
+        entry: &RoomEntry,
+        since: Position,
+        neighbors: &mut Neighbors,
+    ) -> Result<(), RoomError> {
+        let before = TimelineIndex::from(since);
+        if entry.is_joined() {
+            if Position::from(entry.since) > since {
+                let room = self.room(room_id).await?;
+                let root = room.snapshot().head.root;
+                neighbors.came.extend(joined(&room, StateRoot::default(), root).await?.0);
+            } else if session.view().state_changed(room_id, since) {
+                let room = self.room(room_id).await?;
+                let (from, to) = (room.root_at(before).await?, room.snapshot().head.root);
+                let (came, went) = joined(&room, from, to).await?;
+                neighbors.came.extend(came);
+                neighbors.went.extend(went);
+            }
+        } else if entry.left.is_some_and(|left| left > before) {
+            let room = self.room(room_id).await?;
+            let root = room.root_at(before).await?;
+            neighbors.went.extend(joined(&room, StateRoot::default(), root).await?.0);
+        }
+        Ok(())
+    }
+}
+
+/// Who is joined in the second state and not in the first, and the other way round.
+async fn joined(
+    room: &RoomHandle,
+    from: StateRoot,
+    to: StateRoot,
+) -> Result<(Vec<OwnedUserId>, Vec<OwnedUserId>), RoomError> {
+    let (mut came, mut went) = (Vec::new(), Vec::new());
+    if from == to {
+        return Ok((came, went));
+    }
+    let mut changes = room.state_diff(from, to).await?;
+    changes.retain(|change| change.kind == "m.room.member");
+    let shorts: Vec<_> = changes.iter().flat_map(|change| [change.before, change.after]).flatten().collect();
+    let mut events = room.events(&shorts).await?.into_iter();
+    for change in changes {
+        let mut is_joined = |short: Option<_>| {
+            short.is_some() && events.next().is_some_and(|event| membership_of(&event.pdu) == "join")
+        };
+        let (was, is) = (is_joined(change.before), is_joined(change.after));
+        let Ok(user_id) = UserId::parse(change.state_key) else { continue };
+        match (was, is) {
+            (false, true) => came.push(user_id),
+            (true, false) => went.push(user_id),
+            _ => {}
+        }
+    }
+    Ok((came, went))
+}
