@@ -10,6 +10,7 @@ mod accounts;
 mod clients;
 mod devices;
 mod durability;
+mod encryption;
 mod federation;
 mod fuzz;
 mod history_visibility;
