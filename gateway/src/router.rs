@@ -229,7 +229,7 @@ pub fn alias(mut request: Request) -> Request {
 async fn versions() -> Json<serde_json::Value> {
     let unstable_features = json!({
         "org.matrix.simplified_msc3575": true,
-        "uk.half-shot.msc2666.query_mutual_rooms": true,
+        "org.matrix.msc3814": true, "uk.half-shot.msc2666.query_mutual_rooms": true,
     });
     Json(json!({ "versions": VERSIONS, "unstable_features": unstable_features }))
 }

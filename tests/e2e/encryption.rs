@@ -113,7 +113,7 @@ async fn messages_reach_each_device_once_and_in_order() {
     // A client that did not get the answer asks again.
     assert_eq!(bodies(&bob.sync(&format!("since={since}&timeout=0")).await), [1, 2]);
     let next = got["next_batch"].as_str().unwrap();
-    assert_eq!(bodies(&bob.sync(&format!("since={next}&timeout=0")).await), []);
+    assert!(bodies(&bob.sync(&format!("since={next}&timeout=0")).await).is_empty());
     assert_eq!(bodies(&phone.sync("timeout=0").await), [1]);
 }
 

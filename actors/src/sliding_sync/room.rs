@@ -366,6 +366,7 @@ impl Turn<'_> {
         SyncRequest {
             user_id: self.request.user_id.clone(),
             device_id: self.request.device_id.clone(),
+            inbox_since: None,
             since: self.since(),
             filter: Arc::new(filter),
             full_state: false,
