@@ -84,6 +84,7 @@ fn request(since: Option<Position>) -> SyncRequest {
     SyncRequest {
         user_id: alice(),
         device_id: "DEVICE".into(),
+        inbox_since: None,
         since,
         filter: Arc::default(),
         full_state: false,

@@ -228,8 +228,9 @@ pub fn alias(mut request: Request) -> Request {
 /// `GET /_matrix/client/versions`
 async fn versions() -> Json<serde_json::Value> {
     let unstable_features = json!({
+        "org.matrix.msc3814": true,
         "org.matrix.simplified_msc3575": true,
-        "org.matrix.msc3814": true, "uk.half-shot.msc2666.query_mutual_rooms": true,
+        "uk.half-shot.msc2666.query_mutual_rooms": true,
     });
     Json(json!({ "versions": VERSIONS, "unstable_features": unstable_features }))
 }

@@ -37,20 +37,21 @@ pub(super) fn parse<T: DeserializeOwned>(body: Object) -> ApiResult<T> {
 /// Keys of a device, as clients upload them.
 #[derive(Deserialize)]
 pub(super) struct KeysBody {
-    device_keys: Option<Value>,
-    #[serde(default)]
-    one_time_keys: Option<Object>,
-    #[serde(default, alias = "org.matrix.msc2732.fallback_keys")]
-    fallback_keys: Option<Object>,
+    #[serde(rename = "device_keys")]
+    device: Option<Value>,
+    #[serde(rename = "one_time_keys")]
+    one_time: Option<Object>,
+    #[serde(rename = "fallback_keys", alias = "org.matrix.msc2732.fallback_keys")]
+    fallback: Option<Object>,
 }
 
 impl KeysBody {
     pub(super) fn of(self, device_id: OwnedDeviceId) -> Upload {
         Upload {
             device_id: Some(device_id),
-            device_keys: self.device_keys,
-            one_time_keys: self.one_time_keys.unwrap_or_default(),
-            fallback_keys: self.fallback_keys.unwrap_or_default(),
+            device_keys: self.device,
+            one_time_keys: self.one_time.unwrap_or_default(),
+            fallback_keys: self.fallback.unwrap_or_default(),
         }
     }
 }

@@ -107,7 +107,7 @@ pub async fn dehydrated_events(
     let after = next_batch.as_deref().map(parse_since).transpose()?.map_or(Position(0), |(after, _)| after);
     let session = app.homeserver().session(&requester.user_id).await?;
     let data = session.data();
-    if !data.keys().dehydrated().is_some_and(|(known, _)| known == device_id) {
+    if data.keys().dehydrated().is_none_or(|(known, _)| known != device_id) {
         return Err(ApiError::forbidden("this is not the dehydrated device"));
     }
     let last = data.keys().inbox(&device_id).and_then(|inbox| inbox.get_max().copied()).unwrap_or(after);
