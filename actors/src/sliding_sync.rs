@@ -8,6 +8,7 @@
 //!
 //! Spec: MSC4186.
 
+mod encryption;
 mod extensions;
 mod list;
 pub mod request;
@@ -34,7 +35,7 @@ use crate::{
     homeserver::Homeserver,
     room::RoomError,
     session::{ConnectionKey, SessionData, SessionError, SessionHandle, Told},
-    sync::VIEW_MAX,
+    sync::{SyncError, VIEW_MAX},
 };
 
 /// A client's request.
@@ -58,6 +59,9 @@ pub enum SlidingError {
     /// The connection is not known, or not as of this `pos`: the client is to start over.
     #[error("the connection has expired")]
     UnknownPos,
+    /// A token for to-device messages is not one of this server.
+    #[error("since is not a token of this server")]
+    InvalidSince,
     /// The user's session cannot be read or written.
     #[error(transparent)]
     Session(#[from] SessionError),
@@ -126,6 +130,15 @@ impl Outcome {
     }
 }
 
+impl From<SyncError> for SlidingError {
+    fn from(error: SyncError) -> Self {
+        match error {
+            SyncError::Session(error) => Self::Session(error),
+            SyncError::Room(error) => Self::Room(error),
+        }
+    }
+}
+
 impl Homeserver {
     /// Answers with what changed, waiting for it up to the request's time-out.
     pub async fn sliding_sync(&self, request: &SlidingRequest) -> Result<SlidingResponse, SlidingError> {
@@ -140,6 +153,7 @@ impl Homeserver {
             if let Some((outcome, looked_at)) = &mut idle
                 && Arc::ptr_eq(looked_at, &data)
                 && session.view().rooms_changed(outcome.upto).is_empty()
+                && session.view().device_lists_changed(outcome.upto).is_some_and(|users| users.is_empty())
             {
                 // Others' presence, say.
                 outcome.upto = upto;
@@ -279,6 +293,8 @@ impl Turn<'_> {
             compact(&mut generation);
         }
         self.extend(&mut response, &matched, &known).await;
+        response.extensions.to_device = self.to_device().await?;
+        response.extensions.e2ee = self.encryption().await?;
         Ok(Outcome { response, generation, told, upto: self.upto })
     }
 

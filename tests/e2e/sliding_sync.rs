@@ -419,6 +419,52 @@ async fn extensions_send_account_data_receipts_and_typing() {
 }
 
 #[tokio::test]
+async fn extensions_send_messages_to_devices_and_keys() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.join(&room).await.ok();
+    let with_since = |since: Value| {
+        let to_device = json!({ "enabled": true, "since": since });
+        json!({ "conn_id": "e2ee", "extensions": { "e2ee": { "enabled": true }, "to_device": to_device } })
+    };
+    let mut connection = Connection::new(&bob);
+    let first = connection.ask(&with_since(Value::Null)).await["extensions"].clone();
+    assert!(first["e2ee"]["device_one_time_keys_count"].is_object());
+    let since = first["to_device"]["next_batch"].clone();
+    let send = async |txn: &str| {
+        let messages = json!({ "messages": { &bob.user_id: { &bob.device_id: { "number": txn } } } });
+        let path = format!("/_matrix/client/v3/sendToDevice/org.example/{txn}");
+        alice.put(&path, &messages).await.ok();
+    };
+    let numbers = |answer: &Value| {
+        let events = answer["extensions"]["to_device"]["events"].as_array().unwrap().clone();
+        events.iter().map(|event| event["content"]["number"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    send("1").await;
+    let next = connection.wait(&with_since(since.clone()), 10_000).await;
+    assert_eq!(numbers(&next), ["1"]);
+    // What is not acknowledged comes again, whatever `pos` says.
+    assert_eq!(numbers(&connection.ask(&with_since(since)).await), ["1"]);
+    let since = next["extensions"]["to_device"]["next_batch"].clone();
+    assert_eq!(numbers(&connection.ask(&with_since(since.clone())).await), Vec::<String>::new());
+    send("2").await;
+    assert_eq!(numbers(&connection.ask(&with_since(since.clone())).await), ["2"]);
+    // Another device of a neighbour is news.
+    let phone = alice.another_device(&alice.password()).await;
+    let keys = json!({
+        "user_id": phone.user_id, "device_id": phone.device_id, "algorithms": [], "signatures": {},
+        "keys": { format!("ed25519:{}", phone.device_id): "c2VjcmV0" },
+    });
+    phone.post("/_matrix/client/v3/keys/upload", &json!({ "device_keys": keys })).await.ok();
+    let body = with_since(since);
+    let changed = connection.ask(&body).await["extensions"]["e2ee"]["device_lists"]["changed"].clone();
+    assert!(changed.as_array().unwrap().contains(&json!(alice.user_id)), "{changed}");
+    let path = format!("{PATH}?pos={}", connection.pos);
+    bob.post(&path, &with_since(json!("mine"))).await.is(400, "M_INVALID_PARAM");
+}
+
+#[tokio::test]
 async fn sliding_sync_is_advertised() {
     let server = Server::start().await;
     let versions = server.anonymous().get("/_matrix/client/versions").await.ok();

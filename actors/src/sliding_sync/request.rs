@@ -106,6 +106,20 @@ pub struct Extensions {
     pub receipts: PerRoom,
     /// Who is typing.
     pub typing: PerRoom,
+    /// Messages to the device.
+    pub to_device: ToDevice,
+    /// Device lists and key counts.
+    pub e2ee: PerRoom,
+}
+
+/// Messages to the device.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ToDevice {
+    /// Whether they are wanted.
+    pub enabled: Option<bool>,
+    /// The last response's `next_batch`.
+    pub since: Option<String>,
 }
 
 /// An extension that concerns rooms.

@@ -6,6 +6,8 @@ use ruma::{OwnedRoomId, OwnedUserId};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use crate::sync::DeviceLists;
+
 /// The whole response.
 #[derive(Debug, Default, Serialize)]
 pub struct SlidingResponse {
@@ -124,12 +126,46 @@ pub struct Extensions {
     /// Who is typing.
     #[serde(skip_serializing_if = "PerRoom::is_empty")]
     pub typing: PerRoom,
+    /// Messages to the device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to_device: Option<ToDevice>,
+    /// Device lists and key counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub e2ee: Option<Encryption>,
 }
 
 impl Extensions {
     pub(super) fn is_empty(&self) -> bool {
-        self.account_data.is_empty() && self.receipts.is_empty() && self.typing.is_empty()
+        let has_messages = self.to_device.as_ref().is_some_and(|to_device| !to_device.events.is_empty());
+        let has_keys =
+            self.e2ee.as_ref().is_some_and(|e2ee| e2ee.has_new_counts || !e2ee.device_lists.is_empty());
+        let no_events = self.account_data.is_empty() && self.receipts.is_empty() && self.typing.is_empty();
+        no_events && !has_messages && !has_keys
     }
+}
+
+/// Messages to the device.
+#[derive(Debug, Serialize)]
+pub struct ToDevice {
+    /// For the next request, which thereby acknowledges these messages.
+    pub next_batch: String,
+    /// The messages.
+    pub events: Vec<Box<RawValue>>,
+}
+
+/// What a client needs to know of keys.
+#[derive(Debug, Default, Serialize)]
+pub struct Encryption {
+    /// Whose devices changed.
+    #[serde(skip_serializing_if = "DeviceLists::is_empty")]
+    pub device_lists: DeviceLists,
+    /// One-time keys of the device that nobody has claimed, by algorithm.
+    pub device_one_time_keys_count: BTreeMap<String, u64>,
+    /// Algorithms for which the device has a fallback key that nobody was given.
+    pub device_unused_fallback_key_types: Vec<String>,
+    /// Whether these two have changed.
+    #[serde(skip)]
+    pub(super) has_new_counts: bool,
 }
 
 /// Account data.

@@ -66,6 +66,7 @@ impl From<SlidingError> for ApiError {
             SlidingError::UnknownPos => {
                 Self::new(StatusCode::BAD_REQUEST, "M_UNKNOWN_POS", "the connection has expired; start over")
             }
+            SlidingError::InvalidSince => Self::invalid_param(error.to_string()),
             SlidingError::Session(error) => error.into(),
             SlidingError::Room(error) => error.into(),
         }

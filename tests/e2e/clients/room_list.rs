@@ -1,6 +1,6 @@
 //! The published crate `matrix-sdk-ui`, whose room list and timelines stand on sliding sync, as in Element X.
 
-use std::{pin::pin, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use matrix_sdk::{
@@ -20,24 +20,19 @@ use matrix_sdk_ui::{
     RoomListService, Timeline,
     eyeball_im::Vector,
     room_list_service::{RoomListItem, filters::new_filter_non_left},
+    sync_service::SyncService,
     timeline::{EventTimelineItem, RoomExt},
 };
 use tests::Server;
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::time::timeout;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A user with a room list that is kept up to date.
+/// A user with a room list that is kept up to date, next to what encryption needs.
 struct User {
     client: Client,
-    rooms: std::sync::Arc<RoomListService>,
-    syncing: JoinHandle<()>,
-}
-
-impl Drop for User {
-    fn drop(&mut self) {
-        self.syncing.abort();
-    }
+    rooms: Arc<RoomListService>,
+    _service: SyncService,
 }
 
 impl User {
@@ -49,15 +44,9 @@ impl User {
         request.auth = Some(AuthData::Dummy(Dummy::new()));
         client.matrix_auth().register(request).await.unwrap();
         client.event_cache().subscribe().unwrap();
-        let rooms = std::sync::Arc::new(RoomListService::new(client.clone()).await.unwrap());
-        let service = rooms.clone();
-        let syncing = tokio::spawn(async move {
-            let mut sync = pin!(service.sync());
-            while let Some(result) = sync.next().await {
-                result.unwrap();
-            }
-        });
-        Self { client, rooms, syncing }
+        let service = SyncService::builder(client.clone()).build().await.unwrap();
+        service.start().await;
+        Self { client, rooms: service.room_list_service(), _service: service }
     }
 
     /// The room list, once it is as wanted.
@@ -172,4 +161,24 @@ async fn room_lists_and_timelines_of_two_users() {
 
     bob.client.get_room(&ids[1]).unwrap().leave().await.unwrap();
     bob.list_until(|rooms| rooms.len() == 2).await;
+}
+
+#[tokio::test]
+async fn an_encrypted_conversation_over_sliding_sync() {
+    let server = Server::start().await;
+    let alice = User::register(&server, "alice").await;
+    let bob = User::register(&server, "bob").await;
+    let mut request = CreateRoom::new();
+    request.preset = Some(RoomPreset::PrivateChat);
+    request.invite = vec![bob.client.user_id().unwrap().to_owned()];
+    let room = alice.client.create_room(request).await.unwrap();
+    room.enable_encryption().await.unwrap();
+    let id = room.room_id().to_owned();
+    bob.room(&id, RoomState::Invited).await.join().await.unwrap();
+    let (of_alice, of_bob) = (alice.timeline(&id).await, bob.timeline(&id).await);
+    for (from, to, text) in [(&of_alice, &of_bob, "a secret"), (&of_bob, &of_alice, "another")] {
+        from.send(RoomMessageEventContent::text_plain(text).into()).await.unwrap();
+        let heard = event_of(to, |event| says(event, text)).await;
+        assert!(heard.encryption_info().is_some());
+    }
 }
