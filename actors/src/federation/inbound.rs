@@ -24,7 +24,7 @@ use super::{
     FederationError,
     keys::WantedKeys,
     remote::{MissingEventsQuery, RawEvents},
-    verify::Unverified,
+    verify::{Unverified, computing},
 };
 use crate::{
     homeserver::Homeserver,
@@ -43,8 +43,8 @@ const SETTLE_ROUNDS: usize = 3;
 /// Unknown events of a state that are fetched one by one; more are fetched together.
 const FETCH_SINGLY_MAX: usize = 50;
 
-/// Signatures that are checked before others get their turn.
-const VERIFY_CHUNK: usize = 16;
+/// Events that are parsed, or whose signatures are checked, before others get their turn.
+const VERIFY_CHUNK: usize = 64;
 
 /// What became of each event of a transaction; an error is for the sender to read.
 pub type Results = BTreeMap<OwnedEventId, Result<(), String>>;
@@ -190,27 +190,32 @@ impl Homeserver {
         events: &[Box<RawValue>],
         rules: &'static RoomVersion,
     ) -> Vec<(OwnedEventId, Result<Pdu, String>)> {
-        let parsed: Vec<_> = events
-            .iter()
-            .filter_map(|json| {
-                let parsed = Unverified::parse(json, rules);
-                parsed
-                    .inspect_err(|error| tracing::debug!(%error, "received something that is no event"))
-                    .ok()
-            })
-            .collect();
+        let parse = |json: &RawValue| {
+            let parsed = Unverified::parse(json, rules);
+            parsed.inspect_err(|error| tracing::debug!(%error, "received something that is no event")).ok()
+        };
+        let mut parsed = Vec::with_capacity(events.len());
+        for some in events.chunks(VERIFY_CHUNK) {
+            parsed.extend(computing(some.len(), || {
+                some.iter().filter_map(|json| parse(json)).collect::<Vec<_>>()
+            }));
+            tokio::task::yield_now().await;
+        }
         let mut wanted = WantedKeys::new();
         for event in &parsed {
             event.want_keys(&mut wanted, rules);
         }
         let keys = self.public_keys(wanted).await;
-        let mut checked = Vec::with_capacity(parsed.len());
-        for (place, event) in parsed.into_iter().enumerate() {
-            if place % VERIFY_CHUNK == VERIFY_CHUNK - 1 {
-                tokio::task::yield_now().await;
-            }
+        let check = |event: Unverified| {
             let event_id = event.pdu.event_id().clone();
-            checked.push((event_id, event.verify(&keys, rules).map_err(|error| error.to_string())));
+            (event_id, event.verify(&keys, rules).map_err(|error| error.to_string()))
+        };
+        let mut checked = Vec::with_capacity(parsed.len());
+        let mut parsed = parsed.into_iter().peekable();
+        while parsed.peek().is_some() {
+            let some: Vec<_> = parsed.by_ref().take(VERIFY_CHUNK).collect();
+            checked.extend(computing(some.len(), || some.into_iter().map(check).collect::<Vec<_>>()));
+            tokio::task::yield_now().await;
         }
         checked
     }

@@ -12,7 +12,23 @@ use ruma::{
 };
 use serde_json::value::RawValue;
 
+use tokio::runtime::{Handle, RuntimeFlavor};
+
 use super::keys::WantedKeys;
+
+/// Fewer events than this take less long than moving the thread's other tasks elsewhere.
+const MANY: usize = 8;
+
+/// Computes something about a number of events; for many, the thread's other tasks go on on another one.
+///
+/// The simulator's runtime has only one thread, so that there the order of things stays what it is.
+pub(super) fn computing<T>(events: usize, work: impl FnOnce() -> T) -> T {
+    if events >= MANY && Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread {
+        tokio::task::block_in_place(work)
+    } else {
+        work()
+    }
+}
 
 /// A received event whose signatures are not checked yet.
 pub(super) struct Unverified {
@@ -64,5 +80,28 @@ impl Unverified {
             Verified::All => Ok(self.pdu),
             Verified::Signatures => pdu::redact(&self.pdu, version),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn other_tasks_go_on_while_many_events_are_checked() {
+        let (told, hear) = std::sync::mpsc::channel();
+        let other = async move { told.send(()).unwrap() };
+        tokio::spawn(async move {
+            tokio::spawn(other);
+            // The only worker computes until the other task has run.
+            computing(MANY, || hear.recv_timeout(std::time::Duration::from_secs(30))).unwrap();
+        })
+        .await
+        .unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_single_thread_computes_in_place() {
+        assert_eq!(computing(MANY, || 1), 1);
     }
 }
