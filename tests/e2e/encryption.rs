@@ -308,3 +308,24 @@ async fn a_dehydrated_device_gets_messages() {
     let found = query(&bob, &alice.user_id).await;
     assert_eq!(found["device_keys"][&alice.user_id], json!({}));
 }
+
+#[tokio::test]
+async fn sliding_sync_has_messages_and_key_counts() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    upload(&bob).await;
+    let path = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync";
+    let mut body = json!({ "extensions": { "to_device": { "enabled": true }, "e2ee": { "enabled": true } } });
+    let first = bob.post(&format!("{path}?timeout=0"), &body).await.ok();
+    assert_eq!(first["extensions"]["e2ee"]["device_one_time_keys_count"]["signed_curve25519"], 2);
+    let message = json!({ "messages": { &bob.user_id: { "*": { "n": 1 } } } });
+    alice.put(&to_device("1"), &message).await.ok();
+    claim(&alice, &bob).await;
+    body["extensions"]["to_device"]["since"] = first["extensions"]["to_device"]["next_batch"].clone();
+    let pos = first["pos"].as_str().unwrap();
+    let next = bob.post(&format!("{path}?timeout=5000&pos={pos}"), &body).await.ok();
+    assert_eq!(bodies(&next["extensions"]), [1]);
+    assert_eq!(next["extensions"]["e2ee"]["device_one_time_keys_count"]["signed_curve25519"], 1);
+}
+
+mod sdk;
