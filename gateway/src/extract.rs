@@ -122,6 +122,7 @@ pub struct Path<T>(pub T);
 impl<T: DeserializeOwned + Send> FromRequestParts<App> for Path<T> {
     type Rejection = ApiError;
 
+    #[expect(clippy::disallowed_types, reason = "this is the wrapper that answers with JSON")]
     async fn from_request_parts(parts: &mut Parts, app: &App) -> ApiResult<Self> {
         let path = axum::extract::Path::from_request_parts(parts, app).await;
         path.map(|path| Self(path.0)).map_err(|error| ApiError::invalid_param(error.body_text()))
@@ -134,6 +135,7 @@ pub struct Query<T>(pub T);
 impl<T: DeserializeOwned> FromRequestParts<App> for Query<T> {
     type Rejection = ApiError;
 
+    #[expect(clippy::disallowed_types, reason = "this is the wrapper that answers with JSON")]
     async fn from_request_parts(parts: &mut Parts, app: &App) -> ApiResult<Self> {
         let query = axum::extract::Query::from_request_parts(parts, app).await;
         query.map(|query| Self(query.0)).map_err(|error| match error.body_text() {

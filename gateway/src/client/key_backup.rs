@@ -5,10 +5,7 @@
 use std::collections::BTreeMap;
 
 use actors::session::{BackupKeys, BackupPlace, SessionChange, room_keys};
-use axum::{
-    Json,
-    extract::{Path, Query, State},
-};
+use axum::{Json, extract::State};
 use ruma::OwnedRoomId;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -18,7 +15,7 @@ use super::keys::parse;
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::{JsonBody, Requester},
+    extract::{JsonBody, Path, Query, Requester},
 };
 
 #[derive(Deserialize)]

@@ -8,10 +8,7 @@ use actors::{
     encryption::Viewpoint,
     session::{SessionChange, Upload, Wanted},
 };
-use axum::{
-    Json,
-    extract::{Query, State},
-};
+use axum::{Json, extract::State};
 use ruma::{OwnedDeviceId, OwnedUserId, api::client::uiaa::AuthData};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
@@ -20,7 +17,7 @@ use super::{account::require_password, sync::parse_since};
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::{JsonBody, Requester},
+    extract::{JsonBody, Query, Requester},
     uia::Refusal,
 };
 

@@ -5,10 +5,7 @@
 use std::time::Duration;
 
 use actors::sliding_sync::{SlidingError, SlidingRequest, SlidingResponse, request::Body};
-use axum::{
-    Json,
-    extract::{Query, State, rejection::QueryRejection},
-};
+use axum::{Json, extract::State};
 use http::StatusCode;
 use ruma::presence::PresenceState;
 use serde::Deserialize;
@@ -16,7 +13,7 @@ use serde::Deserialize;
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::{JsonBody, Requester},
+    extract::{JsonBody, Query, Requester},
 };
 
 /// The longest wait: proxies give up on silent connections not much later.
@@ -34,10 +31,9 @@ pub struct SyncQuery {
 pub async fn sliding_sync(
     State(app): State<App>,
     requester: Requester,
-    query: Result<Query<SyncQuery>, QueryRejection>,
+    Query(query): Query<SyncQuery>,
     JsonBody(body): JsonBody,
 ) -> ApiResult<Json<SlidingResponse>> {
-    let Query(query) = query.map_err(|error| ApiError::invalid_param(error.to_string()))?;
     let body: Body =
         serde_json::from_value(body.into()).map_err(|error| ApiError::bad_json(error.to_string()))?;
     body.check().map_err(ApiError::invalid_param)?;

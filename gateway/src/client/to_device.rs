@@ -3,10 +3,7 @@
 //! Spec: client-server API, "Send-to-Device messaging"; MSC3814.
 
 use actors::{encryption::Messages, session::SessionChange, token::Token};
-use axum::{
-    Json,
-    extract::{Path, State},
-};
+use axum::{Json, extract::State};
 use engine::id::Position;
 use ruma::{OwnedDeviceId, OwnedTransactionId};
 use serde::Deserialize;
@@ -19,7 +16,7 @@ use super::{
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::{JsonBody, Requester},
+    extract::{JsonBody, Path, Requester},
 };
 
 #[derive(Deserialize)]

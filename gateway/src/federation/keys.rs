@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use axum::{
     Json,
-    extract::{Path, RawQuery, State},
+    extract::{RawQuery, State},
 };
 use ruma::{CanonicalJsonObject, OwnedServerName, ServerName};
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::{JsonBody, form_value},
+    extract::{JsonBody, Path, form_value},
 };
 
 /// Servers that one question may name: each may mean a request to it.
