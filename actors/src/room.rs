@@ -22,6 +22,7 @@ mod history;
 mod load;
 mod membership;
 mod page;
+mod permission;
 mod read;
 mod receive;
 mod related;
@@ -47,6 +48,7 @@ use storage::{
     schema::{self, AliasRecord, OutboxRecord, SentBy, TxnKey},
 };
 
+pub(crate) use self::permission::{INVITE_PERMISSION, blocks_invites};
 pub use self::{
     adopt::{Adopt, Outside},
     content::{allowed_rooms, join_rule, membership as membership_of, string as content_string},

@@ -19,6 +19,7 @@ pub mod rate_limit;
 pub mod router;
 pub mod serve;
 pub mod signing;
+pub mod suspension;
 pub mod telemetry;
 pub mod tls;
 pub mod uia;
