@@ -12,6 +12,7 @@ pub mod filter;
 pub mod homeserver;
 pub mod hub;
 pub mod media;
+pub mod metrics;
 mod passivation;
 pub mod presence;
 pub mod room;

@@ -10,6 +10,7 @@ use crate::{
     client::well_known::WellKnown,
     error::{ApiError, ApiResult},
     extract::Requester,
+    metrics::RequestMetrics,
     password::Passwords,
     rate_limit::{RateLimits, Rates},
     uia::Sessions,
@@ -27,6 +28,7 @@ pub struct Inner {
     rate_limits: RateLimits,
     uia: Sessions,
     nonces: Nonces,
+    metrics: RequestMetrics,
 }
 
 /// What handlers need to know of the configuration.
@@ -74,6 +76,7 @@ impl App {
             passwords,
             uia: Sessions::default(),
             nonces: Nonces::default(),
+            metrics: RequestMetrics::default(),
         }))
     }
 }
@@ -115,6 +118,11 @@ impl Inner {
     /// The nonces of registrations with the shared secret.
     pub fn nonces(&self) -> &Nonces {
         &self.nonces
+    }
+
+    /// Counts requests.
+    pub fn metrics(&self) -> &RequestMetrics {
+        &self.metrics
     }
 
     /// Who a request with this access token comes from.

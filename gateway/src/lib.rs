@@ -13,6 +13,7 @@ pub mod error;
 pub mod extract;
 pub mod federation;
 pub mod guests;
+pub mod metrics;
 pub mod outbound;
 pub mod password;
 pub mod rate_limit;

@@ -19,7 +19,7 @@ use crate::{
         rooms, sliding_sync, spaces, summary, sync, timeline, to_device, user_directory, well_known,
     },
     error::ApiError,
-    federation, unread,
+    federation, metrics, unread,
 };
 
 /// The server's routes. Paths under `r0` and `unstable` are spelled as they are under `v3` here; see [`alias`].
@@ -37,6 +37,7 @@ pub fn router(app: App) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn(cors))
         .layer(middleware::from_fn(unread::drain))
+        .layer(middleware::from_fn_with_state(app.clone(), metrics::count))
         .with_state(app)
 }
 

@@ -86,7 +86,9 @@ pub async fn run(options: serve::Options, command: UserCommand) -> anyhow::Resul
     } else {
         let exists = options.data_dir.join("store").exists();
         ensure!(exists || makes_user, "there is no store in {}", options.data_dir.display());
-        let server = serve::start(serve::Options { listen: Vec::new(), ..options }).await?;
+        let server =
+            serve::start(serve::Options { listen: Vec::new(), listen_metrics: Vec::new(), ..options })
+                .await?;
         let answer = execute(&server.app, request).await;
         server.app.homeserver().shutdown().await;
         answer

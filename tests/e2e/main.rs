@@ -19,6 +19,7 @@ mod invite_permission;
 mod media;
 mod membership;
 mod messages;
+mod metrics;
 mod moderation;
 mod old_endpoints;
 mod permissions;

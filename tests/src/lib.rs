@@ -12,5 +12,5 @@ pub use self::{
     client::{Answer, Client, segment},
     federation::Synapse,
     peer::{Peer, PeerKind},
-    server::Server,
+    server::{Server, free_port},
 };
