@@ -5,10 +5,7 @@
 //! gate closed waits until the old actor is gone and starts a new one: never two for one key. Whoever
 //! closes the gate is the one to end what is behind it: exactly one does.
 
-#[cfg(loom)]
-use loom::sync::atomic::{AtomicU32, Ordering};
-#[cfg(not(loom))]
-use std::sync::atomic::{AtomicU32, Ordering};
+use crate::primitives::{AtomicU32, Ordering};
 
 /// Set once the gate is closed for good.
 const CLOSED: u32 = 1 << 31;
@@ -64,6 +61,3 @@ impl Gate {
         self.0.load(Ordering::Acquire) == 0
     }
 }
-
-#[cfg(all(test, loom))]
-mod tests;

@@ -21,8 +21,18 @@ pub mod migrate;
 pub mod record;
 pub mod schema;
 mod sequencer;
+// Not a part of `sequencer`, whose file `tests/sequencer.rs` takes in, too.
+#[cfg(test)]
+#[path = "sequencer/tests.rs"]
+mod sequencer_tests;
 pub mod store;
 mod writer;
+
+/// What the sequencer synchronises with; `tests/sequencer.rs` puts loom's in their place.
+mod primitives {
+    pub(crate) use parking_lot::Mutex;
+    pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
+}
 
 pub use backend::{Backend, Files, MemoryStore, OpenError};
 pub use key::{AsKey, Key, KeyPrefix, KeyRange};

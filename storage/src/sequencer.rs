@@ -5,20 +5,16 @@
 //! a crash positions go on above the ceiling, so a position a client may have seen as the watermark is not used again.
 //! The ceiling is raised by [`LEASE`] at a time, so a commit rarely has to write it.
 
-use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    ops::{DerefMut, RangeInclusive},
+    sync::Arc,
+};
 
 use engine::id::Position;
 use tokio::sync::watch;
 
-#[cfg(loom)]
-use loom::sync::{
-    Mutex, MutexGuard,
-    atomic::{AtomicU64, Ordering},
-};
-#[cfg(not(loom))]
-use parking_lot::{Mutex, MutexGuard};
-#[cfg(not(loom))]
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::primitives::{AtomicU64, Mutex, Ordering};
 
 /// How far the stored ceiling is raised above the positions handed out. Large enough that raising it is rare, small enough
 /// that no number of crashes uses up the 64 bits.
@@ -138,14 +134,8 @@ impl Sequencer {
         }
     }
 
-    #[cfg(not(loom))]
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> impl DerefMut<Target = State> + '_ {
         self.state.lock()
-    }
-
-    #[cfg(loom)]
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no holder of this lock panics")
     }
 }
 
@@ -185,6 +175,3 @@ impl Drop for Ticket {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,3 +1,6 @@
+//! Models of the sequencer, run through all their interleavings by loom.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::sync::Arc;
 
 use loom::{
@@ -8,7 +11,28 @@ use loom::{
     thread,
 };
 
-use super::super::{LEASE, Sequencer};
+mod primitives {
+    pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
+
+    #[derive(Debug)]
+    pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(loom::sync::Mutex::new(value))
+        }
+
+        pub(crate) fn lock(&self) -> loom::sync::MutexGuard<'_, T> {
+            self.0.lock().unwrap()
+        }
+    }
+}
+
+#[expect(dead_code, unreachable_pub, reason = "the models do not need all of it")]
+#[path = "../src/sequencer.rs"]
+mod sequencer;
+
+use self::sequencer::{LEASE, Sequencer, Ticket};
 
 /// Which positions were stored; relaxed, so that only the sequencer orders them before the watermark.
 type Stored = LoomArc<[AtomicBool; 5]>;
@@ -76,7 +100,7 @@ fn a_batch_of_tickets_races_a_dropped_one() {
             let (sequencer, stored) = (sequencer.clone(), stored.clone());
             thread::spawn(move || write(&sequencer, &stored, 1))
         };
-        for position in tickets.iter().flat_map(super::super::Ticket::positions) {
+        for position in tickets.iter().flat_map(Ticket::positions) {
             stored[usize::try_from(position.0).unwrap()].store(true, Relaxed);
         }
         sequencer.complete(tickets);

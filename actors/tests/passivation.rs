@@ -1,5 +1,5 @@
-//! Models of the hand-over; run with
-//! `RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test -p actors --lib passivation::`.
+//! Models of the hand-over between "no longer needed" and "needed again", run through their interleavings by loom.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use loom::{
     model::Builder,
@@ -10,7 +10,14 @@ use loom::{
     thread,
 };
 
-use super::Gate;
+mod primitives {
+    pub(crate) use loom::sync::atomic::{AtomicU32, Ordering};
+}
+
+#[path = "../src/passivation.rs"]
+mod passivation;
+
+use self::passivation::Gate;
 
 /// One key of a directory: its slot, if there is one, and what its actors did.
 #[derive(Default)]
