@@ -13,7 +13,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::{
-    Client, environment,
+    Client, Link, environment,
     server::{LOG_LINES_MAX, free_port},
 };
 
@@ -21,12 +21,12 @@ use crate::{
 const START_MAX: Duration = Duration::from_secs(120);
 
 /// The authority that the certificates of all servers of a test run come from, as files.
-struct Authority {
+pub(crate) struct Authority {
     folder: TempDir,
 }
 
 impl Authority {
-    fn shared() -> &'static Self {
+    pub(crate) fn shared() -> &'static Self {
         static SHARED: OnceLock<Authority> = OnceLock::new();
         SHARED.get_or_init(|| Self::new().expect("certificates can be made"))
     }
@@ -49,7 +49,7 @@ impl Authority {
         Ok(Self { folder })
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 }
@@ -68,6 +68,12 @@ pub(crate) fn configuration(port: u16) -> String {
     )
 }
 
+/// The same for a server behind a link, which has the certificate.
+pub(crate) fn configuration_behind_link() -> String {
+    let ca = Authority::shared().path("ca.pem").display().to_string();
+    format!("[federation]\nenabled = true\nextra_ca = [\"{ca}\"]\nallow_private_addresses = true\n")
+}
+
 /// A Synapse homeserver; killed when dropped.
 pub struct Synapse {
     process: Option<Child>,
@@ -79,9 +85,17 @@ pub struct Synapse {
 impl Synapse {
     /// Starts a Synapse with open registration and no limits.
     pub async fn start() -> Self {
-        let folder = tempfile::tempdir().expect("a temporary directory");
         let (client_port, federation_port) = (free_port(), free_port());
-        let server_name = format!("localhost:{federation_port}");
+        Self::named(format!("localhost:{federation_port}"), client_port, federation_port).await
+    }
+
+    /// Starts a Synapse that others reach through a link.
+    pub async fn start_behind(link: &Link) -> Self {
+        Self::named(link.server_name(), link.target(), free_port()).await
+    }
+
+    async fn named(server_name: String, client_port: u16, federation_port: u16) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary directory");
         write_configuration(folder.path(), &server_name, client_port, federation_port);
         let mut synapse = Self { process: None, folder, client_port, server_name };
         synapse.launch().await;
@@ -176,7 +190,7 @@ fn write_configuration(folder: &Path, server_name: &str, client_port: u16, feder
     let listener = |port: u16, tls: bool| {
         json!({
             "type": "http", "bind_addresses": ["127.0.0.1"], "port": port, "tls": tls, "x_forwarded": false,
-            "resources": [{ "names": if tls { vec!["client", "federation"] } else { vec!["client", "keys"] }, "compress": false }],
+            "resources": [{ "names": ["client", "federation"], "compress": false }],
         })
     };
     let configuration = json!({

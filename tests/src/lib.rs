@@ -1,16 +1,23 @@
 //! The harness of the end-to-end tests: it starts, drives, kills and restarts the real binary.
 //!
-//! Nothing here knows Ganglion's insides: it speaks HTTP and looks at the process from outside.
+//! Nothing here knows Ganglion's insides: it speaks HTTP and looks at the process from outside. Only the events of a
+//! [`Stranger`] are built with `engine`, as another server would build them.
 
 mod client;
 mod environment;
 mod federation;
+mod link;
 mod peer;
 mod server;
+mod stranger;
+mod tls;
 
 pub use self::{
     client::{Answer, Client, segment},
     federation::Synapse,
+    link::Link,
     peer::{Peer, PeerKind},
-    server::{Server, free_port},
+    server::Server,
+    stranger::{Guest, Stranger},
+    tls::{Heard, Reply},
 };

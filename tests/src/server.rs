@@ -16,7 +16,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 
-use crate::{Client, federation};
+use crate::{Client, Link, federation};
 
 /// How long a server may take to answer its first request; debug builds on a busy machine are slow.
 const START_MAX: Duration = Duration::from_secs(60);
@@ -90,13 +90,22 @@ impl Server {
         Self::named(format!("localhost:{port}"), extra, Vec::new()).await
     }
 
+    /// Starts a server that federates on loopback and that others reach through a link.
+    pub async fn start_behind(link: &Link) -> Self {
+        let extra = federation::configuration_behind_link();
+        Self::on_port(link.target(), link.server_name(), extra, Vec::new()).await
+    }
+
     async fn launched(extra: String, settings: Vec<(String, String)>) -> Self {
         Self::named("localhost".to_owned(), extra, settings).await
     }
 
     async fn named(name: String, extra: String, settings: Vec<(String, String)>) -> Self {
+        Self::on_port(free_port(), name, extra, settings).await
+    }
+
+    async fn on_port(port: u16, name: String, extra: String, settings: Vec<(String, String)>) -> Self {
         let data = tempfile::tempdir().expect("a temporary directory");
-        let port = free_port();
         let mut server = Self { process: None, data, port, extra, settings, outside: None, name };
         server.launch().await;
         server
@@ -285,7 +294,7 @@ fn variable(key: &str) -> String {
 }
 
 /// A port that nobody listens on just now.
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("it is bound").port()
 }
