@@ -53,6 +53,8 @@ pub(super) struct Change {
     pub(super) relays: bool,
     /// The positions that the change takes.
     pub(super) tickets: Vec<Ticket>,
+    /// States that were resolved from others.
+    pub(super) merged: imbl::OrdMap<Vec<StateRoot>, StateRoot>,
 }
 
 impl Change {
@@ -70,6 +72,7 @@ impl Change {
             memberships: Vec::new(),
             relays: false,
             tickets: Vec::new(),
+            merged: room.merged.clone(),
         }
     }
 
@@ -199,7 +202,6 @@ impl ActiveRoom {
         draft: Draft,
         sent_by: Option<SentBy>,
     ) -> Result<OwnedEventId, RoomError> {
-        self.shared.check_draft(&draft).await?;
         let auth_events = self.auth_events(change, sender, &draft).await?;
         let pdu = self.build(change, sender, draft, &auth_events)?;
         self.admit(change, pdu, &auth_events, sent_by).await

@@ -1,20 +1,15 @@
-//! The event graph: states at its events, and what becomes of the current state when it forks and merges.
+//! The event graph: states at its events, and what becomes of members when the current state moves.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    ops::Bound,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
 use engine::{
     auth,
     id::{ShortEventId, TimelineIndex},
     pdu::Pdu,
-    resolve::{self, EventSource, MissingEvents, Ranked, StateSet},
     room::receive::Evidence,
     state::{self, StateRoot},
 };
-use ruma::{EventId, OwnedEventId};
+use ruma::OwnedEventId;
 use storage::schema::Standing;
 
 use super::{
@@ -24,9 +19,6 @@ use super::{
 
 /// Keys of a state that are read at a time.
 const STATE_PAGE: usize = 1000;
-
-/// Events of auth chains that are fetched ahead whenever one is missing.
-const AHEAD: usize = 200;
 
 impl ActiveRoom {
     /// The state after an event, on its own branch of the graph.
@@ -42,56 +34,6 @@ impl ActiveRoom {
             }
             _ => Ok(event.before),
         }
-    }
-
-    /// One state from several, by the resolution algorithm of the room's version.
-    pub(super) async fn merge(
-        &self,
-        change: &mut Change,
-        roots: BTreeSet<StateRoot>,
-    ) -> Result<StateRoot, RoomError> {
-        let Some(first) = roots.first().copied() else { return Ok(StateRoot::default()) };
-        if roots.len() == 1 {
-            return Ok(first);
-        }
-        let mut known = Known::default();
-        let mut sets = Vec::with_capacity(roots.len());
-        for root in roots {
-            sets.push(self.state_set(change, root, &mut known).await?);
-        }
-        let resolved = loop {
-            match resolve::resolve(self.rules, &sets, &known) {
-                Ok(resolved) => break resolved,
-                Err(MissingEvents(ids)) => self.fetch_chain(change, ids, &mut known).await?,
-            }
-        };
-        let mut entries = BTreeMap::new();
-        for (key, id) in &resolved {
-            if sets[0].get(key) != Some(id) {
-                entries.insert(key.clone(), known.0.get(id).map(|(event, _)| event.short));
-            }
-        }
-        for key in sets[0].keys().filter(|key| !resolved.contains_key(*key)) {
-            entries.insert(key.clone(), None);
-        }
-        self.apply(change, first, &entries).await
-    }
-
-    async fn state_set(
-        &self,
-        change: &Change,
-        root: StateRoot,
-        known: &mut Known,
-    ) -> Result<StateSet, RoomError> {
-        let mut set = StateSet::new();
-        for entry in self.state_entries(change, root).await? {
-            let event = match known.1.get(&entry.event) {
-                Some(id) => id.clone(),
-                None => known.add(self.event(change, entry.event).await?),
-            };
-            set.insert((entry.kind, entry.state_key), event);
-        }
-        Ok(set)
     }
 
     /// All keys of a state.
@@ -116,30 +58,6 @@ impl ActiveRoom {
                 return Ok(entries);
             }
         }
-    }
-
-    /// Fetches events and some of what authorises them, since a resolution will ask for it next.
-    async fn fetch_chain(
-        &self,
-        change: &Change,
-        ids: BTreeSet<OwnedEventId>,
-        known: &mut Known,
-    ) -> Result<(), RoomError> {
-        let mut open: Vec<_> = ids.into_iter().collect();
-        let mut left = AHEAD.max(open.len());
-        while let Some(id) = open.pop() {
-            if known.0.contains_key(&id) {
-                continue;
-            }
-            let event = self.known_event(change, &id).await?;
-            let event = event.ok_or_else(|| super::ReadError::Lost(format!("auth event {id}")))?;
-            left = left.saturating_sub(1);
-            if left > 0 {
-                open.extend(event.pdu.auth_events().iter().cloned());
-            }
-            known.add(event);
-        }
-        Ok(())
     }
 
     /// The events of a state that authorise an event.
@@ -230,25 +148,5 @@ impl ActiveRoom {
             }
         }
         Ok((known, missing))
-    }
-}
-
-/// The events that a resolution has seen so far.
-#[derive(Default)]
-struct Known(BTreeMap<OwnedEventId, (Arc<StoredEvent>, Ranked)>, BTreeMap<ShortEventId, OwnedEventId>);
-
-impl Known {
-    fn add(&mut self, event: Arc<StoredEvent>) -> OwnedEventId {
-        let id = event.pdu.event_id().clone();
-        let ranked = Ranked { event: event.pdu.clone(), rank: event.rank };
-        self.1.insert(event.short, id.clone());
-        self.0.insert(id.clone(), (event, ranked));
-        id
-    }
-}
-
-impl EventSource for Known {
-    fn event(&self, id: &EventId) -> Option<Ranked> {
-        self.0.get(id).map(|(_, ranked)| ranked.clone())
     }
 }

@@ -139,6 +139,7 @@ impl Empty {
             salt,
             head,
             hot: imbl::OrdMap::new(),
+            merged: imbl::OrdMap::new(),
             pending: Pending::default(),
             txns: BTreeMap::new(),
             txn_order: VecDeque::new(),
