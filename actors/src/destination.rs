@@ -32,7 +32,6 @@ use crate::{
     directory::{DirectoryActor, Meter, Place},
     env::Env,
     federation::FederationClient,
-    metrics::Metrics,
     room::{RoomShared, StoredEvent},
 };
 
@@ -62,8 +61,6 @@ pub struct DestinationShared {
     pub outbox: Arc<Outbox>,
     /// Rooms, for the catch-up.
     pub rooms: Arc<RoomShared>,
-    /// Counts what is sent.
-    pub metrics: Metrics,
 }
 
 /// An event to be sent.
@@ -282,7 +279,6 @@ impl Destination {
     }
 
     fn succeeded(&mut self, transaction: Transaction) {
-        self.shared.metrics.sent(transaction.pdu_count(), transaction.edu_count());
         let mut batch = Batch::default();
         for key in transaction.queued {
             batch.delete(&schema::EDU_QUEUE, &key);

@@ -7,23 +7,21 @@ use engine::{
     room::create::{self, NewRoom},
     room_version::{self, RoomVersion},
 };
-use prometheus_client::registry::Registry;
 use ruma::{
     EventId, MilliSecondsSinceUnixEpoch, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId,
     ServerName, UserId,
 };
 use serde_json::{Map, Value};
-use storage::{Storage, StoreError, schema};
+use storage::{Storage, schema};
 use tokio::sync::watch;
 
 use crate::{
-    destination::{DestinationActor, DestinationShared, Outbox},
-    directory::{ClassConfig, Directory, DirectoryActor, Handle, Stats},
+    destination::{DestinationShared, Outbox},
+    directory::{ClassConfig, Directory, Handle, Stats},
     env::Env,
-    federation::{Counted, Federation, FederationConfig, OldKey},
+    federation::{Federation, FederationConfig, OldKey},
     hub::Hub,
     media::{MediaConfig, MediaRepository},
-    metrics::{ActorClasses, Metrics},
     room::{
         Create, MembershipAction, MembershipChange, RoomActor, RoomError, RoomHandle, RoomShared, RoomStore,
         allowed_rooms,
@@ -72,7 +70,6 @@ struct Inner {
     federation: Option<Federation>,
     users: Arc<UserDirectory>,
     media: MediaRepository,
-    metrics: Metrics,
 }
 
 impl Homeserver {
@@ -90,7 +87,6 @@ impl Homeserver {
             published: dashmap::DashMap::new(),
             changed_rooms: ChangedRooms::default(),
         });
-        let metrics = Metrics::default();
         let rooms = ClassConfig { budget_bytes: config.room_memory / 2, ..config.rooms };
         let federation = match (config.federation, announcements) {
             (Some(federation), Some(announcements)) => {
@@ -98,8 +94,7 @@ impl Homeserver {
                     server_name: config.server_name.clone(),
                     env: env.clone(),
                     storage: storage.clone(),
-                    client: Arc::new(Counted { inner: federation.client.clone(), metrics: metrics.clone() }),
-                    metrics: metrics.clone(),
+                    client: federation.client.clone(),
                     outbox,
                     rooms: room_shared.clone(),
                 });
@@ -124,7 +119,6 @@ impl Homeserver {
             room_shared,
             media,
             federation,
-            metrics,
         }));
         homeserver.resume();
         homeserver
@@ -309,23 +303,30 @@ impl Homeserver {
         }
     }
 
-    /// Whether a user is joined to a room that lets its members join a restricted room.
+    /// Whether a user is joined to a room that lets its members join a restricted room; none if that cannot be said
+    /// here, since this server is not in all of those rooms.
     ///
-    /// Spec: client-server API, "Restricted rooms".
-    pub async fn meets_allow_rule(&self, user_id: &UserId, room_id: &RoomId) -> Result<bool, RoomError> {
+    /// Spec: client-server API, "Restricted rooms"; server-server API, "Restricted rooms".
+    pub async fn meets_allow_rule(
+        &self,
+        user_id: &UserId,
+        room_id: &RoomId,
+    ) -> Result<Option<bool>, RoomError> {
         let Some(join_rules) = self.room(room_id).await?.current("m.room.join_rules", "").await? else {
-            return Ok(false);
+            return Ok(Some(false));
         };
+        let mut is_known = true;
         for allowed in allowed_rooms(&join_rules.pdu) {
             match self.room(&allowed).await {
                 // What is known of a room that nobody here is in any more may be out of date.
-                Ok(room) if !room.snapshot().head.has_server(self.server_name()) => {}
-                Ok(room) if room.is_joined(user_id).await? => return Ok(true),
-                Ok(_) | Err(RoomError::NotFound) => {}
+                Ok(room) if !room.snapshot().head.has_server(self.server_name()) => is_known = false,
+                Ok(room) if room.is_joined(user_id).await? => return Ok(Some(true)),
+                Ok(_) => {}
+                Err(RoomError::NotFound) => is_known = false,
                 Err(error) => return Err(error),
             }
         }
-        Ok(false)
+        Ok(is_known.then_some(false))
     }
 
     fn new_room_id(&self) -> OwnedRoomId {
@@ -357,28 +358,6 @@ impl Homeserver {
     /// What the session actors do.
     pub fn session_stats(&self) -> Stats {
         self.0.sessions.stats()
-    }
-
-    /// Adds what this server counts to what is served; `registry` brings the prefix `ganglion`.
-    pub fn register_metrics(&self, registry: &mut Registry) {
-        self.0.storage.metrics().register(registry);
-        self.0.metrics.register(registry);
-        // Weak: whoever serves metrics does not keep the server alive.
-        let server = Arc::downgrade(&self.0);
-        let classes = move || {
-            let Some(server) = server.upgrade().map(Self) else { return Vec::new() };
-            vec![
-                (RoomActor::CLASS, server.room_stats()),
-                (SessionActor::CLASS, server.session_stats()),
-                (DestinationActor::CLASS, server.destination_stats()),
-            ]
-        };
-        registry.register_collector(Box::new(ActorClasses(Box::new(classes))));
-    }
-
-    /// Bytes that the store takes, about.
-    pub async fn store_bytes(&self) -> Result<u64, StoreError> {
-        self.0.storage.size().await
     }
 
     /// Resolves once the server shuts down, so that long polls end.

@@ -21,8 +21,8 @@ mod handle;
 mod history;
 mod load;
 mod membership;
+mod merge;
 mod page;
-mod permission;
 mod read;
 mod receive;
 mod related;
@@ -39,7 +39,7 @@ use engine::{
     id::ShortRoomId,
     pdu::{Draft, Pdu, SigningKey},
     room_version::RoomVersion,
-    state::Salt,
+    state::{Salt, StateRoot},
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomVersionId};
@@ -48,9 +48,8 @@ use storage::{
     schema::{self, AliasRecord, OutboxRecord, SentBy, TxnKey},
 };
 
-pub(crate) use self::permission::{INVITE_PERMISSION, blocks_invites};
 pub use self::{
-    adopt::{Adopt, Outside},
+    adopt::{Adopt, Adopted, Outside},
     content::{allowed_rooms, join_rule, membership as membership_of, string as content_string},
     error::RoomError,
     event::{ReadError, RoomStore, StoredEvent},
@@ -66,6 +65,7 @@ pub use self::{
 use self::{
     change::{Change, Pending},
     ephemeral::Typists,
+    merge::MERGED_MAX,
     relations::RelationChange,
 };
 use crate::{
@@ -144,7 +144,7 @@ pub enum RoomMessage {
     /// Fill a hole in the timeline.
     Backfill(Box<Backfill>, RpcReplyPort<Result<usize, RoomError>>),
     /// Take over the room as a resident server gave it.
-    Adopt(Box<Adopt>, RpcReplyPort<Result<(), RoomError>>),
+    Adopt(Box<Adopt>, RpcReplyPort<Result<Adopted, RoomError>>),
     /// Note a local user's membership in a room that this server is not in.
     Outside(Box<Outside>, RpcReplyPort<Result<(), RoomError>>),
     /// Hide the room from a user who has left it.
@@ -189,6 +189,8 @@ pub struct ActiveRoom {
     head: RoomHead,
     /// State events in use: what authorises events, mostly.
     hot: imbl::OrdMap<StateKey, Arc<StoredEvent>>,
+    /// States that were resolved lately, by the states that they were resolved from.
+    merged: imbl::OrdMap<Vec<StateRoot>, StateRoot>,
     pending: Pending,
     /// Recent transactions, for retries that come while the first try is not durable yet.
     txns: BTreeMap<TxnKey, OwnedEventId>,
@@ -275,13 +277,13 @@ impl Empty {
     async fn handle(&self, myself: &ActorRef<RoomMessage>, message: RoomMessage) -> Option<ActiveRoom> {
         match message {
             RoomMessage::Create(create, reply) => {
-                return Self::begin(myself, self.create(*create).await, reply);
+                return Self::begin(myself, self.create(*create).await, reply, ());
             }
             RoomMessage::Adopt(adopt, reply) => {
-                return Self::begin(myself, self.adopt(*adopt).await, reply);
+                return Self::begin(myself, self.adopt(*adopt).await, reply, Adopted::Done);
             }
             RoomMessage::Outside(outside, reply) => {
-                return Self::begin(myself, self.outside(*outside).await, reply);
+                return Self::begin(myself, self.outside(*outside).await, reply, ());
             }
             RoomMessage::Prepare(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
             RoomMessage::Receive(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
@@ -297,16 +299,17 @@ impl Empty {
         None
     }
 
-    fn begin(
+    fn begin<T: std::marker::Send + 'static>(
         myself: &ActorRef<RoomMessage>,
         begun: Result<(ActiveRoom, Change, storage::Batch), RoomError>,
-        reply: RpcReplyPort<Result<(), RoomError>>,
+        reply: RpcReplyPort<Result<T, RoomError>>,
+        answer: T,
     ) -> Option<ActiveRoom> {
         match begun {
             Ok((mut room, change, extra)) => {
                 room.announce();
                 room.submit(myself, change, extra, move |result| {
-                    let _ = reply.send(result);
+                    let _ = reply.send(result.map(|()| answer));
                 });
                 Some(room)
             }
@@ -387,11 +390,9 @@ impl ActiveRoom {
             RoomMessage::Adopt(adopt, reply) => {
                 let mut change = Change::new(self);
                 let outcome = if self.is_resident(&change) {
-                    let Adopt { join, origin, .. } = *adopt;
-                    let receive = Receive { pdu: join, origin, prev_states: BTreeMap::new(), relay: false };
-                    self.receive(&mut change, receive).await.map(drop)
+                    Ok(Adopted::Resident)
                 } else {
-                    self.adopt(&mut change, *adopt).await
+                    self.adopt(&mut change, *adopt).await.map(|()| Adopted::Done)
                 };
                 self.conclude(myself, change, outcome, reply);
             }
@@ -514,6 +515,8 @@ impl ActiveRoom {
             batch.put(&schema::ROOMS, &self.room, &self.record(change.position()));
         }
         self.hot = if change.hot.len() > HOT_MAX { imbl::OrdMap::new() } else { change.hot.clone() };
+        self.merged =
+            if change.merged.len() > MERGED_MAX { imbl::OrdMap::new() } else { change.merged.clone() };
         for (id, node) in &change.nodes {
             self.shared.store.remember_node(*id, node.clone());
         }
@@ -553,20 +556,25 @@ impl ActiveRoom {
         let removed = self.head.servers.keys().filter(|server| !change.head.has_server(server));
         let also = self.shared.outbox.others(removed);
         servers.extend(also.iter().cloned());
-        if servers.is_empty() {
-            return Vec::new();
-        }
         let is_ours = |event: &&Arc<StoredEvent>| {
             change.relays || event.pdu.sender().server_name() == self.shared.server_name
         };
         let mut outgoing = Vec::new();
         for event in change.events.iter().filter(is_ours) {
+            let (mut servers, mut also) = (servers.clone(), also.clone());
+            // Whose invite or knock ends here learns of it only from us: their server is not in the room.
+            if let Some(server) = outsider(&event.pdu).filter(|server| !servers.contains(server)) {
+                servers.push(server.clone());
+                also.push(server);
+            }
+            if servers.is_empty() {
+                continue;
+            }
             let position = event.index.unwrap_or_default().into();
-            let record =
-                OutboxRecord { room_id: self.room_id.clone(), event: event.short, also: also.clone() };
+            let record = OutboxRecord { room_id: self.room_id.clone(), event: event.short, also };
             batch.put(&schema::OUTBOX, &position, &record);
             let event = event.clone();
-            outgoing.push((Outgoing { position, room_id: self.room_id.clone(), event }, servers.clone()));
+            outgoing.push((Outgoing { position, room_id: self.room_id.clone(), event }, servers));
         }
         outgoing
     }
@@ -586,6 +594,13 @@ impl ActiveRoom {
         // Hot state events are mostly those of the recent timeline; 1 KiB stands for the rest of each.
         self.head.weight() + 1024 * self.hot.len() as u64 + 4096
     }
+}
+
+/// The server of a user whose membership a local user ended.
+fn outsider(pdu: &Pdu) -> Option<OwnedServerName> {
+    let is_end = pdu.kind() == "m.room.member" && matches!(membership_of(pdu).as_str(), "leave" | "ban");
+    let user = pdu.state_key().and_then(|key| ruma::UserId::parse(key).ok()).filter(|_| is_end)?;
+    (user.server_name() != pdu.sender().server_name()).then(|| user.server_name().to_owned())
 }
 
 /// What becomes visible when a commit is durable, in this order.

@@ -23,7 +23,6 @@ mod inbox;
 mod index;
 mod keys;
 mod load;
-mod moderation;
 mod profile;
 mod push_rules;
 mod sliding;
@@ -56,7 +55,6 @@ pub use self::{
     inbox::{PAGE as INBOX_PAGE, Waiting},
     index::{RoomEntry, SessionView},
     keys::{CROSS_SIGNING, Claimed, Keys, Upload, Wanted},
-    moderation::Restriction,
     sliding::{ConnectionKey, RoomFacts, Told},
     token::{AuthenticationFailure, Requester, hash_token},
     unread::{Unread, UnreadCounts},

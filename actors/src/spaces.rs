@@ -8,7 +8,7 @@ use engine::pdu::client;
 use futures_util::future::BoxFuture;
 use js_int::UInt;
 use ruma::{
-    OwnedRoomId, OwnedServerName, RoomId, ServerName, UserId,
+    MilliSecondsSinceUnixEpoch, OwnedRoomId, OwnedServerName, RoomId, ServerName, UserId,
     room::{JoinRuleSummary, RestrictedSummary, RoomSummary, RoomType},
 };
 use serde::Deserialize;
@@ -18,7 +18,7 @@ use storage::schema;
 use crate::{
     aliases::PublicRoom,
     homeserver::Homeserver,
-    room::{RoomError, RoomHandle, StoredEvent, allowed_rooms, content_string},
+    room::{RoomError, RoomHandle, allowed_rooms, content_string},
 };
 
 /// Rooms that a walk through a space looks at, at most.
@@ -80,20 +80,6 @@ pub trait RemoteSpaces: Send + Sync {
     ) -> BoxFuture<'a, Option<Arc<ServerHierarchy>>>;
 }
 
-/// A server on its own.
-pub struct NoRemoteSpaces;
-
-impl RemoteSpaces for NoRemoteSpaces {
-    fn hierarchy<'a>(
-        &'a self,
-        _room_id: &'a RoomId,
-        _via: &'a [OwnedServerName],
-        _suggested_only: bool,
-    ) -> BoxFuture<'a, Option<Arc<ServerHierarchy>>> {
-        Box::pin(std::future::ready(None))
-    }
-}
-
 /// Which part of a space a user asks for.
 pub struct SpaceQuery<'a> {
     /// Who asks.
@@ -137,7 +123,9 @@ impl Homeserver {
         remotes: &dyn RemoteSpaces,
     ) -> Result<SpacePage, RoomError> {
         let max_depth = query.max_depth.unwrap_or(DEPTH_MAX).min(DEPTH_MAX);
-        let root = Step { room_id: query.room_id.to_owned(), via: Vec::new(), depth: 0, told: None };
+        // Whoever invited the user can say what the space is.
+        let via = self.ways_in(query.user_id, query.room_id, &[]).await?;
+        let root = Step { room_id: query.room_id.to_owned(), via, depth: 0, told: None };
         let mut steps = vec![root];
         let mut seen = BTreeSet::new();
         // Children that another server has called inaccessible, which are not asked for again.
@@ -351,26 +339,44 @@ impl RoomHandle {
     /// Spec: client-server API, "Ordering of children within a space".
     async fn space_children(&self, suggested_only: bool) -> Result<Vec<SpaceChild>, RoomError> {
         let events = self.state(self.snapshot().head.root, Some("m.space.child")).await?;
-        let mut children = Vec::with_capacity(events.len());
-        for event in &events {
-            if let Some((content, child)) = child_of(event)
-                && (!suggested_only || content.suggested == Some(true.into()))
-            {
-                let sent = event.pdu.origin_server_ts();
-                let order = content.order().map(ToOwned::to_owned);
-                children.push(((order.is_none(), order, sent, child.room_id.clone()), child));
-            }
-        }
-        children.sort_by(|(a, _), (b, _)| a.cmp(b));
-        Ok(children.into_iter().map(|(_, child)| child).collect())
+        let stripped: Vec<_> = events.iter().map(|event| client::stripped_with_time(&event.pdu)).collect();
+        Ok(told_children(&stripped, suggested_only))
     }
 }
 
+/// The rooms that valid `m.space.child` events name, in order; each is stripped but for its time.
+///
+/// Spec: client-server API, "Ordering of children within a space".
+pub(crate) fn told_children(events: &[Box<RawValue>], suggested_only: bool) -> Vec<SpaceChild> {
+    let mut children = Vec::with_capacity(events.len());
+    for event in events {
+        if let Some((sent, content, child)) = child_of(event)
+            && (!suggested_only || content.suggested == Some(true.into()))
+        {
+            let order = content.order().map(ToOwned::to_owned);
+            children.push(((order.is_none(), order, sent, child.room_id.clone()), child));
+        }
+    }
+    children.sort_by(|(a, _), (b, _)| a.cmp(b));
+    children.into_iter().map(|(_, child)| child).collect()
+}
+
+#[derive(Deserialize)]
+struct ChildEvent {
+    #[serde(rename = "type")]
+    kind: String,
+    state_key: OwnedRoomId,
+    content: ChildContent,
+    origin_server_ts: MilliSecondsSinceUnixEpoch,
+}
+
 /// The room that a valid `m.space.child` event names.
-fn child_of(event: &StoredEvent) -> Option<(ChildContent, SpaceChild)> {
-    let room_id = OwnedRoomId::try_from(event.pdu.state_key()?).ok()?;
-    let content: ChildContent = serde_json::from_str(event.pdu.content().get()).ok()?;
-    let via = content.via.clone();
-    let child = SpaceChild { room_id, via, event: client::stripped_with_time(&event.pdu) };
-    (!content.via.is_empty()).then_some((content, child))
+fn child_of(event: &RawValue) -> Option<(MilliSecondsSinceUnixEpoch, ChildContent, SpaceChild)> {
+    let child: ChildEvent = serde_json::from_str(event.get()).ok()?;
+    if child.kind != "m.space.child" || child.content.via.is_empty() {
+        return None;
+    }
+    let via = child.content.via.clone();
+    let room = SpaceChild { room_id: child.state_key, via, event: event.to_owned() };
+    Some((child.origin_server_ts, child.content, room))
 }

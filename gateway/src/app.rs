@@ -10,7 +10,7 @@ use crate::{
     client::well_known::WellKnown,
     error::{ApiError, ApiResult},
     extract::Requester,
-    metrics::RequestMetrics,
+    federation::origins::{OriginRates, Origins},
     password::Passwords,
     rate_limit::{RateLimits, Rates},
     uia::Sessions,
@@ -26,9 +26,9 @@ pub struct Inner {
     settings: Settings,
     passwords: Passwords,
     rate_limits: RateLimits,
+    origins: Origins,
     uia: Sessions,
     nonces: Nonces,
-    metrics: RequestMetrics,
 }
 
 /// What handlers need to know of the configuration.
@@ -42,6 +42,8 @@ pub struct Settings {
     pub well_known: WellKnown,
     /// Requests per second of one user; none if they are not limited.
     pub rates: Option<Rates>,
+    /// What one other server may ask for; none if that is not limited.
+    pub origin_rates: Option<OriginRates>,
     /// Proxies whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<std::net::IpAddr>,
 }
@@ -72,11 +74,11 @@ impl App {
         Self(Arc::new(Inner {
             homeserver,
             rate_limits,
+            origins: settings.origin_rates.map_or_else(Origins::default, Origins::new),
             settings,
             passwords,
             uia: Sessions::default(),
             nonces: Nonces::default(),
-            metrics: RequestMetrics::default(),
         }))
     }
 }
@@ -110,6 +112,11 @@ impl Inner {
         &self.rate_limits
     }
 
+    /// What one other server may ask for.
+    pub fn origins(&self) -> &Origins {
+        &self.origins
+    }
+
     /// User-interactive authentication under way.
     pub fn uia(&self) -> &Sessions {
         &self.uia
@@ -118,11 +125,6 @@ impl Inner {
     /// The nonces of registrations with the shared secret.
     pub fn nonces(&self) -> &Nonces {
         &self.nonces
-    }
-
-    /// Counts requests.
-    pub fn metrics(&self) -> &RequestMetrics {
-        &self.metrics
     }
 
     /// Who a request with this access token comes from.

@@ -128,8 +128,6 @@ section! {
         client: Vec<SocketAddr> = vec![SocketAddr::from(([127, 0, 0, 1], 8008))],
         /// TLS, client and federation APIs.
         tls: Vec<SocketAddr> = Vec::new(),
-        /// Plain HTTP, metrics; nobody is asked who they are there.
-        metrics: Vec<SocketAddr> = Vec::new(),
     }
 }
 section! {
@@ -219,6 +217,14 @@ section! {
         registration: u32 = 3,
         /// Everything else.
         other: u32 = 200,
+        /// Requests of one other server.
+        federation: u32 = 100,
+        /// How long its requests above that are delayed.
+        federation_delay: Span = Span::from_millis(500),
+        /// Requests of one other server that are worked on at a time.
+        federation_concurrent: u32 = 20,
+        /// Requests of one other server that may wait for that; more are refused.
+        federation_waiting: u32 = 200,
     }
 }
 section! {

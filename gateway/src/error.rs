@@ -57,22 +57,6 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, "M_GUEST_ACCESS_FORBIDDEN", "guests may not do this")
     }
 
-    /// 401 `M_USER_LOCKED`; the device stays as it is.
-    ///
-    /// Spec: client-server API, "Account locking".
-    pub fn locked() -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, "M_USER_LOCKED", "this account has been locked")
-            .with("soft_logout", true)
-    }
-
-    /// 403 `M_USER_SUSPENDED`.
-    ///
-    /// Spec: client-server API, "Account suspension".
-    pub fn suspended() -> Self {
-        let message = "you cannot do this while you are suspended";
-        Self::new(StatusCode::FORBIDDEN, "M_USER_SUSPENDED", message)
-    }
-
     /// 404 `M_NOT_FOUND`.
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "M_NOT_FOUND", message)
@@ -154,8 +138,6 @@ impl From<RoomError> for ApiError {
             RoomError::NotJoined | RoomError::NotAllowed(_) | RoomError::Forbidden(_) => {
                 Self::forbidden(message)
             }
-            RoomError::InviteBlocked => Self::new(StatusCode::FORBIDDEN, "M_INVITE_BLOCKED", message),
-            RoomError::Suspended => Self::suspended(),
             RoomError::Invalid(_) => Self::invalid_param(message),
             RoomError::Pdu(PduError::TooLarge(_)) => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "M_TOO_LARGE", message)
@@ -169,6 +151,11 @@ impl From<RoomError> for ApiError {
             RoomError::BadRelation(_) => Self::bad_request("M_UNKNOWN", message),
             RoomError::DuplicateAnnotation => Self::bad_request("M_DUPLICATE_ANNOTATION", message),
             RoomError::UnableToAuthoriseJoin => Self::bad_request("M_UNABLE_TO_AUTHORISE_JOIN", message),
+            RoomError::UnableToGrantJoin => Self::bad_request("M_UNABLE_TO_GRANT_JOIN", message),
+            RoomError::IncompatibleVersion(version) => {
+                Self::bad_request("M_INCOMPATIBLE_ROOM_VERSION", message)
+                    .with("room_version", version.as_str())
+            }
             RoomError::Activate(error) => error.into(),
             RoomError::Remote(error) => remote(error),
             RoomError::Read(_) | RoomError::Commit(_) | RoomError::Crashed | RoomError::TimedOut => {
@@ -234,8 +221,7 @@ impl From<SessionError> for ApiError {
             SessionError::UserInUse => Self::bad_request("M_USER_IN_USE", message),
             SessionError::InvalidUsername(_) => Self::bad_request("M_INVALID_USERNAME", message),
             SessionError::Deactivated => Self::new(StatusCode::FORBIDDEN, "M_USER_DEACTIVATED", message),
-            SessionError::Locked => Self::locked(),
-            SessionError::TooMany(_) | SessionError::NotAllowed(_) => Self::forbidden(message),
+            SessionError::TooMany(_) => Self::forbidden(message),
             SessionError::UnknownRefreshToken => {
                 Self::new(StatusCode::UNAUTHORIZED, "M_UNKNOWN_TOKEN", message)
             }

@@ -4,7 +4,10 @@ pub mod authentication;
 pub mod events;
 pub mod keys;
 pub mod membership;
+pub mod origins;
 pub mod query;
+pub mod spaces;
+pub mod third_party;
 pub mod transactions;
 
 use axum::{
@@ -35,7 +38,10 @@ pub fn routes() -> Router<App> {
         .route("/event_auth/{room}/{event}", get(events::event_auth))
         .route("/backfill/{room}", get(events::backfill))
         .route("/get_missing_events/{room}", post(events::missing_events))
-        .route("/timestamp_to_event/{room}", get(events::timestamp_to_event));
+        .route("/timestamp_to_event/{room}", get(events::timestamp_to_event))
+        .route("/hierarchy/{room}", get(spaces::hierarchy))
+        .route("/exchange_third_party_invite/{room}", put(third_party::exchange))
+        .route("/3pid/onbind", put(third_party::bound));
     let v2 = Router::new()
         .route("/send_join/{room}/{event}", put(membership::send_join))
         .route("/send_leave/{room}/{event}", put(membership::send_leave))

@@ -39,7 +39,7 @@ use crate::{
     config::{self, Config, Secret, Size},
     control,
     extract::ClientIp,
-    metrics,
+    federation::origins::OriginRates,
     outbound::{Outbound, OutboundOptions},
     password::{PasswordCost, Passwords},
     rate_limit::Rates,
@@ -80,8 +80,6 @@ pub struct Options {
     pub data_dir: PathBuf,
     /// Where it listens, plain HTTP.
     pub listen: Vec<SocketAddr>,
-    /// Where it serves its metrics, plain HTTP.
-    pub listen_metrics: Vec<SocketAddr>,
     /// The kind of store.
     pub store: StoreKind,
     /// Whether a commit waits for the disk.
@@ -153,7 +151,6 @@ impl Options {
             server_name: config.server_name.clone(),
             data_dir: config.data_dir.clone(),
             listen: config.listen.client.clone(),
-            listen_metrics: config.listen.metrics.clone(),
             store: match config.storage.backend {
                 config::Backend::Sled => StoreKind::Sled,
                 config::Backend::Fjall => StoreKind::Fjall,
@@ -178,6 +175,7 @@ impl Options {
                 query_tokens: config.access.query_tokens,
                 trusted_proxies: config.access.trusted_proxies.clone(),
                 rates: config.rate_limits.enabled.then(|| rates(&config.rate_limits)),
+                origin_rates: config.rate_limits.enabled.then(|| origin_rates(&config.rate_limits)),
                 well_known: well_known(&config.well_known),
                 registration: app::Registration {
                     enabled: config.registration.enabled,
@@ -197,6 +195,15 @@ fn rates(limits: &config::RateLimits) -> Rates {
         login: limits.login,
         registration: limits.registration,
         other: limits.other,
+    }
+}
+
+fn origin_rates(limits: &config::RateLimits) -> OriginRates {
+    OriginRates {
+        concurrent: limits.federation_concurrent,
+        waiting: limits.federation_waiting,
+        per_second: limits.federation,
+        delay: limits.federation_delay.0,
     }
 }
 
@@ -235,29 +242,13 @@ pub enum StoreKind {
     Memory,
 }
 
-/// Where a server listens.
-struct Listener {
-    tcp: TcpListener,
-    tls: Option<Arc<Tls>>,
-    serves: Serves,
-}
-
-/// What is served on a listener.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Serves {
-    /// The Matrix APIs.
-    Matrix,
-    /// The metrics.
-    Metrics,
-}
-
 /// A server that is up.
 pub struct Running {
     /// What handlers share.
     pub app: App,
-    /// The addresses that it serves the Matrix APIs on.
+    /// The addresses that it listens on.
     pub addresses: Vec<SocketAddr>,
-    listeners: Vec<Listener>,
+    listeners: Vec<(TcpListener, Option<Arc<Tls>>)>,
     control: Option<UnixListener>,
 }
 
@@ -312,19 +303,15 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
     let app = App::new(homeserver, passwords, options.settings);
     let mut listeners = Vec::new();
     for address in &options.listen {
-        listeners.push(Listener { tcp: bind(*address).await?, tls: None, serves: Serves::Matrix });
+        listeners.push((bind(*address).await?, None));
     }
     if let Some((addresses, files)) = options.tls {
         let tls = Arc::new(Tls::load(files)?);
         for address in addresses {
-            let tls = Some(tls.clone());
-            listeners.push(Listener { tcp: bind(address).await?, tls, serves: Serves::Matrix });
+            listeners.push((bind(address).await?, Some(tls.clone())));
         }
     }
-    let addresses = listeners.iter().map(|listener| listener.tcp.local_addr()).collect::<Result<_, _>>()?;
-    for address in &options.listen_metrics {
-        listeners.push(Listener { tcp: bind(*address).await?, tls: None, serves: Serves::Metrics });
-    }
+    let addresses = listeners.iter().map(|(listener, _)| listener.local_addr()).collect::<Result<_, _>>()?;
     // One that answers nobody else, as the commands start it, needs no commands either.
     let control = if listeners.is_empty() { None } else { bind_control(&options.data_dir) };
     Ok(Running { app, addresses, listeners, control })
@@ -373,12 +360,13 @@ impl Running {
     pub async fn serve(self, stop: impl Future<Output = ()>) {
         let graceful = GracefulShutdown::new();
         let (closing, closed) = watch::channel(false);
-        let (matrix, metrics) = (router::router(self.app.clone()), metrics::router(self.app.clone()));
-        let router = |serves| if serves == Serves::Metrics { &metrics } else { &matrix };
+        let router = router::router(self.app.clone());
         let trusted: Arc<[IpAddr]> = self.app.settings().trusted_proxies.clone().into();
-        let accepting = futures_util::future::join_all(self.listeners.iter().map(|listener| {
-            accept(listener, router(listener.serves), &graceful, closed.clone(), trusted.clone())
-        }));
+        let accepting = futures_util::future::join_all(
+            self.listeners
+                .iter()
+                .map(|listener| accept(listener, &router, &graceful, closed.clone(), trusted.clone())),
+        );
         let commands = async {
             match &self.control {
                 Some(listener) => control::serve(listener, &self.app).await,
@@ -404,14 +392,14 @@ impl Running {
 }
 
 async fn accept(
-    Listener { tcp, tls, .. }: &Listener,
+    (listener, tls): &(TcpListener, Option<Arc<Tls>>),
     router: &Router,
     graceful: &GracefulShutdown,
     closed: watch::Receiver<bool>,
     trusted_proxies: Arc<[IpAddr]>,
 ) {
     loop {
-        let (stream, address) = match tcp.accept().await {
+        let (stream, address) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, most likely: spinning would make it worse.

@@ -88,7 +88,7 @@ impl World {
     }
 
     async fn join(&mut self, user: OwnedUserId) -> Result<()> {
-        let action = MembershipAction::Join { meets_allow_rule: false };
+        let action = MembershipAction::Join { meets_allow_rule: Some(false) };
         let change = MembershipChange { sender: user.clone(), target: user, action, content: Map::new() };
         let joined = self.homeserver.room(&self.room).await?.change_membership(change).await?;
         self.trace.note(self.now_ms(), &format!("joined {joined:?}"));

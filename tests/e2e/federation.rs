@@ -2,8 +2,11 @@
 //!
 //! Spec: server-server API.
 
+mod access;
 mod conversation;
+mod forks;
 mod identity;
+mod receiving;
 
 use std::time::Duration;
 

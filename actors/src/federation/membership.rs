@@ -8,12 +8,13 @@ use engine::{
     pdu::{self, Pdu},
     room_version::{self, RoomVersion, SUPPORTED},
 };
+use http::StatusCode;
 use js_int::UInt;
 use ruma::{
     CanonicalJsonObject, CanonicalJsonValue, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, ServerName,
     UserId,
 };
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, value::RawValue};
 
 use super::{
     FederationError,
@@ -21,7 +22,9 @@ use super::{
 };
 use crate::{
     homeserver::Homeserver,
-    room::{Adopt, MembershipChange, Outside, Receive, RoomError, RoomHandle, RoomMessage},
+    room::{
+        Adopt, Adopted, MembershipChange, Outside, Receive, RoomError, RoomHandle, RoomMessage, RoomSnapshot,
+    },
 };
 
 /// Servers that are asked to let a user in, one after the other.
@@ -114,9 +117,15 @@ impl Homeserver {
         };
         let state = self.verified(&answer.state, rules).await;
         let auth_chain = self.verified(&answer.auth_chain, rules).await;
-        let adopt = Adopt { version, state, auth_chain, join, origin: server.clone() };
+        let adopt = Adopt { version, state, auth_chain, join: join.clone(), origin: server.clone() };
         let actor = self.room_actor(room_id).await?;
-        actor.call(|reply| RoomMessage::Adopt(Box::new(adopt), reply)).await?
+        match actor.call(|reply| RoomMessage::Adopt(Box::new(adopt), reply)).await?? {
+            Adopted::Done => Ok(()),
+            Adopted::Resident => {
+                let room = self.room(room_id).await?;
+                self.take_in_answer(&room, server, join).await
+            }
+        }
     }
 
     /// Knocks on a room through one of its servers.
@@ -150,7 +159,17 @@ impl Homeserver {
         let (version, rules) = version_of(&template)?;
         let knock = self.complete(&template, ("knock", room_id, user), content, rules)?;
         let answer = remote.send_knock(room_id, knock.event_id(), knock.raw().clone()).await?;
-        let stripped = serde_json::to_vec(&answer.knock_room_state).unwrap_or_default();
+        let mut state = answer.knock_room_state;
+        if rules.authorization.room_create_event_id_as_room_id {
+            // The knock is sent already; what does not prove to be of the room is not shown.
+            let verified = self.verified(&state, rules).await;
+            state = verified
+                .iter()
+                .filter(|pdu| *pdu.room_id() == *room_id)
+                .filter_map(|pdu| serde_json::from_slice(pdu.raw()).ok())
+                .collect();
+        }
+        let stripped = serde_json::to_vec(&state).unwrap_or_default();
         self.note_outside(room_id, version, user, Some(knock), Some(stripped.into())).await
     }
 
@@ -197,8 +216,8 @@ impl Homeserver {
             invite_room_state: room.introduction(pdu.sender()).await?,
             via: None,
         };
-        let answer = self.remote(&server)?.invite(&snapshot.room_id, pdu.event_id(), &body).await?;
-        let mut signed = self.verified(std::slice::from_ref(&answer.event), snapshot.rules).await;
+        let event = self.invited_event(&server, &snapshot, &pdu, &body).await?;
+        let mut signed = self.verified(std::slice::from_ref(&event), snapshot.rules).await;
         signed.retain(|signed| signed.event_id() == pdu.event_id());
         let pdu = signed.pop().ok_or_else(|| {
             FederationError::BadBody("the invited server returned another event".to_owned())
@@ -206,6 +225,34 @@ impl Homeserver {
         let receive =
             Receive { pdu, origin: self.server_name().to_owned(), prev_states: BTreeMap::new(), relay: true };
         room.accept(receive).await
+    }
+
+    /// The invite, signed by the invited user's server.
+    async fn invited_event(
+        &self,
+        server: &ServerName,
+        snapshot: &RoomSnapshot,
+        pdu: &Pdu,
+        body: &Invite,
+    ) -> Result<Box<RawValue>, RoomError> {
+        let remote = self.remote(server)?;
+        let is_old = matches!(snapshot.version, RoomVersionId::V1 | RoomVersionId::V2);
+        match remote.invite(&snapshot.room_id, pdu.event_id(), body).await {
+            Ok(answer) => Ok(answer.event),
+            // Servers from before the present endpoint know only these versions.
+            Err(FederationError::Status { status, .. })
+                if is_old && matches!(status, StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND) =>
+            {
+                Ok(remote.invite_v1(&snapshot.room_id, pdu.event_id(), body).await?)
+            }
+            // What is wrong with the request is this server's doing, not the user's.
+            Err(FederationError::Status { errcode, error, .. })
+                if matches!(errcode.as_str(), "M_MISSING_PARAM" | "M_INVALID_PARAM") =>
+            {
+                Err(FederationError::BadBody(format!("the invite was refused: {errcode}: {error}")).into())
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Takes note of a local user's membership in a room that this server is not in.

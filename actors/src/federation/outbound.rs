@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ruma::OwnedServerName;
 use tokio::{sync::mpsc, task::JoinHandle};
 
-use super::{inbound::Inbound, keys::KeyRing};
+use super::{inbound::Inbound, keys::KeyRing, spaces::KnownSpaces};
 use crate::{
     destination::{Announcement, DestinationActor, DestinationShared, dispatch},
     directory::{ClassConfig, Directory, Stats},
@@ -20,6 +20,7 @@ pub(crate) struct Federation {
     resuming: JoinHandle<()>,
     pub(super) inbound: Inbound,
     pub(super) keys: KeyRing,
+    pub(super) spaces: KnownSpaces,
     trusted_key_servers: Vec<OwnedServerName>,
 }
 
@@ -50,6 +51,7 @@ impl Federation {
             resuming,
             inbound: Inbound::default(),
             keys: KeyRing::default(),
+            spaces: KnownSpaces::default(),
             trusted_key_servers: config.trusted_key_servers,
         }
     }

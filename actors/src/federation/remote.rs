@@ -255,6 +255,35 @@ impl<'a> Remote<'a> {
         self.send(Method::PUT, room_path("v2/invite", room_id, event_id), body.into()).await
     }
 
+    /// `PUT /_matrix/federation/v1/invite/{roomId}/{eventId}`, for servers that do not know the second version.
+    pub async fn invite_v1(
+        &self,
+        room_id: &RoomId,
+        event_id: &EventId,
+        invite: &Invite,
+    ) -> Result<Box<RawValue>, FederationError> {
+        let bad = |error: serde_json::Error| FederationError::BadBody(error.to_string());
+        let mut event: serde_json::Value = serde_json::from_str(invite.event.get()).map_err(bad)?;
+        event["unsigned"] = serde_json::json!({ "invite_room_state": invite.invite_room_state });
+        let body = serde_json::to_vec(&event).map_err(bad)?;
+        let (_, answer): (u16, OneEvent) =
+            self.send(Method::PUT, room_path("v1/invite", room_id, event_id), body.into()).await?;
+        Ok(answer.event)
+    }
+
+    /// `PUT /_matrix/federation/v1/exchange_third_party_invite/{roomId}`
+    pub async fn exchange_third_party_invite(
+        &self,
+        room_id: &RoomId,
+        event: &serde_json::Value,
+    ) -> Result<(), FederationError> {
+        let body = serde_json::to_vec(event).map_err(|error| FederationError::BadBody(error.to_string()))?;
+        let path = format!("/_matrix/federation/v1/exchange_third_party_invite/{}", encode(room_id.as_str()));
+        self.ask::<serde::de::IgnoredAny>(Method::PUT, path, Some(body.into()), (TIMEOUT, RESPONSE_MAX))
+            .await?;
+        Ok(())
+    }
+
     /// `GET /_matrix/federation/v1/event/{eventId}`
     pub async fn event(&self, event_id: &EventId) -> Result<Option<Box<RawValue>>, FederationError> {
         let answer: Pdus =
@@ -304,7 +333,7 @@ impl<'a> Remote<'a> {
     ) -> Result<RawEvents, FederationError> {
         let path = format!("/_matrix/federation/v1/get_missing_events/{}", encode(room_id.as_str()));
         let body = serde_json::to_vec(query).map_err(|error| FederationError::BadBody(error.to_string()))?;
-        let answer: MissingEvents = self.send(Method::POST, path, body.into()).await?;
+        let answer: MissingEvents = self.post(path, body.into()).await?;
         Ok(answer.events)
     }
 }

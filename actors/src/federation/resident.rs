@@ -10,7 +10,7 @@ use std::{
 
 use engine::{
     pdu::{self, Pdu},
-    room_version,
+    room_version::{self, RoomVersion},
 };
 use ruma::{
     CanonicalJsonObject, EventId, OwnedEventId, OwnedServerName, RoomId, RoomVersionId, ServerName, UserId,
@@ -21,6 +21,7 @@ use storage::schema::Standing;
 use super::{
     membership::{belongs_to, target_of},
     remote::Invite,
+    verify::Unverified,
 };
 use crate::{
     homeserver::Homeserver,
@@ -32,6 +33,9 @@ use crate::{
 
 /// Events that are looked at to answer a question about history, at most.
 const WALK_MAX: usize = 1000;
+
+/// Events that come with an invite, at most.
+const INTRODUCTION_MAX: usize = 50;
 
 /// A room's state at an event, and what authorises it.
 pub struct RoomState {
@@ -105,7 +109,7 @@ impl Homeserver {
             pdu
         } else {
             let (_, checked) = self.verify(&raw, rules).await.pop().ok_or_else(no_event)?;
-            checked.map_err(RoomError::NotAllowed)?
+            checked.map_err(RoomError::Invalid)?
         };
         check_membership(&pdu, origin, (room_id, event_id), membership)?;
         let receive = Receive { pdu, origin: origin.to_owned(), prev_states: BTreeMap::new(), relay: true };
@@ -124,7 +128,8 @@ impl Homeserver {
         if !rules.authorization.restricted_join_rule {
             return Ok(None);
         }
-        let pdu = Pdu::parse(event.get().as_bytes(), rules)?;
+        // Not signed, and grown by whoever passed it on; parsing it with everything else refuses what is too large.
+        let Ok(pdu) = Unverified::parse(event, rules).map(|event| event.pdu) else { return Ok(None) };
         let Some(authorised) = content_string(&pdu, "join_authorised_via_users_server") else {
             return Ok(None);
         };
@@ -133,8 +138,13 @@ impl Homeserver {
             return Ok(None);
         }
         let room_id = &room.snapshot().room_id;
-        if !self.meets_allow_rule(pdu.sender(), room_id).await? && !room.is_invited(pdu.sender()).await? {
-            return Err(RoomError::NotAllowed("the user is in none of the rooms that may join".to_owned()));
+        if !room.is_invited(pdu.sender()).await? && !room.is_joined(pdu.sender()).await? {
+            let meets_allow_rule = self.meets_allow_rule(pdu.sender(), room_id).await?;
+            if !meets_allow_rule.ok_or(RoomError::UnableToAuthoriseJoin)? {
+                return Err(RoomError::NotAllowed(
+                    "the user is in none of the rooms that may join".to_owned(),
+                ));
+            }
         }
         let signed = pdu::countersign(&pdu, &self.room_shared().signing_key, self.server_name(), rules)?;
         let raw = serde_json::from_slice::<Box<RawValue>>(signed.raw())
@@ -151,23 +161,22 @@ impl Homeserver {
         invite: Invite,
     ) -> Result<Pdu, RoomError> {
         let version = invite.room_version;
-        let rules = room_version::rules(&version).ok_or_else(|| {
-            RoomError::NewRoom(engine::room::create::NewRoomError::UnsupportedVersion(version.clone()))
-        })?;
+        let rules =
+            room_version::rules(&version).ok_or_else(|| RoomError::IncompatibleVersion(version.clone()))?;
         let (_, checked) =
             self.verify(std::slice::from_ref(&invite.event), rules).await.pop().ok_or_else(no_event)?;
-        let pdu = checked.map_err(RoomError::NotAllowed)?;
+        let pdu = checked.map_err(RoomError::Invalid)?;
         check_membership(&pdu, origin, (room_id, event_id), "invite")?;
         let target = target_of(&pdu).filter(|user| belongs_to(user, self.server_name()));
         let target =
-            target.ok_or_else(|| RoomError::NotAllowed("the user belongs to another server".to_owned()))?;
+            target.ok_or_else(|| RoomError::Invalid("the user belongs to another server".to_owned()))?;
+        self.check_introduction(room_id, &invite.invite_room_state, rules).await?;
         if !self.is_active_user(&target).await? {
             return Err(RoomError::NotAllowed("there is no such user".to_owned()));
         }
-        self.room_shared().check_invitable(&target).await?;
         let signed = pdu::countersign(&pdu, &self.room_shared().signing_key, self.server_name(), rules)?;
         if self.is_resident(room_id).await? {
-            let room = self.room(room_id).await?;
+            let room = self.shared_room(origin, room_id).await?;
             let receive = Receive {
                 pdu: signed.clone(),
                 origin: origin.to_owned(),
@@ -183,7 +192,51 @@ impl Homeserver {
         Ok(signed)
     }
 
-    async fn is_active_user(&self, user: &UserId) -> Result<bool, RoomError> {
+    /// Checks what came with an invite: events of that room with its create event among them.
+    ///
+    /// Rooms of version 12 are known by their create events; before that, what is wrong is only noted, since many
+    /// servers still send less than they should.
+    ///
+    /// Spec: server-server API, `PUT /_matrix/federation/v2/invite/{roomId}/{eventId}` (MSC4311).
+    async fn check_introduction(
+        &self,
+        room_id: &RoomId,
+        state: &[Box<RawValue>],
+        rules: &'static RoomVersion,
+    ) -> Result<(), RoomError> {
+        let Some(wrong) = self.introduction_fault(room_id, state, rules).await else { return Ok(()) };
+        if rules.authorization.room_create_event_id_as_room_id {
+            return Err(RoomError::Invalid(format!("invite_room_state {wrong}")));
+        }
+        tracing::debug!(%room_id, wrong, "an invite's invite_room_state is not as it should be");
+        Ok(())
+    }
+
+    async fn introduction_fault(
+        &self,
+        room_id: &RoomId,
+        state: &[Box<RawValue>],
+        rules: &'static RoomVersion,
+    ) -> Option<&'static str> {
+        if state.len() > INTRODUCTION_MAX {
+            return Some("has too many events");
+        }
+        let checked = self.verify(state, rules).await;
+        if checked.len() < state.len() {
+            return Some("has something that is no event of the room's version");
+        }
+        let Ok(events) = checked.into_iter().map(|(_, checked)| checked).collect::<Result<Vec<_>, _>>()
+        else {
+            return Some("has an event that is not properly signed");
+        };
+        if events.iter().any(|pdu| *pdu.room_id() != *room_id) {
+            return Some("has an event of another room");
+        }
+        let is_create = |pdu: &Pdu| pdu.kind() == "m.room.create" && pdu.state_key() == Some("");
+        (!events.iter().any(is_create)).then_some("lacks the create event")
+    }
+
+    pub(super) async fn is_active_user(&self, user: &UserId) -> Result<bool, RoomError> {
         let account = self.storage().get(&storage::schema::ACCOUNTS, user).await?;
         Ok(account.is_some_and(|account| !account.is_deactivated))
     }
@@ -258,13 +311,16 @@ impl RoomHandle {
         for id in from {
             self.open(id, &mut seen, &mut open).await?;
         }
+        let mut walked = 0;
         while found.len() < limit
+            && walked < WALK_MAX
             && let Some((_, event)) = open.pop_last()
         {
             for prev in event.pdu.prev_events() {
                 self.open(prev, &mut seen, &mut open).await?;
             }
-            found.push(event);
+            walked += 1;
+            found.extend(Some(event).filter(|event| event.standing != Standing::Rejected));
         }
         Ok(found)
     }
@@ -287,16 +343,19 @@ impl RoomHandle {
                 }
             }
         }
-        while found.len() < limit.min(WALK_MAX)
+        let mut walked = 0;
+        while found.len() < limit
+            && walked < WALK_MAX
             && let Some((_, event)) = open.pop_last()
         {
+            walked += 1;
             if event.pdu.depth() < min_depth {
                 continue;
             }
             for prev in event.pdu.prev_events() {
                 self.open(prev, &mut seen, &mut open).await?;
             }
-            found.push(event);
+            found.extend(Some(event).filter(|event| event.standing != Standing::Rejected));
         }
         found.reverse();
         Ok(found)
@@ -311,8 +370,9 @@ impl RoomHandle {
         if !seen.insert(id.to_owned()) {
             return Ok(());
         }
+        // Soft-failed events come along with what refers to them; rejected ones only lead on.
         if let Some(event) = self.any_event(id).await?
-            && event.standing == Standing::Accepted
+            && event.standing != Standing::Outlier
         {
             open.insert((event.pdu.depth(), id.to_owned()), event);
         }
@@ -342,7 +402,7 @@ fn check_membership(
         return wrong("type or membership than the endpoint is for");
     }
     if !belongs_to(pdu.sender(), origin) {
-        return Err(RoomError::NotAllowed("the sender belongs to another server".to_owned()));
+        return Err(RoomError::Invalid("the sender belongs to another server".to_owned()));
     }
     if membership != "invite" && pdu.state_key() != Some(pdu.sender().as_str()) {
         return wrong("user than its sender");

@@ -41,6 +41,15 @@ pub struct Adopt {
     pub origin: OwnedServerName,
 }
 
+/// What became of a room that was to be taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Adopted {
+    /// It is as the resident server gave it.
+    Done,
+    /// This server is in the room already, so that the join is an event like others.
+    Resident,
+}
+
 /// A membership of a local user in a room that this server is not in: an invite, a knock, or the end of either.
 #[derive(Clone, Debug)]
 pub struct Outside {

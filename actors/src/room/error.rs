@@ -35,12 +35,6 @@ pub enum RoomError {
     /// The user lacks the power for it, though no authorization rule speaks of it.
     #[error("{0}")]
     NotAllowed(String),
-    /// The invited user wants no invites; nothing was stored.
-    #[error("the user does not accept invites")]
-    InviteBlocked,
-    /// The sender is suspended; nothing was stored.
-    #[error("you cannot do this while you are suspended")]
-    Suspended,
     /// The request contradicts itself or the room.
     #[error("{0}")]
     Invalid(String),
@@ -59,9 +53,15 @@ pub enum RoomError {
     /// The alias is taken.
     #[error("room alias is already in use")]
     AliasInUse,
-    /// No server can authorise a restricted join that the user is entitled to.
-    #[error("no member of this server can authorise the join")]
+    /// Whether a user may join a restricted room cannot be said here.
+    #[error("this server is in none of the rooms whose members may join")]
     UnableToAuthoriseJoin,
+    /// The user may join a restricted room, but nobody of this server can let them in.
+    #[error("no member of this server can authorise the join")]
+    UnableToGrantJoin,
+    /// The room has a version that one of the servers does not support.
+    #[error("the room has version {0}, which is not supported")]
+    IncompatibleVersion(ruma::RoomVersionId),
     /// Another server, which is needed for it, refused or did not answer.
     #[error("another server did not do its part: {0}")]
     Remote(#[from] FederationError),

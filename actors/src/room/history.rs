@@ -100,6 +100,7 @@ impl ActiveRoom {
         // Only now that all are in their places, so that none marks a target that is written once more.
         for event in placed {
             self.relate(change, &event).await?;
+            self.apply_redactions(change, &event).await?;
         }
         self.move_gap(change, at, count, GapRecord { missing: open.into_iter().collect(), ..gap });
         Ok(count)

@@ -14,10 +14,10 @@ use crate::session::RoomEntry;
 /// What is to become of a membership.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MembershipAction {
-    /// The sender joins. `may_use_restricted`: is joined to a room that a restricted room allows.
+    /// The sender joins.
     Join {
-        /// Whether the user meets a condition of the restricted join rule.
-        meets_allow_rule: bool,
+        /// Whether the user meets a condition of the restricted join rule; none if that cannot be said here.
+        meets_allow_rule: Option<bool>,
     },
     /// The sender knocks.
     Knock,
@@ -46,6 +46,15 @@ pub struct MembershipChange {
     pub content: Map<String, Value>,
 }
 
+/// What to make of a membership that the target has already.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Repeated {
+    /// No event.
+    Nothing,
+    /// A further join: a server that lost the room joins again.
+    Join,
+}
+
 impl ActiveRoom {
     /// Appends the membership event, or returns `None` if things are so already.
     pub(super) async fn change_membership(
@@ -54,7 +63,7 @@ impl ActiveRoom {
         request: MembershipChange,
     ) -> Result<Option<OwnedEventId>, RoomError> {
         let sender = request.sender.clone();
-        match self.membership_draft(change, request).await? {
+        match self.membership_draft(change, request, Repeated::Nothing).await? {
             Some(draft) => self.append(change, &sender, draft, None).await.map(Some),
             None => Ok(None),
         }
@@ -66,7 +75,7 @@ impl ActiveRoom {
     pub(super) async fn prepare_membership(&self, request: MembershipChange) -> Result<Pdu, RoomError> {
         let change = Change::new(self);
         let sender = request.sender.clone();
-        let draft = self.membership_draft(&change, request).await?;
+        let draft = self.membership_draft(&change, request, Repeated::Join).await?;
         let draft =
             draft.ok_or_else(|| RoomError::Invalid("the user has this membership already".to_owned()))?;
         self.prepare(&change, &sender, draft).await
@@ -76,11 +85,16 @@ impl ActiveRoom {
         &self,
         change: &Change,
         request: MembershipChange,
+        repeated: Repeated,
     ) -> Result<Option<Draft>, RoomError> {
         let MembershipChange { target, action, mut content, .. } = request;
         let held = self.current(change, "m.room.member", target.as_str()).await?;
         let present = held.as_ref().map(|event| content::membership(&event.pdu));
-        let Some(next) = next_membership(present.as_deref(), action)? else { return Ok(None) };
+        let next = match next_membership(present.as_deref(), action)? {
+            Some(next) => next,
+            None if repeated == Repeated::Join && matches!(action, MembershipAction::Join { .. }) => "join",
+            None => return Ok(None),
+        };
         content.insert("membership".to_owned(), next.into());
         if let MembershipAction::Join { meets_allow_rule } = action {
             self.authorise_restricted(change, present.as_deref(), meets_allow_rule, &mut content).await?;
@@ -101,7 +115,7 @@ impl ActiveRoom {
         &self,
         change: &Change,
         present: Option<&str>,
-        meets_allow_rule: bool,
+        meets_allow_rule: Option<bool>,
         content: &mut Map<String, Value>,
     ) -> Result<(), RoomError> {
         let join_rules = self.current(change, "m.room.join_rules", "").await?;
@@ -111,13 +125,13 @@ impl ActiveRoom {
             "knock_restricted" => self.rules.authorization.knock_restricted_join_rule,
             _ => false,
         };
-        if !is_restricted || present == Some("invite") {
+        if !is_restricted || matches!(present, Some("invite" | "join")) {
             return Ok(());
         }
-        if !meets_allow_rule {
+        if !meets_allow_rule.ok_or(RoomError::UnableToAuthoriseJoin)? {
             return Err(RoomError::NotAllowed("you are in none of the rooms that may join".to_owned()));
         }
-        let user = self.local_inviter(change).await?.ok_or(RoomError::UnableToAuthoriseJoin)?;
+        let user = self.local_inviter(change).await?.ok_or(RoomError::UnableToGrantJoin)?;
         content.insert("join_authorised_via_users_server".to_owned(), user.to_string().into());
         Ok(())
     }

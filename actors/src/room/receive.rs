@@ -263,7 +263,11 @@ impl ActiveRoom {
     }
 
     /// Applies a redaction to its target, or to an event the redaction that came before it.
-    async fn apply_redactions(&self, change: &mut Change, event: &Arc<StoredEvent>) -> Result<(), RoomError> {
+    pub(super) async fn apply_redactions(
+        &self,
+        change: &mut Change,
+        event: &Arc<StoredEvent>,
+    ) -> Result<(), RoomError> {
         if event.pdu.kind() == "m.room.redaction" {
             let Some(target_id) = event.pdu.redacts() else { return Ok(()) };
             if let Some(target) = self.known_event(change, target_id).await? {

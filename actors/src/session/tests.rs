@@ -97,7 +97,7 @@ impl World {
         let join = MembershipChange {
             sender: user.to_owned(),
             target: user.to_owned(),
-            action: MembershipAction::Join { meets_allow_rule: false },
+            action: MembershipAction::Join { meets_allow_rule: Some(false) },
             content: Map::new(),
         };
         self.homeserver.room(room_id).await.unwrap().change_membership(join).await.unwrap();

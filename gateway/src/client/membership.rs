@@ -67,7 +67,10 @@ async fn join(
     let reason_of_join = reason.clone();
     match change(app, &user, user.clone(), room_id, action, reason_of_join).await {
         // Another server of the room may have a member who can let the user in.
-        Err(error) if error.errcode() == "M_UNABLE_TO_AUTHORISE_JOIN" && homeserver.federates() => {
+        Err(error)
+            if matches!(error.errcode(), "M_UNABLE_TO_AUTHORISE_JOIN" | "M_UNABLE_TO_GRANT_JOIN")
+                && homeserver.federates() =>
+        {
             let others =
                 homeserver.room(room_id).await?.snapshot().head.servers.keys().cloned().collect::<Vec<_>>();
             let content = own_content(app, &user, reason).await?;

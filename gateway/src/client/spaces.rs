@@ -2,7 +2,7 @@
 //!
 //! Spec: client-server API, "Spaces".
 
-use actors::spaces::{NoRemoteSpaces, SpaceQuery, SpaceRoom};
+use actors::spaces::{SpaceQuery, SpaceRoom};
 use axum::extract::State;
 use ruma::{
     UInt,
@@ -39,7 +39,7 @@ pub async fn hierarchy(
         skip,
         limit,
     };
-    let page = app.homeserver().space(&query, &NoRemoteSpaces).await?;
+    let page = app.homeserver().space(&query, app.homeserver()).await?;
     let mut response = get_hierarchy::v1::Response::new();
     response.next_batch = page.has_more.then(|| terms.token(skip + page.rooms.len()));
     response.rooms = page.rooms.into_iter().map(chunk).collect();

@@ -17,6 +17,11 @@ impl Span {
     pub const fn from_secs(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
     }
+
+    /// A span of milliseconds.
+    pub const fn from_millis(milliseconds: u64) -> Self {
+        Self(Duration::from_millis(milliseconds))
+    }
 }
 
 const SIZES: [(&str, u64); 7] = [

@@ -12,6 +12,7 @@ use http::{StatusCode, Uri};
 use ruma::{OwnedServerName, api::federation::authentication::XMatrix};
 use serde::de::DeserializeOwned;
 
+use super::origins::OriginPlace;
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
@@ -28,6 +29,8 @@ pub struct Signed {
     pub query: String,
     /// Its body.
     pub body: Bytes,
+    /// Its place among the requests of its server, as long as it is worked on.
+    _place: OriginPlace,
 }
 
 impl Signed {
@@ -111,9 +114,10 @@ impl FromRequest<App> for Signed {
             return Err(unauthorized(cause));
         }
         homeserver.server_is_alive(&xmatrix.origin);
+        let place = app.origins().enter(&xmatrix.origin).await?;
         let (parts, body) = signed.into_parts();
         let query = parts.uri.query().unwrap_or_default().to_owned();
-        Ok(Self { origin: xmatrix.origin, query, body })
+        Ok(Self { origin: xmatrix.origin, query, body, _place: place })
     }
 }
 
