@@ -32,6 +32,7 @@ use crate::{
     directory::{DirectoryActor, Meter, Place},
     env::Env,
     federation::FederationClient,
+    metrics::Metrics,
     room::{RoomShared, StoredEvent},
 };
 
@@ -61,6 +62,8 @@ pub struct DestinationShared {
     pub outbox: Arc<Outbox>,
     /// Rooms, for the catch-up.
     pub rooms: Arc<RoomShared>,
+    /// Counts what is sent.
+    pub metrics: Metrics,
 }
 
 /// An event to be sent.
@@ -279,6 +282,7 @@ impl Destination {
     }
 
     fn succeeded(&mut self, transaction: Transaction) {
+        self.shared.metrics.sent(transaction.pdu_count(), transaction.edu_count());
         let mut batch = Batch::default();
         for key in transaction.queued {
             batch.delete(&schema::EDU_QUEUE, &key);

@@ -13,12 +13,14 @@ mod spaces;
 mod third_party;
 mod verify;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{HeaderValue, Method, StatusCode};
 use ruma::ServerName;
+
+use crate::metrics::Metrics;
 
 pub(crate) use self::outbound::Federation;
 pub use self::{
@@ -98,6 +100,45 @@ pub enum FederationError {
     /// This server does not federate.
     #[error("federation is off")]
     Disabled,
+}
+
+impl FederationError {
+    /// The kind of failure, for metrics.
+    pub(crate) fn cause(&self) -> &'static str {
+        match self {
+            Self::Status { status, .. } if status.is_server_error() => "status_5xx",
+            Self::Status { .. } => "status_4xx",
+            Self::Dns(_) => "dns",
+            Self::Connect(_) => "connect",
+            Self::Tls(_) => "tls",
+            Self::Timeout => "timeout",
+            Self::TooLarge { .. } => "too_large",
+            Self::PrivateAddress => "private_address",
+            Self::BadBody(_) => "bad_body",
+            Self::Disabled => "disabled",
+        }
+    }
+}
+
+/// A client that counts what goes through it.
+pub(crate) struct Counted {
+    pub(crate) inner: Arc<dyn FederationClient>,
+    pub(crate) metrics: Metrics,
+}
+
+impl FederationClient for Counted {
+    fn request<'a>(
+        &'a self,
+        destination: &'a ServerName,
+        request: FederationRequest,
+    ) -> BoxFuture<'a, Result<FederationResponse, FederationError>> {
+        Box::pin(async move {
+            let path = request.path_and_query.clone();
+            let answer = self.inner.request(destination, request).await;
+            self.metrics.asked(&path, answer.as_ref().err());
+            answer
+        })
+    }
 }
 
 /// Sends requests to other servers.

@@ -7,21 +7,23 @@ use engine::{
     room::create::{self, NewRoom},
     room_version::{self, RoomVersion},
 };
+use prometheus_client::registry::Registry;
 use ruma::{
     EventId, MilliSecondsSinceUnixEpoch, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId,
     ServerName, UserId,
 };
 use serde_json::{Map, Value};
-use storage::{Storage, schema};
+use storage::{Storage, StoreError, schema};
 use tokio::sync::watch;
 
 use crate::{
-    destination::{DestinationShared, Outbox},
-    directory::{ClassConfig, Directory, Handle, Stats},
+    destination::{DestinationActor, DestinationShared, Outbox},
+    directory::{ClassConfig, Directory, DirectoryActor, Handle, Stats},
     env::Env,
-    federation::{Federation, FederationConfig, OldKey},
+    federation::{Counted, Federation, FederationConfig, OldKey},
     hub::Hub,
     media::{MediaConfig, MediaRepository},
+    metrics::{ActorClasses, Metrics},
     room::{
         Create, MembershipAction, MembershipChange, RoomActor, RoomError, RoomHandle, RoomShared, RoomStore,
         allowed_rooms,
@@ -70,6 +72,7 @@ struct Inner {
     federation: Option<Federation>,
     users: Arc<UserDirectory>,
     media: MediaRepository,
+    metrics: Metrics,
 }
 
 impl Homeserver {
@@ -87,6 +90,7 @@ impl Homeserver {
             published: dashmap::DashMap::new(),
             changed_rooms: ChangedRooms::default(),
         });
+        let metrics = Metrics::default();
         let rooms = ClassConfig { budget_bytes: config.room_memory / 2, ..config.rooms };
         let federation = match (config.federation, announcements) {
             (Some(federation), Some(announcements)) => {
@@ -94,7 +98,8 @@ impl Homeserver {
                     server_name: config.server_name.clone(),
                     env: env.clone(),
                     storage: storage.clone(),
-                    client: federation.client.clone(),
+                    client: Arc::new(Counted { inner: federation.client.clone(), metrics: metrics.clone() }),
+                    metrics: metrics.clone(),
                     outbox,
                     rooms: room_shared.clone(),
                 });
@@ -119,6 +124,7 @@ impl Homeserver {
             room_shared,
             media,
             federation,
+            metrics,
         }));
         homeserver.resume();
         homeserver
@@ -358,6 +364,28 @@ impl Homeserver {
     /// What the session actors do.
     pub fn session_stats(&self) -> Stats {
         self.0.sessions.stats()
+    }
+
+    /// Adds what this server counts to what is served; `registry` brings the prefix `ganglion`.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.0.storage.metrics().register(registry);
+        self.0.metrics.register(registry);
+        // Weak: whoever serves metrics does not keep the server alive.
+        let server = Arc::downgrade(&self.0);
+        let classes = move || {
+            let Some(server) = server.upgrade().map(Self) else { return Vec::new() };
+            vec![
+                (RoomActor::CLASS, server.room_stats()),
+                (SessionActor::CLASS, server.session_stats()),
+                (DestinationActor::CLASS, server.destination_stats()),
+            ]
+        };
+        registry.register_collector(Box::new(ActorClasses(Box::new(classes))));
+    }
+
+    /// Bytes that the store takes, about.
+    pub async fn store_bytes(&self) -> Result<u64, StoreError> {
+        self.0.storage.size().await
     }
 
     /// Resolves once the server shuts down, so that long polls end.

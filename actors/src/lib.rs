@@ -12,6 +12,7 @@ pub mod filter;
 pub mod homeserver;
 pub mod hub;
 pub mod media;
+pub mod metrics;
 mod passivation;
 /// What the hand-over synchronises with; `tests/passivation.rs` puts loom's in their place.
 mod primitives {

@@ -23,6 +23,7 @@ mod load;
 mod membership;
 mod merge;
 mod page;
+mod permission;
 mod read;
 mod receive;
 mod related;
@@ -48,6 +49,7 @@ use storage::{
     schema::{self, AliasRecord, OutboxRecord, SentBy, TxnKey},
 };
 
+pub(crate) use self::permission::{INVITE_PERMISSION, blocks_invites};
 pub use self::{
     adopt::{Adopt, Adopted, Outside},
     content::{allowed_rooms, join_rule, membership as membership_of, string as content_string},

@@ -23,6 +23,7 @@ mod inbox;
 mod index;
 mod keys;
 mod load;
+mod moderation;
 mod profile;
 mod push_rules;
 mod sliding;
@@ -55,6 +56,7 @@ pub use self::{
     inbox::{PAGE as INBOX_PAGE, Waiting},
     index::{RoomEntry, SessionView},
     keys::{CROSS_SIGNING, Claimed, Keys, Upload, Wanted},
+    moderation::Restriction,
     sliding::{ConnectionKey, RoomFacts, Told},
     token::{AuthenticationFailure, Requester, hash_token},
     unread::{Unread, UnreadCounts},

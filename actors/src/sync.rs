@@ -174,8 +174,10 @@ impl Pass<'_> {
         let view = self.session.view();
         let wants_all = self.since == Position(0) || self.request.full_state;
         let mut rooms = if wants_all { view.rooms() } else { view.rooms_changed(self.since) };
+        let no_invites = self.session.data().blocks_invites();
         rooms.retain(|(room_id, entry)| {
-            !entry.forgotten && filter::room_passes(&self.request.filter.room, room_id)
+            let is_unwanted = no_invites && entry.membership == "invite";
+            !(entry.forgotten || is_unwanted) && filter::room_passes(&self.request.filter.room, room_id)
         });
         rooms
     }

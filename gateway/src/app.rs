@@ -11,6 +11,7 @@ use crate::{
     error::{ApiError, ApiResult},
     extract::Requester,
     federation::origins::{OriginRates, Origins},
+    metrics::RequestMetrics,
     password::Passwords,
     rate_limit::{RateLimits, Rates},
     uia::Sessions,
@@ -29,6 +30,7 @@ pub struct Inner {
     origins: Origins,
     uia: Sessions,
     nonces: Nonces,
+    metrics: RequestMetrics,
 }
 
 /// What handlers need to know of the configuration.
@@ -79,6 +81,7 @@ impl App {
             passwords,
             uia: Sessions::default(),
             nonces: Nonces::default(),
+            metrics: RequestMetrics::default(),
         }))
     }
 }
@@ -125,6 +128,11 @@ impl Inner {
     /// The nonces of registrations with the shared secret.
     pub fn nonces(&self) -> &Nonces {
         &self.nonces
+    }
+
+    /// Counts requests.
+    pub fn metrics(&self) -> &RequestMetrics {
+        &self.metrics
     }
 
     /// Who a request with this access token comes from.

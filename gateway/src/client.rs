@@ -12,6 +12,7 @@ pub mod keys;
 pub mod login;
 pub mod media;
 pub mod membership;
+pub mod moderation;
 pub mod old;
 pub mod openid;
 pub mod presence;

@@ -128,6 +128,8 @@ section! {
         client: Vec<SocketAddr> = vec![SocketAddr::from(([127, 0, 0, 1], 8008))],
         /// TLS, client and federation APIs.
         tls: Vec<SocketAddr> = Vec::new(),
+        /// Plain HTTP, metrics; nobody is asked who they are there.
+        metrics: Vec<SocketAddr> = Vec::new(),
     }
 }
 section! {

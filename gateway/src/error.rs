@@ -57,6 +57,22 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, "M_GUEST_ACCESS_FORBIDDEN", "guests may not do this")
     }
 
+    /// 401 `M_USER_LOCKED`; the device stays as it is.
+    ///
+    /// Spec: client-server API, "Account locking".
+    pub fn locked() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "M_USER_LOCKED", "this account has been locked")
+            .with("soft_logout", true)
+    }
+
+    /// 403 `M_USER_SUSPENDED`.
+    ///
+    /// Spec: client-server API, "Account suspension".
+    pub fn suspended() -> Self {
+        let message = "you cannot do this while you are suspended";
+        Self::new(StatusCode::FORBIDDEN, "M_USER_SUSPENDED", message)
+    }
+
     /// 404 `M_NOT_FOUND`.
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "M_NOT_FOUND", message)
@@ -138,6 +154,8 @@ impl From<RoomError> for ApiError {
             RoomError::NotJoined | RoomError::NotAllowed(_) | RoomError::Forbidden(_) => {
                 Self::forbidden(message)
             }
+            RoomError::InviteBlocked => Self::new(StatusCode::FORBIDDEN, "M_INVITE_BLOCKED", message),
+            RoomError::Suspended => Self::suspended(),
             RoomError::Invalid(_) => Self::invalid_param(message),
             RoomError::Pdu(PduError::TooLarge(_)) => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "M_TOO_LARGE", message)
@@ -221,7 +239,8 @@ impl From<SessionError> for ApiError {
             SessionError::UserInUse => Self::bad_request("M_USER_IN_USE", message),
             SessionError::InvalidUsername(_) => Self::bad_request("M_INVALID_USERNAME", message),
             SessionError::Deactivated => Self::new(StatusCode::FORBIDDEN, "M_USER_DEACTIVATED", message),
-            SessionError::TooMany(_) => Self::forbidden(message),
+            SessionError::Locked => Self::locked(),
+            SessionError::TooMany(_) | SessionError::NotAllowed(_) => Self::forbidden(message),
             SessionError::UnknownRefreshToken => {
                 Self::new(StatusCode::UNAUTHORIZED, "M_UNKNOWN_TOKEN", message)
             }

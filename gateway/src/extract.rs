@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-pub use actors::session::Requester;
+pub use actors::session::{Requester, Restriction};
 use axum::{
     body::{Body, Bytes},
     extract::{FromRequest, FromRequestParts, MatchedPath, RawPathParams, Request},
@@ -21,7 +21,7 @@ use serde::{
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    guests,
+    guests, suspension,
 };
 
 /// The largest body of a request that is not an upload.
@@ -31,6 +31,11 @@ pub const BODY_MAX: usize = 1 << 20;
 
 /// How deep JSON may be nested.
 const DEPTH_MAX: usize = 100;
+
+/// What the owner of a locked account may still do.
+///
+/// Spec: client-server API, "Account locking".
+const LEFT_TO_LOCKED: [&str; 2] = ["/_matrix/client/v3/logout", "/_matrix/client/v3/logout/all"];
 
 /// The address that a request comes from; put into its extensions by the server.
 #[derive(Clone, Copy, Debug)]
@@ -163,6 +168,13 @@ async fn authenticate(parts: &Parts, app: &App) -> ApiResult<Requester> {
     let ip = parts.extensions.get::<ClientIp>().map(|ip| ip.0.to_string());
     let requester = app.authenticate(&token, ip.as_deref()).await?;
     let route = route(parts);
+    match requester.restriction {
+        Some(Restriction::Lock) if !LEFT_TO_LOCKED.contains(&route) => return Err(ApiError::locked()),
+        Some(Restriction::Suspension) if !suspension::may(&parts.method, route) => {
+            return Err(ApiError::suspended());
+        }
+        _ => {}
+    }
     if requester.is_guest && !guests::may(&parts.method, route) {
         return Err(ApiError::guests_may_not());
     }

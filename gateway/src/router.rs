@@ -15,11 +15,11 @@ use crate::{
     app::App,
     client::{
         account, account_data, devices, directory, ephemeral, events, filters, key_backup, keys, login,
-        media, membership, old, openid, presence, profile, push_rules, register, relations, rooms,
-        sliding_sync, spaces, summary, sync, timeline, to_device, user_directory, well_known,
+        media, membership, moderation, old, openid, presence, profile, push_rules, register, relations,
+        rooms, sliding_sync, spaces, summary, sync, timeline, to_device, user_directory, well_known,
     },
     error::ApiError,
-    federation, unread,
+    federation, metrics, unread,
 };
 
 /// The server's routes. Paths under `r0` and `unstable` are spelled as they are under `v3` here; see [`alias`].
@@ -37,6 +37,7 @@ pub fn router(app: App) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn(cors))
         .layer(middleware::from_fn(unread::drain))
+        .layer(middleware::from_fn_with_state(app.clone(), metrics::count))
         .with_state(app)
 }
 
@@ -71,6 +72,8 @@ fn client_routes() -> Router<App> {
     let v1 = Router::new()
         .route("/register/m.login.registration_token/validity", get(register::token_validity))
         .route("/mutual_rooms", get(user_directory::mutual_rooms))
+        .route("/admin/lock/{user}", get(moderation::get_lock).put(moderation::set_lock))
+        .route("/admin/suspend/{user}", get(moderation::get_suspension).put(moderation::set_suspension))
         .route("/room_summary/{room}", get(summary::room_summary))
         .route("/rooms/{room}/timestamp_to_event", get(timeline::timestamp_to_event))
         .route("/rooms/{room}/relations/{event}", get(relations::relations))
@@ -123,6 +126,7 @@ fn account_routes() -> Router<App> {
         .route("/account/password", post(account::change_password))
         .route("/account/deactivate", post(account::deactivate))
         .route("/account/3pid", get(account::third_party_ids))
+        .route("/admin/whois/{user}", get(moderation::whois))
         .route("/capabilities", get(account::capabilities))
         .route("/devices", get(devices::get_devices))
         .route(
@@ -229,6 +233,7 @@ pub fn alias(mut request: Request) -> Request {
 async fn versions() -> Json<serde_json::Value> {
     let unstable_features = json!({
         "org.matrix.msc3814": true,
+        "org.matrix.msc4380.stable": true,
         "org.matrix.simplified_msc3575": true,
         "uk.half-shot.msc2666.query_mutual_rooms": true,
     });

@@ -40,6 +40,7 @@ use crate::{
     control,
     extract::ClientIp,
     federation::origins::OriginRates,
+    metrics,
     outbound::{Outbound, OutboundOptions},
     password::{PasswordCost, Passwords},
     rate_limit::Rates,
@@ -80,6 +81,8 @@ pub struct Options {
     pub data_dir: PathBuf,
     /// Where it listens, plain HTTP.
     pub listen: Vec<SocketAddr>,
+    /// Where it serves its metrics, plain HTTP.
+    pub listen_metrics: Vec<SocketAddr>,
     /// The kind of store.
     pub store: StoreKind,
     /// Whether a commit waits for the disk.
@@ -151,6 +154,7 @@ impl Options {
             server_name: config.server_name.clone(),
             data_dir: config.data_dir.clone(),
             listen: config.listen.client.clone(),
+            listen_metrics: config.listen.metrics.clone(),
             store: match config.storage.backend {
                 config::Backend::Sled => StoreKind::Sled,
                 config::Backend::Fjall => StoreKind::Fjall,
@@ -242,13 +246,29 @@ pub enum StoreKind {
     Memory,
 }
 
+/// Where a server listens.
+struct Listener {
+    tcp: TcpListener,
+    tls: Option<Arc<Tls>>,
+    serves: Serves,
+}
+
+/// What is served on a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Serves {
+    /// The Matrix APIs.
+    Matrix,
+    /// The metrics.
+    Metrics,
+}
+
 /// A server that is up.
 pub struct Running {
     /// What handlers share.
     pub app: App,
-    /// The addresses that it listens on.
+    /// The addresses that it serves the Matrix APIs on.
     pub addresses: Vec<SocketAddr>,
-    listeners: Vec<(TcpListener, Option<Arc<Tls>>)>,
+    listeners: Vec<Listener>,
     control: Option<UnixListener>,
 }
 
@@ -303,15 +323,19 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
     let app = App::new(homeserver, passwords, options.settings);
     let mut listeners = Vec::new();
     for address in &options.listen {
-        listeners.push((bind(*address).await?, None));
+        listeners.push(Listener { tcp: bind(*address).await?, tls: None, serves: Serves::Matrix });
     }
     if let Some((addresses, files)) = options.tls {
         let tls = Arc::new(Tls::load(files)?);
         for address in addresses {
-            listeners.push((bind(address).await?, Some(tls.clone())));
+            let tls = Some(tls.clone());
+            listeners.push(Listener { tcp: bind(address).await?, tls, serves: Serves::Matrix });
         }
     }
-    let addresses = listeners.iter().map(|(listener, _)| listener.local_addr()).collect::<Result<_, _>>()?;
+    let addresses = listeners.iter().map(|listener| listener.tcp.local_addr()).collect::<Result<_, _>>()?;
+    for address in &options.listen_metrics {
+        listeners.push(Listener { tcp: bind(*address).await?, tls: None, serves: Serves::Metrics });
+    }
     // One that answers nobody else, as the commands start it, needs no commands either.
     let control = if listeners.is_empty() { None } else { bind_control(&options.data_dir) };
     Ok(Running { app, addresses, listeners, control })
@@ -360,13 +384,12 @@ impl Running {
     pub async fn serve(self, stop: impl Future<Output = ()>) {
         let graceful = GracefulShutdown::new();
         let (closing, closed) = watch::channel(false);
-        let router = router::router(self.app.clone());
+        let (matrix, metrics) = (router::router(self.app.clone()), metrics::router(self.app.clone()));
+        let router = |serves| if serves == Serves::Metrics { &metrics } else { &matrix };
         let trusted: Arc<[IpAddr]> = self.app.settings().trusted_proxies.clone().into();
-        let accepting = futures_util::future::join_all(
-            self.listeners
-                .iter()
-                .map(|listener| accept(listener, &router, &graceful, closed.clone(), trusted.clone())),
-        );
+        let accepting = futures_util::future::join_all(self.listeners.iter().map(|listener| {
+            accept(listener, router(listener.serves), &graceful, closed.clone(), trusted.clone())
+        }));
         let commands = async {
             match &self.control {
                 Some(listener) => control::serve(listener, &self.app).await,
@@ -392,14 +415,14 @@ impl Running {
 }
 
 async fn accept(
-    (listener, tls): &(TcpListener, Option<Arc<Tls>>),
+    Listener { tcp, tls, .. }: &Listener,
     router: &Router,
     graceful: &GracefulShutdown,
     closed: watch::Receiver<bool>,
     trusted_proxies: Arc<[IpAddr]>,
 ) {
     loop {
-        let (stream, address) = match listener.accept().await {
+        let (stream, address) = match tcp.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, most likely: spinning would make it worse.

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, IsTerminal, Write};
 
-use actors::session::{AccountRecord, LogOut, NewAccount, SessionError};
+use actors::session::{AccountRecord, LogOut, NewAccount, Restriction, SessionChange, SessionError};
 use anyhow::{Context, bail, ensure};
 use ruma::{OwnedUserId, UserId};
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,26 @@ pub enum UserCommand {
         #[arg(long)]
         erase: bool,
     },
+    /// Lock an account: its devices stay logged in, but nothing can be done with them.
+    Lock {
+        /// The user's name or ID.
+        name: String,
+    },
+    /// Unlock an account.
+    Unlock {
+        /// The user's name or ID.
+        name: String,
+    },
+    /// Suspend an account: it can read, but hardly do anything that others notice.
+    Suspend {
+        /// The user's name or ID.
+        name: String,
+    },
+    /// Lift the suspension of an account.
+    Unsuspend {
+        /// The user's name or ID.
+        name: String,
+    },
     /// List all accounts.
     List,
 }
@@ -66,7 +86,9 @@ pub async fn run(options: serve::Options, command: UserCommand) -> anyhow::Resul
     } else {
         let exists = options.data_dir.join("store").exists();
         ensure!(exists || makes_user, "there is no store in {}", options.data_dir.display());
-        let server = serve::start(serve::Options { listen: Vec::new(), ..options }).await?;
+        let server =
+            serve::start(serve::Options { listen: Vec::new(), listen_metrics: Vec::new(), ..options })
+                .await?;
         let answer = execute(&server.app, request).await;
         server.app.homeserver().shutdown().await;
         answer
@@ -137,8 +159,28 @@ async fn attempt(app: &App, request: UserRequest) -> Result<Vec<String>, UserErr
             app.homeserver().deactivate(&user_id, erase).await?;
             Ok(vec![format!("deactivated {user_id}")])
         }
+        UserCommand::Lock { name } => restrict(app, &name, (Restriction::Lock, true), "locked").await,
+        UserCommand::Unlock { name } => restrict(app, &name, (Restriction::Lock, false), "unlocked").await,
+        UserCommand::Suspend { name } => {
+            restrict(app, &name, (Restriction::Suspension, true), "suspended").await
+        }
+        UserCommand::Unsuspend { name } => {
+            restrict(app, &name, (Restriction::Suspension, false), "lifted the suspension of").await
+        }
         UserCommand::List => list(app).await,
     }
+}
+
+async fn restrict(
+    app: &App,
+    name: &str,
+    (restriction, is_on): (Restriction, bool),
+    done: &str,
+) -> Result<Vec<String>, UserError> {
+    let user_id = user(app, name)?;
+    let session = app.homeserver().session(&user_id).await?;
+    session.change(SessionChange::Restrict(restriction, is_on)).await?;
+    Ok(vec![format!("{done} {user_id}")])
 }
 
 /// Accounts that are read at a time.
@@ -162,6 +204,8 @@ fn line(user_id: &UserId, account: &AccountRecord) -> String {
         (account.is_admin, " (admin)"),
         (account.is_guest, " (guest)"),
         (account.is_deactivated, " (deactivated)"),
+        (account.is_locked, " (locked)"),
+        (account.is_suspended, " (suspended)"),
     ];
     let marks = marks.into_iter().filter(|(is_so, _)| *is_so).map(|(_, mark)| mark);
     std::iter::once(user_id.as_str()).chain(marks).collect()

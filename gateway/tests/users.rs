@@ -21,6 +21,7 @@ fn options(data_dir: &Path) -> Options {
         server_name: "a.example".try_into().unwrap(),
         data_dir: data_dir.to_owned(),
         listen: Vec::new(),
+        listen_metrics: Vec::new(),
         store: StoreKind::Sled,
         durability: Durability::Always,
         store_cache_bytes: 1 << 20,

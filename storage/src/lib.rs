@@ -16,6 +16,7 @@ pub mod backend;
 #[cfg(test)]
 mod conformance;
 pub mod key;
+mod metrics;
 pub mod migrate;
 pub mod record;
 pub mod schema;
@@ -35,6 +36,7 @@ mod primitives {
 
 pub use backend::{Backend, Files, MemoryStore, OpenError};
 pub use key::{AsKey, Key, KeyPrefix, KeyRange};
+pub use metrics::CommitMetrics;
 pub use record::{Record, Value};
 pub use schema::Table;
 pub use sequencer::Ticket;
@@ -51,6 +53,7 @@ pub struct Storage {
     store: Arc<dyn Store>,
     sequencer: Arc<Sequencer>,
     outbox: mpsc::UnboundedSender<Message>,
+    metrics: CommitMetrics,
 }
 
 impl Storage {
@@ -67,8 +70,10 @@ impl Storage {
         };
         let sequencer = Arc::new(Sequencer::new(ceiling));
         let (outbox, inbox) = mpsc::unbounded_channel();
-        tokio::spawn(Writer::new(store.clone(), sequencer.clone(), durability, inbox).run());
-        Ok(Self { store, sequencer, outbox })
+        let metrics = CommitMetrics::default();
+        let writer = Writer::new(store.clone(), sequencer.clone(), durability, inbox, metrics.clone());
+        tokio::spawn(writer.run());
+        Ok(Self { store, sequencer, outbox, metrics })
     }
 
     /// One row.
@@ -177,6 +182,11 @@ impl Storage {
     /// Commits everything submitted before, then closes the store; what is submitted later fails.
     pub async fn close(&self) -> Result<(), CommitError> {
         self.ask(Message::Close).await
+    }
+
+    /// What the writer counts.
+    pub fn metrics(&self) -> &CommitMetrics {
+        &self.metrics
     }
 
     /// About how many bytes the store takes.

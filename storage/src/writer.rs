@@ -16,6 +16,7 @@ use tokio::{
 };
 
 use crate::{
+    metrics::CommitMetrics,
     migrate::POSITION_CEILING,
     schema::META,
     sequencer::{Sequencer, Ticket},
@@ -94,6 +95,7 @@ pub(crate) struct Writer {
     failure: Option<StoreError>,
     /// When the oldest commit that is not on the disk has to be.
     sync_due: Option<Instant>,
+    metrics: CommitMetrics,
 }
 
 impl Writer {
@@ -102,8 +104,9 @@ impl Writer {
         sequencer: Arc<Sequencer>,
         durability: Durability,
         inbox: mpsc::UnboundedReceiver<Message>,
+        metrics: CommitMetrics,
     ) -> Self {
-        Self { store, sequencer, durability, inbox, failure: None, sync_due: None }
+        Self { store, sequencer, durability, inbox, failure: None, sync_due: None, metrics }
     }
 
     /// Works until it is closed, or nobody can submit any more.
@@ -197,8 +200,10 @@ impl Writer {
         if batches.is_empty() && sync == Sync::Later {
             return Ok(Vec::new());
         }
+        let (size, start) = (batches.len(), Instant::now());
         match self.store.commit(batches, sync).await {
             Ok(mut verdicts) => {
+                self.metrics.committed(size, start.elapsed());
                 verdicts.truncate(count);
                 self.note_sync(sync);
                 if let Some(ceiling) = ceiling {
@@ -208,6 +213,7 @@ impl Writer {
             }
             Err(error) => {
                 tracing::error!(error = %error, "commit failed, nothing is stored until the store is opened again");
+                self.metrics.failed();
                 self.sequencer.freeze();
                 self.sync_due = None;
                 self.failure = Some(error.clone());

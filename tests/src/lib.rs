@@ -17,7 +17,7 @@ pub use self::{
     federation::Synapse,
     link::Link,
     peer::{Peer, PeerKind},
-    server::Server,
+    server::{Server, free_port},
     stranger::{Guest, Stranger},
     tls::{Heard, Reply},
 };

@@ -294,7 +294,7 @@ fn variable(key: &str) -> String {
 }
 
 /// A port that nobody listens on just now.
-pub(crate) fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("it is bound").port()
 }

@@ -136,6 +136,16 @@ struct PduResult {
 }
 
 impl Transaction {
+    /// Events that it carries.
+    pub(super) fn pdu_count(&self) -> usize {
+        (self.older.len() + self.pdus.len()).min(PDUS_MAX)
+    }
+
+    /// EDUs that it carries.
+    pub(super) fn edu_count(&self) -> usize {
+        self.edus.len()
+    }
+
     pub(super) async fn send(self, shared: &DestinationShared, server: &ServerName) -> Outcome {
         let txn_id = shared.env.entropy.token(24);
         let request = FederationRequest {

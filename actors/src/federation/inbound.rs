@@ -639,6 +639,8 @@ fn is_own_trouble(error: &RoomError) -> bool {
         | RoomError::UnableToAuthoriseJoin
         | RoomError::UnableToGrantJoin
         | RoomError::IncompatibleVersion(_)
+        | RoomError::InviteBlocked
+        | RoomError::Suspended
         | RoomError::Remote(_) => false,
     }
 }

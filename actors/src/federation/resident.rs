@@ -174,6 +174,7 @@ impl Homeserver {
         if !self.is_active_user(&target).await? {
             return Err(RoomError::NotAllowed("there is no such user".to_owned()));
         }
+        self.room_shared().check_invitable(&target).await?;
         let signed = pdu::countersign(&pdu, &self.room_shared().signing_key, self.server_name(), rules)?;
         if self.is_resident(room_id).await? {
             let room = self.shared_room(origin, room_id).await?;

@@ -35,6 +35,12 @@ pub enum RoomError {
     /// The user lacks the power for it, though no authorization rule speaks of it.
     #[error("{0}")]
     NotAllowed(String),
+    /// The invited user wants no invites; nothing was stored.
+    #[error("the user does not accept invites")]
+    InviteBlocked,
+    /// The sender is suspended; nothing was stored.
+    #[error("you cannot do this while you are suspended")]
+    Suspended,
     /// The request contradicts itself or the room.
     #[error("{0}")]
     Invalid(String),

@@ -99,6 +99,8 @@ impl Homeserver {
             is_admin,
             is_deactivated: false,
             is_erased: false,
+            is_locked: false,
+            is_suspended: false,
         };
         let mut batch = Batch::new();
         batch.expect_absent(&schema::ACCOUNTS, &user_id).put(&schema::ACCOUNTS, &user_id, &account);

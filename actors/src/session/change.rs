@@ -18,7 +18,7 @@ use storage::{
 };
 
 use super::{
-    SessionData, SessionError, Upload,
+    Restriction, SessionData, SessionError, Upload,
     backup::BackupChange,
     data::{PUSH_RULES, stored_json},
     profile, push_rules,
@@ -44,6 +44,8 @@ pub enum SessionChange {
     },
     /// Make the account an admin's, or an ordinary one.
     SetAdmin(bool),
+    /// Put the account under a restriction, or lift it.
+    Restrict(Restriction, bool),
     /// Deactivate the account for good.
     Deactivate {
         /// The user asked for erasure.
@@ -186,6 +188,7 @@ impl Draft {
                 self.set_account(|account| account.is_admin = is_admin);
                 Ok(())
             }
+            SessionChange::Restrict(restriction, is_on) => self.restrict(restriction, is_on),
             SessionChange::Deactivate { erase } => {
                 self.deactivate(erase);
                 Ok(())

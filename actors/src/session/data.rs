@@ -15,7 +15,7 @@ use super::{
     Keys,
     sliding::{self, ConnectionKey, Connections},
 };
-use crate::room::Receipt;
+use crate::room::{INVITE_PERMISSION, Receipt, blocks_invites};
 
 /// An account with everything that belongs to it. Cloning shares all of it.
 #[derive(Clone)]
@@ -96,6 +96,14 @@ impl SessionData {
     /// A piece of account data: of a room, or global.
     pub fn account_data(&self, room_id: Option<&RoomId>, kind: &str) -> Option<&RawValue> {
         self.account_data.get(room_id, kind)
+    }
+
+    /// Whether the user wants no invites.
+    ///
+    /// Spec: client-server API, "Invite permission".
+    pub fn blocks_invites(&self) -> bool {
+        let content = self.account_data(None, INVITE_PERMISSION);
+        content.is_some_and(|content| blocks_invites(content.get().as_bytes()))
     }
 
     /// Account data that was set after `since`, oldest first: of a room, or global.

@@ -50,6 +50,9 @@ impl Draft {
         if self.data.account.is_deactivated {
             return Err(SessionError::Deactivated);
         }
+        if self.data.account.is_locked {
+            return Err(SessionError::Locked);
+        }
         let device_id = match login.device_id {
             Some(device_id) if (1..=255).contains(&device_id.as_str().len()) => device_id,
             Some(_) => return Err(SessionError::InvalidDeviceId),
@@ -91,6 +94,9 @@ impl Draft {
             Some((device_id, device)) => (device_id.clone(), (**device).clone()),
             None => return Err(SessionError::UnknownRefreshToken),
         };
+        if self.data.account.is_locked {
+            return Err(SessionError::Locked);
+        }
         for old in [device.access_token, device.refresh_token, device.previous_refresh_token] {
             self.revoke(old.filter(|old| old != token));
         }

@@ -28,6 +28,12 @@ pub enum SessionError {
     /// The account was deactivated.
     #[error("this account has been deactivated")]
     Deactivated,
+    /// An administrator has locked the account.
+    #[error("this account has been locked")]
+    Locked,
+    /// The asker lacks the right to do it; nothing was done.
+    #[error("{0}")]
+    NotAllowed(&'static str),
     /// The user has no such device.
     #[error("device not found")]
     DeviceNotFound,

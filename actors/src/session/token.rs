@@ -13,6 +13,7 @@ use storage::{
     schema::{self, TokenHash, TokenKind, TokenRecord},
 };
 
+use super::Restriction;
 use crate::env::Clock;
 
 /// Who makes a request.
@@ -24,6 +25,8 @@ pub struct Requester {
     pub device_id: OwnedDeviceId,
     /// The account is a guest's.
     pub is_guest: bool,
+    /// What an administrator has taken from the account.
+    pub restriction: Option<Restriction>,
 }
 
 /// Why a request has no requester.
@@ -94,7 +97,10 @@ impl TokenCache {
             Ok(known) => known,
             Err(guard) => {
                 let record = storage.get(&schema::TOKENS, &hash).await?;
-                let known = Arc::new(known(record.ok_or(AuthenticationFailure::UnknownToken)?)?);
+                let record = record.ok_or(AuthenticationFailure::UnknownToken)?;
+                let account = storage.get(&schema::ACCOUNTS, &record.user_id).await?;
+                let restriction = account.as_ref().and_then(Restriction::of);
+                let known = Arc::new(known(record, restriction)?);
                 // Refused if the token was revoked in between; this request may have come before that.
                 let _ = guard.insert(known.clone());
                 known
@@ -107,11 +113,11 @@ impl TokenCache {
     }
 }
 
-fn known(record: TokenRecord) -> Result<KnownToken, AuthenticationFailure> {
+fn known(record: TokenRecord, restriction: Option<Restriction>) -> Result<KnownToken, AuthenticationFailure> {
     let TokenRecord { user_id, device_id, kind, expires, is_guest } = record;
     match kind {
         TokenKind::Access => Ok(KnownToken {
-            requester: Requester { user_id, device_id, is_guest },
+            requester: Requester { user_id, device_id, is_guest, restriction },
             expires,
             noted_ms: AtomicU64::new(0),
         }),

@@ -52,9 +52,11 @@ impl Turn<'_> {
             let known = sent.map(|sent| sent.upto.or(self.since()).unwrap_or_default());
             known.is_some_and(|known| known < Position::from(entry.since))
         };
+        let no_invites = self.session.data().blocks_invites();
         let (mut rooms, mut left) = (Vec::new(), Vec::new());
         for (room_id, entry) in self.session.view().rooms() {
             match entry.membership.as_str() {
+                "invite" if no_invites => {}
                 "join" | "invite" | "knock" => rooms.push((room_id, entry)),
                 _ if entry.forgotten => {}
                 _ if is_leave_news(&entry) => rooms.push((room_id, entry)),

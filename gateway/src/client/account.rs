@@ -70,7 +70,7 @@ pub async fn capabilities(State(app): State<App>, requester: Requester) -> ApiRe
     let has_password = session.data().account().password_hash.is_some();
     let versions: Map<String, Value> =
         room_version::SUPPORTED.iter().map(|version| (version.to_string(), "stable".into())).collect();
-    Ok(Json(json!({ "capabilities": {
+    let mut capabilities = json!({
         "m.change_password": { "enabled": has_password },
         "m.room_versions": { "default": app.homeserver().default_room_version(), "available": versions },
         "m.set_displayname": { "enabled": true },
@@ -78,5 +78,9 @@ pub async fn capabilities(State(app): State<App>, requester: Requester) -> ApiRe
         "m.profile_fields": { "enabled": true },
         "m.3pid_changes": { "enabled": false },
         "m.get_login_token": { "enabled": false },
-    } })))
+    });
+    if session.data().account().is_admin {
+        capabilities["m.account_moderation"] = json!({ "lock": true, "suspend": true });
+    }
+    Ok(Json(json!({ "capabilities": capabilities })))
 }

@@ -25,7 +25,7 @@ use storage::schema::SentBy;
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::{Authenticated, Matrix, Requester},
+    extract::{Authenticated, Matrix, Requester, Restriction},
 };
 
 /// `PUT /_matrix/client/v3/rooms/{roomId}/send/{eventType}/{txnId}`
@@ -91,7 +91,10 @@ async fn send(
     txn_id: Option<String>,
 ) -> ApiResult<OwnedEventId> {
     let room = room_of(app, room_id).await?;
-    let Requester { user_id, device_id, .. } = requester;
+    let Requester { user_id, device_id, restriction, .. } = requester;
+    if restriction == Some(Restriction::Suspension) {
+        room.check_suspended(&user_id, &draft).await?;
+    }
     let sent_by = txn_id.map(|txn_id| SentBy { device_id, txn_id });
     app.homeserver().note_activity(&user_id);
     Ok(room.send(Send { sender: user_id, draft, sent_by }).await?)

@@ -113,7 +113,7 @@ pub async fn logout_all(
 pub async fn whoami(
     Authenticated { requester, .. }: Authenticated<whoami::v3::Request>,
 ) -> ApiResult<Matrix<whoami::v3::Response>> {
-    let Requester { user_id, device_id, is_guest } = requester;
+    let Requester { user_id, device_id, is_guest, .. } = requester;
     let mut response = whoami::v3::Response::new(user_id, is_guest);
     response.device_id = Some(device_id);
     Ok(Matrix(response))

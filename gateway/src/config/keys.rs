@@ -6,6 +6,7 @@ pub const KEYS: &[&str] = &[
     "data_dir",
     "listen.client",
     "listen.tls",
+    "listen.metrics",
     "tls.certificate",
     "tls.private_key",
     "tls.acme",

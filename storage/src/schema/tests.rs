@@ -212,6 +212,8 @@ fn user_rows() -> Vec<String> {
         is_admin: false,
         is_deactivated: false,
         is_erased: false,
+        is_locked: false,
+        is_suspended: false,
     };
     let device = DeviceRecord {
         display_name: Some("phone".to_owned()),

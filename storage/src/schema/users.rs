@@ -28,6 +28,12 @@ pub struct AccountRecord {
     pub is_deactivated: bool,
     /// The user asked for erasure when it was deactivated.
     pub is_erased: bool,
+    /// An administrator has locked it.
+    #[serde(default)]
+    pub is_locked: bool,
+    /// An administrator has suspended it.
+    #[serde(default)]
+    pub is_suspended: bool,
 }
 
 /// A login.
