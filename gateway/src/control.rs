@@ -53,6 +53,11 @@ pub fn bind(data_dir: &Path) -> std::io::Result<UnixListener> {
     }
 }
 
+/// Whether a server runs on this data directory.
+pub async fn is_running(data_dir: &Path) -> bool {
+    UnixStream::connect(socket(data_dir)).await.is_ok()
+}
+
 /// Carries out commands, one after the other, until it is dropped.
 pub async fn serve(listener: &UnixListener, app: &App) {
     loop {
@@ -74,6 +79,9 @@ pub async fn serve(listener: &UnixListener, app: &App) {
 
 async fn answer(mut stream: UnixStream, app: &App) -> std::io::Result<()> {
     let line = read_line(&mut stream).await?;
+    if line.is_empty() {
+        return Ok(()); // somebody looked whether the server runs
+    }
     let answer = match serde_json::from_slice(&line) {
         Ok(request) => users::execute(app, request).await,
         Err(error) => Answer::Failed(format!("not a command: {error}")),

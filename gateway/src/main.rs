@@ -1,10 +1,11 @@
 //! The binary `ganglion`: arguments and wiring only.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use gateway::{
+    check,
     config::{Config, Flags},
     serve::{self, Options},
     telemetry,
@@ -46,6 +47,8 @@ struct CommonFlags {
 enum Command {
     /// Run the server (the default).
     Serve,
+    /// Look for whatever keeps the server from working, beside the running server or without it.
+    Check,
     /// Replace the signing key of a stopped server; what the old one signed stays valid.
     RotateSigningKey,
     /// Manage accounts, whether the server runs or not.
@@ -55,7 +58,7 @@ enum Command {
     },
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     let Arguments { flags, command } = Arguments::parse();
     let flags = Flags {
         config: flags.config,
@@ -63,18 +66,26 @@ fn main() -> anyhow::Result<()> {
         listen: flags.listen.map(|listen| listen.to_string()),
         data_dir: flags.data_dir,
     };
-    let config = Config::load(&flags, std::env::vars())?;
-    telemetry::init(&config.logging).map_err(anyhow::Error::msg)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    match command.unwrap_or(Command::Serve) {
-        Command::Serve => runtime.block_on(run(&config)),
-        Command::RotateSigningKey => {
-            let id = runtime.block_on(serve::rotate_signing_key(&Options::new(&config)))?;
-            tell(&format!("This server signs with {id} from its next start on."));
-            Ok(())
-        }
-        Command::User { command } => runtime.block_on(users::run(Options::new(&config), command)),
+    let command = command.unwrap_or(Command::Serve);
+    let config = Config::load(&flags, std::env::vars());
+    if let (Ok(config), false) = (&config, matches!(command, Command::Check)) {
+        telemetry::init(&config.logging).map_err(anyhow::Error::msg)?;
     }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    match command {
+        Command::Check => {
+            let report = runtime.block_on(check::run(config, flags.config.as_deref()));
+            tell(&report.to_string());
+            return Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Command::Serve => runtime.block_on(run(&config?))?,
+        Command::RotateSigningKey => {
+            let id = runtime.block_on(serve::rotate_signing_key(&Options::new(&config?)))?;
+            tell(&format!("This server signs with {id} from its next start on."));
+        }
+        Command::User { command } => runtime.block_on(users::run(Options::new(&config?), command))?,
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn run(config: &Config) -> anyhow::Result<()> {

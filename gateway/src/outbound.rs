@@ -61,6 +61,18 @@ pub struct Outbound {
     budget: Semaphore,
 }
 
+/// The certificates of these PEM files.
+pub(crate) fn roots(paths: &[PathBuf]) -> anyhow::Result<Vec<Certificate>> {
+    let mut roots = Vec::new();
+    for path in paths {
+        let pem = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let certificates = Certificate::from_pem_bundle(&pem)
+            .with_context(|| format!("{} holds no PEM certificates", path.display()))?;
+        roots.extend(certificates);
+    }
+    Ok(roots)
+}
+
 impl Outbound {
     /// A client that signs with `key`.
     pub fn new(
@@ -69,13 +81,7 @@ impl Outbound {
         options: &OutboundOptions,
         clock: Arc<dyn Clock>,
     ) -> anyhow::Result<Self> {
-        let mut roots = Vec::new();
-        for path in &options.extra_ca {
-            let pem = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-            let certificates = Certificate::from_pem_bundle(&pem)
-                .with_context(|| format!("{} holds no PEM certificates", path.display()))?;
-            roots.extend(certificates);
-        }
+        let roots = roots(&options.extra_ca)?;
         let guard = Guard { allow_private: options.allow_private_addresses };
         let addresses = Arc::new(Addresses::default());
         let builder = || {
@@ -100,6 +106,18 @@ impl Outbound {
             located,
             addresses,
             budget: Semaphore::new(options.max_concurrent_connects.max(1)),
+        })
+    }
+
+    /// Where a server is found, for people to read: a host and a port.
+    pub(crate) async fn whereabouts(&self, server: &ServerName) -> Result<String, FederationError> {
+        let place = self.resolver.resolve(server).await?;
+        Ok(match &place.located {
+            Some(addresses) => {
+                let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+                format!("{} ({})", place.host, addresses.join(", "))
+            }
+            None => place.authority(),
         })
     }
 
@@ -175,7 +193,7 @@ impl FederationClient for Outbound {
 }
 
 /// Reads a body that may not be larger than `max`.
-async fn read(mut response: reqwest::Response, max: usize) -> Result<Bytes, FederationError> {
+pub(crate) async fn read(mut response: reqwest::Response, max: usize) -> Result<Bytes, FederationError> {
     let mut body = BytesMut::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| failure(&error))? {
         if body.len() + chunk.len() > max {

@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -283,7 +284,11 @@ pub async fn rotate_signing_key(options: &Options) -> anyhow::Result<String> {
 
 /// Opens the store, starts the actors and binds the listeners.
 pub async fn start(mut options: Options) -> anyhow::Result<Running> {
-    std::fs::create_dir_all(&options.data_dir)
+    // Password hashes and keys are in there.
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&options.data_dir)
         .with_context(|| format!("cannot create the data directory {}", options.data_dir.display()))?;
     let env = Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy) };
     let storage = Storage::open(open_store(&options).await?, options.durability).await?;
@@ -353,7 +358,7 @@ fn bind_control(data_dir: &Path) -> Option<UnixListener> {
         .ok()
 }
 
-async fn open_store(options: &Options) -> anyhow::Result<Arc<dyn Store>> {
+pub(crate) async fn open_store(options: &Options) -> anyhow::Result<Arc<dyn Store>> {
     let files = Files { path: options.data_dir.join("store"), cache_bytes: options.store_cache_bytes };
     let backend = match options.store {
         StoreKind::Sled => Backend::Sled(files),

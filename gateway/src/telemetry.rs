@@ -4,12 +4,17 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogFormat, Logging};
 
-/// Starts logging to standard error. `GANGLION_LOG` overrides what is logged.
-pub fn init(logging: &Logging) -> Result<(), String> {
+/// What is logged. `GANGLION_LOG` overrides it.
+pub fn filter(logging: &Logging) -> Result<EnvFilter, String> {
     let level = std::env::var("GANGLION_LOG").unwrap_or_else(|_| logging.level.clone());
     // One line per authorization rule and event is for those who ask for it by name.
-    let filter = EnvFilter::try_new(format!("ruma_state_res=warn,{level}"))
-        .map_err(|error| format!("logging.level: {error}"))?;
+    EnvFilter::try_new(format!("ruma_state_res=warn,{level}"))
+        .map_err(|error| format!("logging.level: {error}"))
+}
+
+/// Starts logging to standard error.
+pub fn init(logging: &Logging) -> Result<(), String> {
+    let filter = filter(logging)?;
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match logging.format {
         LogFormat::Pretty => subscriber.init(),

@@ -26,6 +26,7 @@ mod sequencer;
 #[path = "sequencer/tests.rs"]
 mod sequencer_tests;
 pub mod store;
+pub mod verify;
 mod writer;
 
 /// What the sequencer synchronises with; `tests/sequencer.rs` puts loom's in their place.

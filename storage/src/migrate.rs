@@ -38,6 +38,15 @@ pub(crate) async fn prepare(store: &dyn Store) -> Result<u64, OpenError> {
     Ok(meta_number(store, POSITION_CEILING).await?.unwrap_or(0))
 }
 
+/// The version of a store; nothing is migrated.
+pub(crate) async fn version(store: &dyn Store) -> Result<u64, OpenError> {
+    match meta_number(store, SCHEMA_VERSION_ROW).await? {
+        Some(found) if found > SCHEMA_VERSION => Err(OpenError::Newer { found, supported: SCHEMA_VERSION }),
+        Some(found) => Ok(found),
+        None => Err(OpenError::Damaged { detail: "it has no schema version".into() }),
+    }
+}
+
 async fn bring_up_to_date(store: &dyn Store, supported: u64, steps: &[&dyn Step]) -> Result<(), OpenError> {
     let Some(mut found) = meta_number(store, SCHEMA_VERSION_ROW).await? else {
         return initialise(store, supported).await;

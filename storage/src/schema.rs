@@ -15,6 +15,8 @@ mod media;
 mod rooms;
 mod users;
 
+use crate::{store::StoreError, verify::read_row};
+
 pub use self::{federation::*, keys::*, media::*, rooms::*, users::*};
 
 /// The number of a table.
@@ -68,6 +70,8 @@ pub struct TableInfo {
     pub key: &'static str,
     /// The value's type, as written in the schema.
     pub value: &'static str,
+    /// Reads one of its rows, to see whether that can be read.
+    pub(crate) read_row: fn(TableId, &[u8], Bytes) -> Result<(), StoreError>,
 }
 
 /// Declares the tables: `/// docs` and then `12 => TIMELINE: (ShortRoomId, TimelineIndex) => ShortEventId;`.
@@ -81,6 +85,7 @@ macro_rules! tables {
             name: stringify!($name),
             key: stringify!($key),
             value: stringify!($value),
+            read_row: read_row::<$key, $value>,
         }),+];
 
         const _: () = check_ids(&[$($id),+]);

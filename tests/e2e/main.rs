@@ -7,6 +7,7 @@
 
 mod account_data;
 mod accounts;
+mod check;
 mod clients;
 mod devices;
 mod durability;
