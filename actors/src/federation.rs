@@ -22,7 +22,6 @@ use ruma::ServerName;
 
 use crate::metrics::Metrics;
 
-pub(crate) use self::outbound::Federation;
 pub use self::{
     inbound::Results,
     keys::{OldKey, WantedKeys},
@@ -31,6 +30,7 @@ pub use self::{
     resident::RoomState,
     third_party::{Bound, Exchange},
 };
+pub(crate) use self::{inbound::is_own_trouble, outbound::Federation};
 
 /// A request to another server; whoever sends it signs it.
 #[derive(Clone, Debug)]

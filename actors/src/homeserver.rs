@@ -1,6 +1,6 @@
 //! The assembly: everything that one server is, behind one cheap handle.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use engine::{
     pdu::{self, BuildContext, Draft, Pdu, SigningKey},
@@ -17,6 +17,7 @@ use storage::{Storage, StoreError, schema};
 use tokio::sync::watch;
 
 use crate::{
+    delayed::DelayedEvents,
     destination::{DestinationActor, DestinationShared, Outbox},
     directory::{ClassConfig, Directory, DirectoryActor, Handle, Stats},
     env::Env,
@@ -52,6 +53,15 @@ pub struct HomeserverConfig {
     pub federation: Option<FederationConfig>,
     /// The content repository.
     pub media: MediaConfig,
+    /// What goes on in rooms besides.
+    pub conversation: ConversationConfig,
+}
+
+/// What a server does in rooms on its own, or for users who are away.
+#[derive(Clone, Debug, Default)]
+pub struct ConversationConfig {
+    /// The longest delay of an event; zero delays none.
+    pub delay_max: Duration,
 }
 
 /// A running server. Cloning shares it.
@@ -73,6 +83,7 @@ struct Inner {
     users: Arc<UserDirectory>,
     media: MediaRepository,
     metrics: Metrics,
+    delayed: DelayedEvents,
 }
 
 impl Homeserver {
@@ -125,6 +136,7 @@ impl Homeserver {
             media,
             federation,
             metrics,
+            delayed: DelayedEvents::new(config.conversation.delay_max),
         }));
         homeserver.resume();
         homeserver
@@ -132,6 +144,7 @@ impl Homeserver {
 
     /// Takes up, in the background, what was under way when the server stopped.
     fn resume(&self) {
+        self.0.delayed.start(self);
         if self.federates() {
             let homeserver = self.clone();
             tokio::spawn(async move {
@@ -191,6 +204,11 @@ impl Homeserver {
     /// The store, for the modules of this crate.
     pub(crate) fn storage(&self) -> &Storage {
         &self.0.storage
+    }
+
+    /// Events that are sent later.
+    pub(crate) fn delayed(&self) -> &DelayedEvents {
+        &self.0.delayed
     }
 
     /// What all sessions share.
@@ -402,6 +420,7 @@ impl Homeserver {
 
     /// Passivates all actors and closes the store; what was acknowledged is durable already.
     pub async fn shutdown(&self) {
+        self.0.delayed.stop().await;
         self.0.session_shared.finish_background().await;
         self.0.sessions.drain_all().await;
         self.0.rooms.drain_all().await;

@@ -3,6 +3,7 @@
 mod admission;
 pub mod aliases;
 mod budget;
+pub mod delayed;
 pub mod destination;
 pub mod directory;
 pub mod encryption;

@@ -1,6 +1,6 @@
 //! A local user's session: the single writer of the account and all that belongs to it.
 //!
-//! Owns the user's rows in `ACCOUNTS`, `DEVICES`, `TOKENS`, `OPENID_TOKENS`, `ACCOUNT_DATA`, `PROFILES`,
+//! Owns the user's rows in `ACCOUNTS`, `DEVICES`, `TOKENS`, `OPENID_TOKENS`, `LOGIN_TOKENS`, `ACCOUNT_DATA`, `PROFILES`,
 //! `FILTERS`, `PRIVATE_RECEIPTS` and `SLIDING_CONNECTIONS`, and all that serves end-to-end encryption. It exists
 //! only for users who have an account. The directory starts it
 //! under the session supervisor and passivates it when it is idle or memory is short; whoever waits in
@@ -23,6 +23,7 @@ mod inbox;
 mod index;
 mod keys;
 mod load;
+mod login_token;
 mod moderation;
 mod profile;
 mod push_rules;
@@ -56,6 +57,7 @@ pub use self::{
     inbox::{PAGE as INBOX_PAGE, Waiting},
     index::{RoomEntry, SessionView},
     keys::{CROSS_SIGNING, Claimed, Keys, Upload, Wanted},
+    login_token::{LoginToken, LoginTokenKey},
     moderation::Restriction,
     sliding::{ConnectionKey, RoomFacts, Told},
     token::{AuthenticationFailure, Requester, hash_token},

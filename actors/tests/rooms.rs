@@ -12,7 +12,7 @@ use std::{
 use actors::{
     directory::ClassConfig,
     env::{Clock, Env, SeededEntropy, TokioClock},
-    homeserver::{Homeserver, HomeserverConfig},
+    homeserver::{ConversationConfig, Homeserver, HomeserverConfig},
     media::MediaConfig,
     room::{PageDirection, PageQuery, RoomError, Send},
 };
@@ -56,6 +56,7 @@ async fn homeserver(room_memory: u64) -> (Homeserver, Arc<FaultyClock>) {
         rooms: ClassConfig::default(),
         sessions: ClassConfig::default(),
         media: MediaConfig::default(),
+        conversation: ConversationConfig::default(),
     };
     let storage = Storage::open(Arc::new(MemoryStore::new()), Durability::Always).await.unwrap();
     (Homeserver::start(config, env, storage).await, clock)

@@ -5,7 +5,7 @@ use std::{hint::black_box, sync::Arc, time::Duration};
 use actors::{
     directory::ClassConfig,
     env::{Env, SeededEntropy, TokioClock},
-    homeserver::{Homeserver, HomeserverConfig},
+    homeserver::{ConversationConfig, Homeserver, HomeserverConfig},
     media::MediaConfig,
     room::Send,
     session::NewAccount,
@@ -44,6 +44,7 @@ async fn homeserver() -> Result<Homeserver> {
         rooms: ClassConfig::default(),
         sessions: ClassConfig::default(),
         media: MediaConfig::default(),
+        conversation: ConversationConfig::default(),
     };
     let storage = Storage::open(Arc::new(MemoryStore::new()), Durability::Always).await?;
     let homeserver = Homeserver::start(config, env, storage).await;

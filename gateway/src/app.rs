@@ -7,7 +7,7 @@ use http::StatusCode;
 
 use crate::{
     admin::register::Nonces,
-    client::well_known::WellKnown,
+    client::{rendezvous::Rendezvous, voip::Turn, well_known::WellKnown},
     error::{ApiError, ApiResult},
     extract::Requester,
     federation::origins::{OriginRates, Origins},
@@ -29,6 +29,7 @@ pub struct Inner {
     rate_limits: RateLimits,
     origins: Origins,
     uia: Sessions,
+    rendezvous: Rendezvous,
     nonces: Nonces,
     metrics: RequestMetrics,
 }
@@ -46,6 +47,8 @@ pub struct Settings {
     pub rates: Option<Rates>,
     /// What one other server may ask for; none if that is not limited.
     pub origin_rates: Option<OriginRates>,
+    /// The TURN server.
+    pub turn: Turn,
     /// Proxies whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<std::net::IpAddr>,
 }
@@ -80,6 +83,7 @@ impl App {
             settings,
             passwords,
             uia: Sessions::default(),
+            rendezvous: Rendezvous::default(),
             nonces: Nonces::default(),
             metrics: RequestMetrics::default(),
         }))
@@ -123,6 +127,11 @@ impl Inner {
     /// User-interactive authentication under way.
     pub fn uia(&self) -> &Sessions {
         &self.uia
+    }
+
+    /// Where devices meet to sign one in.
+    pub fn rendezvous(&self) -> &Rendezvous {
+        &self.rendezvous
     }
 
     /// The nonces of registrations with the shared secret.

@@ -111,6 +111,10 @@ section! {
         password: Password = Password::default(),
         /// The content repository.
         media: Media = Media::default(),
+        /// Events that are sent later.
+        delayed_events: DelayedEvents = DelayedEvents::default(),
+        /// The TURN server for calls.
+        turn: Turn = Turn::default(),
         /// How requests are let in.
         access: Access = Access::default(),
         /// What `.well-known` documents say.
@@ -253,6 +257,26 @@ section! {
         max_pending_uploads: u32 = 32,
         /// Whether media that arrive from now on may be downloaded without authentication.
         legacy_endpoints: bool = false,
+    }
+}
+section! {
+    /// `[delayed_events]`
+    DelayedEvents {
+        /// The longest delay; zero delays none.
+        max_delay: Span = Span::from_secs(24 * 3600),
+    }
+}
+section! {
+    /// `[turn]`
+    Turn {
+        /// Where the TURN server is reached.
+        uris: Vec<String> = Vec::new(),
+        /// The secret that the TURN server shares with this one.
+        secret: Option<Secret> = None,
+        /// How long credentials work.
+        ttl: Span = Span::from_secs(24 * 3600),
+        /// Whether guests get credentials too.
+        guests: bool = false,
     }
 }
 section! {

@@ -5,6 +5,7 @@
 use std::{borrow::Cow, time::Duration};
 
 use actors::{
+    delayed::DelayedError,
     directory::{ActivateError, CallError},
     federation::FederationError,
     media::{MediaError, RemoteError},
@@ -264,6 +265,24 @@ impl From<SessionError> for ApiError {
             | SessionError::Commit(_)
             | SessionError::Crashed
             | SessionError::TimedOut => Self::internal(&message),
+        }
+    }
+}
+
+impl From<DelayedError> for ApiError {
+    fn from(error: DelayedError) -> Self {
+        let message = error.to_string();
+        match error {
+            DelayedError::TooLong { max } => Self::bad_request("M_UNKNOWN", message)
+                .with("org.matrix.msc4140.errcode", "M_MAX_DELAY_EXCEEDED")
+                .with("org.matrix.msc4140.max_delay", u64::try_from(max.as_millis()).unwrap_or(u64::MAX)),
+            DelayedError::TooMany => Self::bad_request("M_UNKNOWN", message)
+                .with("org.matrix.msc4140.errcode", "M_MAX_DELAYED_EVENTS_EXCEEDED"),
+            DelayedError::TooLarge => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "M_TOO_LARGE", message),
+            DelayedError::NotFound => Self::not_found(message),
+            DelayedError::Overtaken => Self::limit_exceeded(Duration::from_secs(1)),
+            DelayedError::Room(error) => error.into(),
+            DelayedError::Store(_) | DelayedError::Commit(_) => Self::internal(&message),
         }
     }
 }

@@ -5,7 +5,7 @@
 use http::Method;
 
 /// The routes that guests may use: those of the specification, and what a client cannot do without.
-const ROUTES: [(Method, &str); 25] = [
+const ROUTES: [(Method, &str); 26] = [
     (Method::GET, "/account/whoami"),
     (Method::GET, "/capabilities"),
     (Method::GET, "/devices"),
@@ -31,6 +31,8 @@ const ROUTES: [(Method, &str); 25] = [
     (Method::GET, "/sync"),
     (Method::POST, "/org.matrix.simplified_msc3575/sync"),
     (Method::GET, "/rooms/{room}/joined_members"),
+    // If the operator says so.
+    (Method::GET, "/voip/turnServer"),
 ];
 
 /// The routes of `v1` that guests may use.

@@ -2,7 +2,7 @@
 
 use axum::{
     Json, Router,
-    extract::Request,
+    extract::{Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post, put},
@@ -14,9 +14,10 @@ use crate::{
     admin,
     app::App,
     client::{
-        account, account_data, devices, directory, ephemeral, events, filters, key_backup, keys, login,
-        media, membership, moderation, old, openid, presence, profile, push_rules, register, relations,
-        rooms, sliding_sync, spaces, summary, sync, timeline, to_device, user_directory, well_known,
+        account, account_data, delayed_events, devices, directory, ephemeral, events, filters, key_backup,
+        keys, login, login_page, media, membership, moderation, old, openid, presence, profile, push_rules,
+        register, relations, rendezvous, rooms, sliding_sync, spaces, summary, sync, third_party_networks,
+        timeline, to_device, user_directory, voip, well_known,
     },
     error::ApiError,
     federation, metrics, unread,
@@ -30,6 +31,7 @@ pub fn router(app: App) -> Router {
         .route("/.well-known/matrix/server", get(well_known::server))
         .route("/.well-known/matrix/support", get(well_known::support))
         .merge(client_routes())
+        .merge(sign_in_routes())
         .merge(federation::routes())
         .route("/_synapse/admin/v1/register", get(admin::register::nonce).post(admin::register::register))
         .route("/_matrix/federation/v1/openid/userinfo", get(openid::user_info))
@@ -65,11 +67,16 @@ fn client_routes() -> Router<App> {
             "/directory/room/{alias}",
             get(directory::get_alias).put(directory::create_alias).delete(directory::delete_alias),
         )
+        .route("/directory/list/appservice/{network}/{room}", put(third_party_networks::list_for_network))
         .route("/directory/list/room/{room}", get(directory::get_visibility).put(directory::set_visibility))
+        .route("/voip/turnServer", get(voip::turn_server))
         .nest("/rooms/{room}", room_routes())
+        .nest("/thirdparty", third_party_routes())
+        .nest("/org.matrix.msc4140", delayed_routes())
         .merge(account_routes())
         .merge(encryption_routes());
     let v1 = Router::new()
+        .route("/login/get_token", post(login::login_token))
         .route("/register/m.login.registration_token/validity", get(register::token_validity))
         .route("/mutual_rooms", get(user_directory::mutual_rooms))
         .route("/admin/lock/{user}", get(moderation::get_lock).put(moderation::set_lock))
@@ -87,6 +94,42 @@ fn client_routes() -> Router<App> {
         .nest("/_matrix/client/v1/media", media_routes())
         .nest("/_matrix/media/v3", old_media_routes())
 }
+
+fn third_party_routes() -> Router<App> {
+    use third_party_networks::{locations, locations_of_alias, protocol, protocols, users, users_of_id};
+    Router::new()
+        .route("/protocols", get(protocols))
+        .route("/protocol/{protocol}", get(protocol))
+        .route("/location", get(locations_of_alias))
+        .route("/location/{protocol}", get(locations))
+        .route("/user", get(users_of_id))
+        .route("/user/{protocol}", get(users))
+}
+
+fn delayed_routes() -> Router<App> {
+    Router::new()
+        .route("/rooms/{room}/delayed_event/{kind}/{txn}", put(delayed_events::put))
+        .route("/delayed_events", get(delayed_events::list))
+        .route("/delayed_events/{delay}", get(delayed_events::get).post(delayed_events::manage))
+        .route("/delayed_events/{delay}/{action}", post(delayed_events::manage_by_path))
+}
+
+/// The page for clients that know no way to log in, and sessions for signing in with a QR code.
+fn sign_in_routes() -> Router<App> {
+    let page = "/_matrix/static/client/login";
+    Router::new()
+        .route(&format!("{page}/"), get(login_page::page))
+        .route(&format!("{page}/login.js"), get(login_page::script))
+        .route(&format!("{page}/style.css"), get(login_page::style))
+        .route(RENDEZVOUS, post(rendezvous::create))
+        .route(
+            &format!("{RENDEZVOUS}/{{id}}"),
+            get(rendezvous::read).put(rendezvous::update).delete(rendezvous::delete),
+        )
+}
+
+/// Sessions for signing in with a QR code, as [`alias`] spells their path.
+const RENDEZVOUS: &str = "/_matrix/client/v3/org.matrix.msc4108/rendezvous";
 
 fn media_routes() -> Router<App> {
     Router::new()
@@ -230,9 +273,11 @@ pub fn alias(mut request: Request) -> Request {
 }
 
 /// `GET /_matrix/client/versions`
-async fn versions() -> Json<serde_json::Value> {
+async fn versions(State(app): State<App>) -> Json<serde_json::Value> {
     let unstable_features = json!({
         "org.matrix.msc3814": true,
+        "org.matrix.msc4108": true,
+        "org.matrix.msc4140": !app.homeserver().delay_max().is_zero(),
         "org.matrix.msc4380.stable": true,
         "org.matrix.simplified_msc3575": true,
         "uk.half-shot.msc2666.query_mutual_rooms": true,
@@ -256,6 +301,7 @@ async fn method_not_allowed() -> ApiError {
 
 /// Spec: client-server API, "Web Browser Clients".
 async fn cors(request: Request, next: Next) -> Response {
+    let is_rendezvous = request.uri().path().starts_with(RENDEZVOUS);
     let mut response = if request.method() == Method::OPTIONS {
         StatusCode::NO_CONTENT.into_response()
     } else {
@@ -267,9 +313,12 @@ async fn cors(request: Request, next: Next) -> Response {
         header::ACCESS_CONTROL_ALLOW_METHODS,
         HeaderValue::from_static("GET, POST, PUT, DELETE, OPTIONS"),
     );
-    headers.insert(
-        header::ACCESS_CONTROL_ALLOW_HEADERS,
-        HeaderValue::from_static("X-Requested-With, Content-Type, Authorization"),
-    );
+    let allowed = if is_rendezvous {
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("ETag"));
+        "X-Requested-With, Content-Type, Authorization, If-Match, If-None-Match"
+    } else {
+        "X-Requested-With, Content-Type, Authorization"
+    };
+    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(allowed));
     response
 }

@@ -12,7 +12,7 @@ use actors::{
     directory::ClassConfig,
     env::{Clock, Entropy, Env},
     federation::FederationConfig,
-    homeserver::{Homeserver, HomeserverConfig},
+    homeserver::{ConversationConfig, Homeserver, HomeserverConfig},
     media::{Contents, MediaConfig},
 };
 use anyhow::Context;
@@ -36,7 +36,7 @@ use tower::ServiceExt;
 
 use crate::{
     app::{self, App, Settings},
-    client::well_known::WellKnown,
+    client::{voip::Turn, well_known::WellKnown},
     config::{self, Config, Secret, Size},
     control,
     extract::ClientIp,
@@ -100,6 +100,8 @@ pub struct Options {
     pub sessions: ClassConfig,
     /// Limits of the content repository; its files are in the data directory.
     pub media: config::Media,
+    /// What goes on in rooms besides.
+    pub conversation: ConversationConfig,
     /// How hard password hashes are.
     pub password_cost: PasswordCost,
     /// What handlers need to know.
@@ -171,6 +173,7 @@ impl Options {
             rooms: class(actors.room_memory),
             sessions: class(actors.session_memory),
             media: config.media.clone(),
+            conversation: ConversationConfig { delay_max: config.delayed_events.max_delay.0 },
             password_cost: PasswordCost {
                 memory_kib: u32::try_from(config.password.argon2_memory.0 >> 10).unwrap_or(u32::MAX),
                 iterations: config.password.argon2_iterations,
@@ -182,6 +185,12 @@ impl Options {
                 rates: config.rate_limits.enabled.then(|| rates(&config.rate_limits)),
                 origin_rates: config.rate_limits.enabled.then(|| origin_rates(&config.rate_limits)),
                 well_known: well_known(&config.well_known),
+                turn: Turn {
+                    uris: config.turn.uris.clone(),
+                    secret: config.turn.secret.as_ref().map(secret),
+                    lifetime: config.turn.ttl.0,
+                    guests: config.turn.guests,
+                },
                 registration: app::Registration {
                     enabled: config.registration.enabled,
                     tokens: config.registration.tokens.iter().map(secret).collect(),
@@ -322,6 +331,7 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
         rooms: options.rooms,
         sessions: options.sessions,
         media: media(&options.media, &options.data_dir.join("media"))?,
+        conversation: options.conversation,
     };
     let passwords = Passwords::new(options.password_cost, env.entropy.clone())?;
     let homeserver = Homeserver::start(config, env, storage).await;

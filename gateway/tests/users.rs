@@ -30,6 +30,7 @@ fn options(data_dir: &Path) -> Options {
         rooms: ClassConfig::default(),
         sessions: ClassConfig::default(),
         media: gateway::config::Media::default(),
+        conversation: actors::homeserver::ConversationConfig::default(),
         password_cost: PasswordCost { memory_kib: 64, iterations: 1, lanes: 1 },
         settings: Settings::default(),
     }

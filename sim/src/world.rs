@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use actors::{
     directory::ClassConfig,
     env::{Env, SeededEntropy, TokioClock},
-    homeserver::{Homeserver, HomeserverConfig},
+    homeserver::{ConversationConfig, Homeserver, HomeserverConfig},
     media::MediaConfig,
     room::{MembershipAction, MembershipChange, PageDirection, PageQuery, Send},
 };
@@ -157,6 +157,7 @@ async fn boot(store: &Arc<MemoryStore>, seed: u64, now_ms: u64) -> Result<Homese
         rooms: ClassConfig::default(),
         sessions: ClassConfig::default(),
         media: MediaConfig::default(),
+        conversation: ConversationConfig::default(),
     };
     Ok(Homeserver::start(config, env, storage).await)
 }

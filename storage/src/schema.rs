@@ -9,6 +9,7 @@ use bytes::Bytes;
 use engine::id::{Position, ShortEventId, ShortRoomId, TimelineIndex};
 use ruma::{OwnedDeviceId, OwnedEventId, OwnedRoomAliasId, OwnedRoomId, OwnedServerName, OwnedUserId};
 
+mod delayed;
 mod federation;
 mod keys;
 mod media;
@@ -17,7 +18,7 @@ mod users;
 
 use crate::{store::StoreError, verify::read_row};
 
-pub use self::{federation::*, keys::*, media::*, rooms::*, users::*};
+pub use self::{delayed::*, federation::*, keys::*, media::*, rooms::*, users::*};
 
 /// The number of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -224,6 +225,28 @@ tables! {
     /// Key: room, target. Writer: `RoomActor`, with the redaction. Changes: deletion, once the target is there.
     59 => EARLY_REDACTIONS: (ShortRoomId, OwnedEventId) => ShortEventId;
 
+    /// Events that are sent later.
+    ///
+    /// Key: the delay's ID. Writer: whoever schedules or changes it, under the condition that it is as it was read.
+    /// Changes: overwritten; deletion, once it is over and others are.
+    121 => DELAYED_EVENTS: String => DelayedEventRecord;
+
+    /// The delayed events of each local user.
+    ///
+    /// Key: user, the delay's ID. Writer: with `DELAYED_EVENTS`, in the same batch. Changes: deletion.
+    122 => DELAYED_OF_USERS: (OwnedUserId, String) => ();
+
+    /// When delayed events are due.
+    ///
+    /// Key: milliseconds since the epoch, the delay's ID. Writer: with `DELAYED_EVENTS`, in the same batch. Changes:
+    /// deletion, once it is over or put off.
+    123 => DELAYED_DUE: (u64, String) => ();
+
+    /// The room in which each local user gets the server's notices.
+    ///
+    /// Key: user. Writer: whoever sends the first notice, under the condition that it is absent. Changes: overwritten.
+    124 => NOTICE_ROOMS: OwnedUserId => OwnedRoomId;
+
     /// The keys of other servers.
     ///
     /// Key: server, key ID. Writer: the key ring. Changes: overwritten.
@@ -284,6 +307,13 @@ tables! {
     /// Key: when it stops working in milliseconds since the epoch (as the token says), SHA-256 of the token; what has
     /// expired is one range. Writer: `SessionActor`. Changes: deletion, by any session, once expired.
     23 => OPENID_TOKENS: (u64, [u8; 32]) => OwnedUserId;
+
+    /// Tokens that are good for one log-in, as hashes.
+    ///
+    /// Key: when it stops working in milliseconds since the epoch (as the token says), SHA-256 of the token; what has
+    /// expired is one range. Writer: `SessionActor`. Changes: deletion, by whoever uses it, under the condition that it
+    /// is there; by any session, once expired.
+    120 => LOGIN_TOKENS: (u64, [u8; 32]) => OwnedUserId;
 
     /// Account data, push rules among it.
     ///

@@ -617,7 +617,7 @@ fn concluded(received: Received) -> Result<(), RoomError> {
 }
 
 /// Whether an event could not be dealt with for a reason of this server's own, so that it may go better later.
-fn is_own_trouble(error: &RoomError) -> bool {
+pub(crate) fn is_own_trouble(error: &RoomError) -> bool {
     match error {
         RoomError::Busy { .. }
         | RoomError::Read(_)

@@ -18,7 +18,7 @@ use storage::{
 };
 
 use super::{
-    Restriction, SessionData, SessionError, Upload,
+    LoginTokenKey, Restriction, SessionData, SessionError, Upload,
     backup::BackupChange,
     data::{PUSH_RULES, stored_json},
     profile, push_rules,
@@ -82,6 +82,13 @@ pub enum SessionChange {
         key: OpenIdKey,
         /// Tokens that have expired.
         expired: Vec<OpenIdKey>,
+    },
+    /// Keep a login token, and let go of some that have expired.
+    AddLoginToken {
+        /// The new token.
+        key: LoginTokenKey,
+        /// Tokens that have expired.
+        expired: Vec<LoginTokenKey>,
     },
     /// Keep what a sliding-sync connection has sent.
     SetSlidingConnection(ConnectionKey, Arc<SlidingConnectionRecord>),
@@ -234,6 +241,13 @@ impl Draft {
                 self.batch.put(&schema::OPENID_TOKENS, &key, &self.data.user_id);
                 for key in &expired {
                     self.batch.delete(&schema::OPENID_TOKENS, key);
+                }
+                Ok(())
+            }
+            SessionChange::AddLoginToken { key, expired } => {
+                self.batch.put(&schema::LOGIN_TOKENS, &key, &self.data.user_id);
+                for key in &expired {
+                    self.batch.delete(&schema::LOGIN_TOKENS, key);
                 }
                 Ok(())
             }

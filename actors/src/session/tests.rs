@@ -14,7 +14,7 @@ use super::*;
 use crate::{
     directory::ClassConfig,
     env::{ManualClock, SeededEntropy},
-    homeserver::{Homeserver, HomeserverConfig},
+    homeserver::{ConversationConfig, Homeserver, HomeserverConfig},
     media::MediaConfig,
     room::{MembershipAction, MembershipChange, Receipt, Send},
 };
@@ -44,6 +44,7 @@ impl World {
             rooms: ClassConfig::default(),
             sessions: ClassConfig::default(),
             media: MediaConfig::default(),
+            conversation: ConversationConfig::default(),
         };
         let env = Env { clock: clock.clone(), entropy: Arc::new(SeededEntropy::new(clock_seed(&clock))) };
         Self { homeserver: Homeserver::start(config, env, storage).await, clock, store }

@@ -77,7 +77,7 @@ pub async fn capabilities(State(app): State<App>, requester: Requester) -> ApiRe
         "m.set_avatar_url": { "enabled": true },
         "m.profile_fields": { "enabled": true },
         "m.3pid_changes": { "enabled": false },
-        "m.get_login_token": { "enabled": false },
+        "m.get_login_token": { "enabled": has_password },
     });
     if session.data().account().is_admin {
         capabilities["m.account_moderation"] = json!({ "lock": true, "suspend": true });

@@ -2,11 +2,17 @@
 //!
 //! Spec: client-server API, "Sending events to a room" and "Getting events for a room".
 
+use std::time::Duration;
+
 use actors::{
     room::{RoomError, RoomHandle, Send, Viewer, content_string},
     token::Token,
 };
-use axum::extract::State;
+use axum::{
+    Json,
+    extract::{RawQuery, State},
+    response::{IntoResponse, Response},
+};
 use engine::pdu::{Draft, client::RoomIdField};
 use ruma::{
     OwnedEventId, OwnedRoomId, RoomAliasId, RoomId,
@@ -22,6 +28,7 @@ use ruma::{
 use serde_json::value::{RawValue, to_raw_value};
 use storage::schema::SentBy;
 
+use super::delayed_events;
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
@@ -30,11 +37,12 @@ use crate::{
 
 /// `PUT /_matrix/client/v3/rooms/{roomId}/send/{eventType}/{txnId}`
 ///
-/// Idempotent per device and transaction ID.
+/// Idempotent per device and transaction ID. With a delay in the query it is sent later (MSC4140).
 pub async fn send_message(
     State(app): State<App>,
+    RawQuery(query): RawQuery,
     Authenticated { requester, request }: Authenticated<send_message_event::v3::Request>,
-) -> ApiResult<Matrix<send_message_event::v3::Response>> {
+) -> ApiResult<Response> {
     let draft = Draft {
         kind: request.event_type.to_string().into(),
         state_key: None,
@@ -42,8 +50,11 @@ pub async fn send_message(
         redacts: None,
     };
     let txn_id = Some(request.txn_id.to_string());
+    if let Some(delay) = delayed_events::of_query(query.as_deref())? {
+        return scheduled(&app, requester, &request.room_id, draft, (txn_id, delay)).await;
+    }
     let event_id = send(&app, requester, &request.room_id, draft, txn_id).await?;
-    Ok(Matrix(send_message_event::v3::Response::new(event_id)))
+    Ok(Matrix(send_message_event::v3::Response::new(event_id)).into_response())
 }
 
 /// `PUT /_matrix/client/v3/rooms/{roomId}/redact/{eventId}/{txnId}`
@@ -69,8 +80,9 @@ pub async fn redact(
 /// `PUT /_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}`
 pub async fn send_state(
     State(app): State<App>,
+    RawQuery(query): RawQuery,
     Authenticated { requester, request }: Authenticated<send_state_event::v3::Request>,
-) -> ApiResult<Matrix<send_state_event::v3::Response>> {
+) -> ApiResult<Response> {
     let content = object(request.body.into_json())?;
     let kind = request.event_type.to_string();
     if kind == "m.room.canonical_alias" {
@@ -79,8 +91,22 @@ pub async fn send_state(
         check_aliases(&app, &request.room_id, &content).await?;
     }
     let draft = Draft { kind: kind.into(), state_key: Some(request.state_key), content, redacts: None };
+    if let Some(delay) = delayed_events::of_query(query.as_deref())? {
+        return scheduled(&app, requester, &request.room_id, draft, (None, delay)).await;
+    }
     let event_id = send(&app, requester, &request.room_id, draft, None).await?;
-    Ok(Matrix(send_state_event::v3::Response::new(event_id)))
+    Ok(Matrix(send_state_event::v3::Response::new(event_id)).into_response())
+}
+
+async fn scheduled(
+    app: &App,
+    requester: Requester,
+    room_id: &RoomId,
+    draft: Draft,
+    when: (Option<String>, Duration),
+) -> ApiResult<Response> {
+    let delay_id = delayed_events::schedule(app, requester, room_id, draft, when).await?;
+    Ok(Json(serde_json::json!({ "delay_id": delay_id })).into_response())
 }
 
 async fn send(
@@ -101,7 +127,7 @@ async fn send(
 }
 
 /// Events' content is an object, whatever else ruma's types let through.
-fn object(content: Box<RawValue>) -> ApiResult<Box<RawValue>> {
+pub(super) fn object(content: Box<RawValue>) -> ApiResult<Box<RawValue>> {
     if content.get().trim_start().starts_with('{') {
         Ok(content)
     } else {

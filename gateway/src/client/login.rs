@@ -2,13 +2,14 @@
 //!
 //! Spec: client-server API, "Login", "Logout", "Refreshing access tokens".
 
-use actors::session::{Login, Requester};
+use actors::session::{Login, Requester, SessionError, SessionHandle};
 use axum::extract::State;
 use ruma::{
     OwnedUserId, UserId,
     api::client::{
         account::whoami,
         session::{
+            get_login_token,
             get_login_types::{self, v3::LoginType},
             login::{self, v3::LoginInfo},
             logout, logout_all, refresh_token,
@@ -17,17 +18,22 @@ use ruma::{
     },
 };
 
+use super::account;
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
     extract::{Authenticated, Matrix, Open, Typed},
+    uia::Refusal,
 };
 
 /// `GET /_matrix/client/v3/login`
 pub async fn login_types(
     Open(_): Open<get_login_types::v3::Request>,
 ) -> ApiResult<Matrix<get_login_types::v3::Response>> {
-    let flows = vec![LoginType::Password(get_login_types::v3::PasswordLoginType::new())];
+    let mut token = get_login_types::v3::TokenLoginType::new();
+    token.get_login_token = true;
+    let password = get_login_types::v3::PasswordLoginType::new();
+    let flows = vec![LoginType::Password(password), LoginType::Token(token)];
     Ok(Matrix(get_login_types::v3::Response::new(flows)))
 }
 
@@ -36,21 +42,15 @@ pub async fn login(
     State(app): State<App>,
     Typed(request): Typed<login::v3::Request>,
 ) -> ApiResult<Matrix<login::v3::Response>> {
-    let LoginInfo::Password(given) = request.login_info else {
-        return Err(ApiError::bad_request("M_UNKNOWN", "this way to log in is not supported"));
+    let session = match request.login_info {
+        LoginInfo::Password(given) => by_password(&app, given).await?,
+        LoginInfo::Token(given) => by_token(&app, &given.token).await?,
+        LoginInfo::ApplicationService(_) => {
+            return Err(ApiError::forbidden("the access token belongs to no application service"));
+        }
+        _ => return Err(ApiError::bad_request("M_UNKNOWN", "this way to log in is not supported")),
     };
-    #[expect(deprecated, reason = "bots of before r0.4.0 name the user like this")]
-    let user_id = user(&app, given.identifier, given.user)?;
-    let session = match app.homeserver().session(&user_id).await {
-        Ok(session) => Some(session),
-        Err(actors::session::SessionError::NotFound) => None,
-        Err(error) => return Err(error.into()),
-    };
-    let hash = session.as_ref().and_then(|session| session.data().account().password_hash.clone());
-    let matches = app.passwords().verify(given.password, hash).await?;
-    let Some(session) = session.filter(|_| matches) else {
-        return Err(ApiError::forbidden("the user or password is wrong"));
-    };
+    let user_id = session.user_id().to_owned();
     let login = Login {
         device_id: request.device_id,
         display_name: request.initial_device_display_name,
@@ -61,6 +61,39 @@ pub async fn login(
     response.refresh_token = logged_in.refresh_token;
     response.expires_in = logged_in.expires_in;
     Ok(Matrix(response))
+}
+
+async fn by_password(app: &App, given: login::v3::Password) -> ApiResult<SessionHandle> {
+    #[expect(deprecated, reason = "bots of before r0.4.0 name the user like this")]
+    let user_id = user(app, given.identifier, given.user)?;
+    let session = match app.homeserver().session(&user_id).await {
+        Ok(session) => Some(session),
+        Err(SessionError::NotFound) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let hash = session.as_ref().and_then(|session| session.data().account().password_hash.clone());
+    let matches = app.passwords().verify(given.password, hash).await?;
+    session.filter(|_| matches).ok_or_else(|| ApiError::forbidden("the user or password is wrong"))
+}
+
+async fn by_token(app: &App, token: &str) -> ApiResult<SessionHandle> {
+    let session = app.homeserver().redeem_login_token(token).await?;
+    session.ok_or_else(|| ApiError::forbidden("the token is unknown, used or has expired"))
+}
+
+/// `POST /_matrix/client/v1/login/get_token`
+pub async fn login_token(
+    State(app): State<App>,
+    Authenticated { requester, request }: Authenticated<get_login_token::v1::Request>,
+) -> Result<Matrix<get_login_token::v1::Response>, Refusal> {
+    let session = app.homeserver().session(&requester.user_id).await?;
+    if session.data().account().password_hash.is_none() {
+        let message = "this account has no password to prove that it is you";
+        return Err(ApiError::bad_request("M_UNKNOWN", message).into());
+    }
+    account::require_password(&app, &requester.user_id, request.auth.as_ref(), "login token").await?;
+    let token = session.login_token().await?;
+    Ok(Matrix(get_login_token::v1::Response::new(token.expires_in, token.token)))
 }
 
 fn user(app: &App, identifier: Option<UserIdentifier>, name: Option<String>) -> ApiResult<OwnedUserId> {

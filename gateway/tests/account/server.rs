@@ -5,7 +5,7 @@ use std::sync::Arc;
 use actors::{
     directory::ClassConfig,
     env::{Env, ManualClock, SeededEntropy},
-    homeserver::{Homeserver, HomeserverConfig},
+    homeserver::{ConversationConfig, Homeserver, HomeserverConfig},
     media::MediaConfig,
 };
 use axum::{Router, body::Body};
@@ -56,6 +56,7 @@ impl Server {
             rooms: ClassConfig::default(),
             sessions: ClassConfig::default(),
             media: MediaConfig::default(),
+            conversation: ConversationConfig::default(),
         };
         let cost = PasswordCost { memory_kib: 64, iterations: 1, lanes: 1 };
         let passwords = Passwords::new(cost, env.entropy.clone()).unwrap();

@@ -231,6 +231,19 @@ fn user_rows() -> Vec<String> {
         is_guest: false,
     };
     let data = AccountDataRecord { content: Bytes::from_static(b"{}"), position: Position(5) };
+    let delayed = DelayedEventRecord {
+        user_id: alice(),
+        device_id: phone(),
+        txn_id: "txn".to_owned(),
+        room_id: room_id.clone(),
+        kind: "m.room.message".to_owned(),
+        state_key: None,
+        content: Bytes::from_static(b"{}"),
+        delay_ms: 5_000,
+        since_ms: 1_000_000,
+        held: None,
+        stage: DelayedStage::Scheduled,
+    };
     let sent = SlidingRoomRecord { upto: Some(Position(5)), limit: 20, required: 0, is_direct: true };
     let generation = SlidingGenerationRecord {
         id: 9,
@@ -243,9 +256,14 @@ fn user_rows() -> Vec<String> {
         row(&DEVICES, &(alice(), phone()), &device),
         row(&TOKENS, &[1; 32], &token),
         row(&OPENID_TOKENS, &(1_000_000, [2; 32]), &alice()),
+        row(&LOGIN_TOKENS, &(1_000_000, [2; 32]), &alice()),
         row(&ACCOUNT_DATA, &(alice(), String::new(), "m.direct".to_owned()), &data),
         row(&PROFILES, &(alice(), "displayname".to_owned()), &"\"Alice\"".to_owned()),
         row(&FILTERS, &(alice(), "1".to_owned()), &"{}".to_owned()),
+        row(&DELAYED_EVENTS, &"delay".to_owned(), &delayed),
+        row(&DELAYED_OF_USERS, &(alice(), "delay".to_owned()), &()),
+        row(&DELAYED_DUE, &(1_005_000, "delay".to_owned()), &()),
+        row(&NOTICE_ROOMS, &alice(), &room_id),
         row(&PRIVATE_RECEIPTS, &(alice(), room_id, "main".to_owned()), &receipt),
         row(&SLIDING_CONNECTIONS, &(alice(), phone(), "main".to_owned()), &sliding),
     ]
