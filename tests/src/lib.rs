@@ -17,7 +17,7 @@ pub use self::{
     federation::Synapse,
     link::Link,
     peer::{Peer, PeerKind},
-    server::{Server, free_port},
+    server::{Server, binary, free_port},
     stranger::{Guest, Stranger},
     tls::{Heard, Reply},
 };

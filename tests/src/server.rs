@@ -306,7 +306,7 @@ pub(crate) fn profile_folder() -> PathBuf {
 }
 
 /// The server's binary, built once: `cargo test` builds other packages' libraries only.
-fn binary() -> &'static Path {
+pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
         let profile = profile_folder();
