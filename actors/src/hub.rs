@@ -1,7 +1,11 @@
 //! Who is to be told when a room changes: the active sessions of its joined local users.
 //!
-//! A room tells them from the completion of its commit: first it marks the change in every view, and
-//! only then wakes those who wait. The cost is per *active* local member; the others pay nothing.
+//! A room tells them from the completion of its commit: first it marks the change for every view, and only then
+//! wakes those who wait. The cost is per view that was read since the last change; see [`news`].
+
+mod news;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -9,13 +13,25 @@ use dashmap::DashMap;
 use engine::id::{Position, ShortRoomId};
 use ruma::{OwnedUserId, RoomId, UserId};
 
+pub use self::news::Changed;
+pub(crate) use self::news::{Latest, RoomNews};
 use crate::session::{RoomEntry, SessionView};
+
+/// Views that are woken before others get their turn: each one builds a response, and whoever asks for something
+/// else meanwhile waits for no more than these.
+const WAKES_AT_A_TIME: usize = 16;
+
+/// The local members of a room whose sessions are active.
+struct Members {
+    views: BTreeMap<OwnedUserId, Arc<SessionView>>,
+    news: Arc<RoomNews>,
+}
 
 /// The active sessions, by user and by room.
 #[derive(Default)]
 pub struct Hub {
     sessions: DashMap<OwnedUserId, Arc<SessionView>>,
-    rooms: DashMap<ShortRoomId, BTreeMap<OwnedUserId, Arc<SessionView>>>,
+    rooms: DashMap<ShortRoomId, Members>,
 }
 
 impl Hub {
@@ -38,29 +54,29 @@ impl Hub {
     }
 
     /// Tells a session of the changes of a room from now on.
-    pub fn subscribe(&self, room: ShortRoomId, view: &Arc<SessionView>) {
-        self.rooms.entry(room).or_default().insert(view.user_id().to_owned(), view.clone());
+    pub fn subscribe(&self, room: ShortRoomId, room_id: &RoomId, view: &Arc<SessionView>) {
+        let new = || Members { views: BTreeMap::new(), news: RoomNews::new(room, room_id) };
+        let mut members = self.rooms.entry(room).or_insert_with(new);
+        members.views.insert(view.user_id().to_owned(), view.clone());
+        view.follow(&members.news);
     }
 
     /// Tells a session of the changes of a room no more.
     pub fn unsubscribe(&self, room: ShortRoomId, user_id: &UserId) {
-        if let Some(mut subscribers) = self.rooms.get_mut(&room) {
-            subscribers.remove(user_id);
+        if let Some(mut members) = self.rooms.get_mut(&room)
+            && let Some(view) = members.views.remove(user_id)
+        {
+            view.unfollow(room);
         }
-        self.rooms.remove_if(&room, |_, subscribers| subscribers.is_empty());
-    }
-
-    /// The sessions that hear of a room's changes.
-    pub fn subscribers(&self, room: ShortRoomId) -> Vec<Arc<SessionView>> {
-        self.rooms.get(&room).map_or_else(Vec::new, |subscribers| subscribers.values().cloned().collect())
+        self.rooms.remove_if(&room, |_, members| members.views.is_empty());
     }
 
     /// The active sessions that share a joined room with a session, its own included.
     pub fn neighbors(&self, view: &SessionView) -> Vec<Arc<SessionView>> {
         let mut neighbors = BTreeMap::new();
         for (_, entry) in view.rooms().iter().filter(|(_, entry)| entry.is_joined()) {
-            if let Some(subscribers) = self.rooms.get(&entry.room) {
-                neighbors.extend(subscribers.iter().map(|(user, view)| (user.clone(), view.clone())));
+            if let Some(members) = self.rooms.get(&entry.room) {
+                neighbors.extend(members.views.iter().map(|(user, view)| (user.clone(), view.clone())));
             }
         }
         neighbors.into_values().collect()
@@ -73,39 +89,38 @@ impl Hub {
         let joined = entry.is_joined();
         view.set_room(room_id, entry);
         if joined {
-            self.subscribe(room, &view);
+            self.subscribe(room, room_id, &view);
         } else {
             self.unsubscribe(room, user_id);
         }
         view.wake();
     }
 
-    /// Marks a new event of a room in the views of its subscribers and wakes them.
-    pub fn room_has_event(&self, room: ShortRoomId, room_id: &RoomId, position: Position) {
-        if let Some(subscribers) = self.rooms.get(&room) {
-            for view in subscribers.values() {
-                view.mark_event(room_id, position);
+    /// Marks a change of a room in the views of its members, and wakes those who wait.
+    ///
+    /// The marks are there on return; the wakes of a large room follow.
+    pub fn room_changed(&self, room: ShortRoomId, changed: Changed, position: Position) {
+        let told = match self.rooms.get(&room) {
+            Some(members) => members.news.change(changed, position),
+            None => return,
+        };
+        let waiting: Vec<_> = told.into_iter().filter(|view| view.has_waiting()).collect();
+        if waiting.len() <= WAKES_AT_A_TIME {
+            for view in &waiting {
                 view.wake();
             }
+        } else {
+            tokio::spawn(wake_by_and_by(waiting));
         }
     }
+}
 
-    /// Marks a change of a room's state in the views of its subscribers, before `room_changed`.
-    pub fn state_changed(&self, room: ShortRoomId, room_id: &RoomId, position: Position) {
-        if let Some(subscribers) = self.rooms.get(&room) {
-            for view in subscribers.values() {
-                view.mark_state(room_id, position);
-            }
+/// Wakes some at a time. It ends by itself, whatever becomes of those who wait.
+async fn wake_by_and_by(waiting: Vec<Arc<SessionView>>) {
+    for some in waiting.chunks(WAKES_AT_A_TIME) {
+        for view in some {
+            view.wake();
         }
-    }
-
-    /// Marks a change of a room in the views of its subscribers and wakes them.
-    pub fn room_changed(&self, room: ShortRoomId, room_id: &RoomId, position: Position) {
-        if let Some(subscribers) = self.rooms.get(&room) {
-            for view in subscribers.values() {
-                view.mark_room(room_id, position);
-                view.wake();
-            }
-        }
+        tokio::task::yield_now().await;
     }
 }

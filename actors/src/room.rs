@@ -74,7 +74,7 @@ use crate::{
     destination::{Outbox, Outgoing},
     directory::{DirectoryActor, Meter},
     env::Env,
-    hub::Hub,
+    hub::{Changed, Hub},
     users::ChangedRooms,
 };
 
@@ -627,15 +627,16 @@ impl Completion {
         let room = self.snapshot.room;
         self.published.related.change(self.relations);
         let root = self.snapshot.head.root;
-        if self.published.snapshot.swap(self.snapshot).head.root != root {
+        let state = self.published.snapshot.swap(self.snapshot).head.root != root;
+        if state {
             self.shared.changed_rooms.mark(room);
-            self.shared.hub.state_changed(room, &room_id, self.position);
         }
         for (user, entry) in self.entries {
             self.shared.hub.set_membership(&user, &room_id, entry);
         }
-        if !self.events.is_empty() {
-            self.shared.hub.room_has_event(room, &room_id, self.position);
+        let event = !self.events.is_empty();
+        if event || state {
+            self.shared.hub.room_changed(room, Changed { event, state }, self.position);
         }
         for (outgoing, servers) in self.outgoing {
             self.shared.outbox.announce(outgoing, servers);

@@ -12,6 +12,7 @@ use storage::{
 use tokio::time::Instant;
 
 use super::{ActiveRoom, Receipt, RoomError, RoomMessage, Typing};
+use crate::hub::Changed;
 
 /// Who is typing, and until when.
 #[derive(Default)]
@@ -92,7 +93,7 @@ impl ActiveRoom {
         let ticket = self.shared.store.storage().reserve(1);
         let typing = Typing { users: self.typists.0.keys().cloned().collect(), position: ticket.last() };
         self.published.typing.store(Arc::new(typing));
-        self.shared.hub.room_changed(self.room, &self.room_id, ticket.last());
+        self.shared.hub.room_changed(self.room, Changed::default(), ticket.last());
     }
 
     /// Sets a public receipt; an older one than the present is ignored.
@@ -124,12 +125,12 @@ impl ActiveRoom {
         self.receipts.set(receipt);
         let receipts = Arc::new(self.receipts.clone());
         let (shared, published) = (self.shared.clone(), self.published.clone());
-        let (room, room_id, myself) = (self.room, self.room_id.clone(), myself.clone());
+        let (room, myself) = (self.room, myself.clone());
         storage.submit(batch, Some(ticket), move |result| {
             match &result {
                 Ok(()) => {
                     published.receipts.store(receipts);
-                    shared.hub.room_changed(room, &room_id, position);
+                    shared.hub.room_changed(room, Changed::default(), position);
                 }
                 Err(error) => drop(myself.cast(RoomMessage::CommitFailed(error.clone()))),
             }

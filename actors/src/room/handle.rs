@@ -196,9 +196,16 @@ impl RoomHandle {
         self.actor.call(|reply| RoomMessage::Typing(user, timeout, reply)).await?
     }
 
-    /// The stored relation of a local user to the room.
+    /// The relation of a local user to the room.
     pub async fn membership_record(&self, user: &UserId) -> Result<Option<MembershipRecord>, RoomError> {
-        let key = (user.to_owned(), self.snapshot().room_id.clone());
+        let room_id = &self.snapshot().room_id;
+        // An active session knows what is durable, without a trip to the store.
+        if let Some(view) = self.shared.hub.session(user)
+            && let Some(entry) = view.room(room_id)
+        {
+            return Ok(Some(entry.into()));
+        }
+        let key = (user.to_owned(), room_id.clone());
         Ok(self.shared.store.storage().get(&schema::MEMBERSHIPS, &key).await?)
     }
 

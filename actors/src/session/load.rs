@@ -175,7 +175,7 @@ impl SessionShared {
             let is_joined = entry.is_joined();
             view.set_room(&room_id, entry);
             if is_joined {
-                self.hub().subscribe(room, view);
+                self.hub().subscribe(room, &room_id, view);
                 joined.push((room_id, room));
             }
         }

@@ -14,6 +14,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use engine::{
     id::{ShortEventId, ShortRoomId, TimelineIndex},
     push::{Outcome, PushEvent},
+    state::StateRoot,
 };
 use js_int::UInt;
 use parking_lot::Mutex;
@@ -21,7 +22,7 @@ use quick_cache::sync::Cache;
 use ruma::{
     OwnedUserId,
     events::room::power_levels::{RoomPowerLevels, RoomPowerLevelsSource},
-    push::{PushConditionRoomCtx, Ruleset},
+    push::{PushConditionPowerLevelsCtx, PushConditionRoomCtx, Ruleset},
 };
 use serde::{Deserialize, Serialize};
 
@@ -158,7 +159,7 @@ impl UnreadCache {
         }
         let fresh = unseen(room, counted.upto, snapshot.head.latest).await?;
         if !fresh.is_empty() {
-            let context = context(data, room).await?;
+            let context = context(data, room, events).await?;
             let mut redacted = Vec::new();
             for event in fresh.iter().rev() {
                 if event.pdu.kind() == "m.room.redaction" {
@@ -250,6 +251,7 @@ async fn unseen(
 pub(super) async fn context(
     data: &SessionData,
     room: &RoomHandle,
+    events: &PushEvents,
 ) -> Result<PushConditionRoomCtx, RoomError> {
     let snapshot = room.snapshot();
     let root = snapshot.head.root;
@@ -259,16 +261,28 @@ pub(super) async fn context(
     let name = name.unwrap_or_else(|| user_id.localpart().to_owned());
     let members = UInt::new_saturating(snapshot.head.joined);
     let context = PushConditionRoomCtx::new(snapshot.room_id.clone(), members, user_id, name);
+    let powers = if let Some(powers) = events.powers.get(&root) {
+        powers
+    } else {
+        let powers = Arc::new(powers(room, root).await?);
+        events.powers.insert(root, powers.clone());
+        powers
+    };
+    Ok(context.with_power_levels((*powers).clone()))
+}
+
+/// Who has which power in a state, as the rules ask for it.
+async fn powers(room: &RoomHandle, root: StateRoot) -> Result<PushConditionPowerLevelsCtx, RoomError> {
     let power_levels = room.state_event(root, "m.room.power_levels", "").await?;
     let source = power_levels
         .and_then(|event| serde_json::from_str(event.pdu.content().get()).ok())
         .map_or(RoomPowerLevelsSource::None, RoomPowerLevelsSource::Original);
     let creators = creators(room, root).await?;
-    let power_levels = RoomPowerLevels::new(source, &snapshot.rules.authorization, creators);
-    Ok(context.with_power_levels(power_levels.into()))
+    let rules = room.snapshot().rules;
+    Ok(RoomPowerLevels::new(source, &rules.authorization, creators).into())
 }
 
-async fn creators(room: &RoomHandle, root: engine::state::StateRoot) -> Result<Vec<OwnedUserId>, RoomError> {
+async fn creators(room: &RoomHandle, root: StateRoot) -> Result<Vec<OwnedUserId>, RoomError> {
     #[derive(Deserialize)]
     struct Content {
         #[serde(default)]
@@ -281,23 +295,30 @@ async fn creators(room: &RoomHandle, root: engine::state::StateRoot) -> Result<V
     Ok(creators)
 }
 
-/// Events as push rules look at them, shared by all sessions: an event is parsed once, not once per reader.
-pub(super) struct PushEvents(Cache<ShortEventId, Arc<PushEvent>>);
+/// What push rules look at, shared by all sessions: it is parsed once, not once per reader.
+pub(super) struct PushEvents {
+    events: Cache<ShortEventId, Arc<PushEvent>>,
+    /// By the state that they are part of.
+    powers: Cache<StateRoot, Arc<PushConditionPowerLevelsCtx>>,
+}
 
 /// Events that are kept parsed: the news of the last moments, which all readers are about to judge.
 const PARSED_MAX: usize = 1024;
 
+/// Rooms' power levels that are kept parsed.
+const POWERS_MAX: usize = 256;
+
 impl PushEvents {
     pub(super) fn new() -> Self {
-        Self(Cache::new(PARSED_MAX))
+        Self { events: Cache::new(PARSED_MAX), powers: Cache::new(POWERS_MAX) }
     }
 
     fn get(&self, event: &StoredEvent) -> Option<Arc<PushEvent>> {
-        if let Some(parsed) = self.0.get(&event.short) {
+        if let Some(parsed) = self.events.get(&event.short) {
             return Some(parsed);
         }
         let parsed = Arc::new(PushEvent::parse(event.pdu.raw())?);
-        self.0.insert(event.short, parsed.clone());
+        self.events.insert(event.short, parsed.clone());
         Some(parsed)
     }
 }

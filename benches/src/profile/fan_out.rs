@@ -24,6 +24,9 @@ const GRACE: Duration = Duration::from_secs(20);
 /// How often the stranger asks.
 const ASK_EVERY: Duration = Duration::from_millis(50);
 
+/// Members who come online would be news of their own.
+const UNSEEN: &str = "set_presence=offline";
+
 /// What stands before a message's number.
 const MARK: &[u8] = b"message number ";
 
@@ -55,7 +58,7 @@ pub(super) async fn run(
     let mut waiting = Vec::with_capacity(members);
     context.progress.begin("first syncs");
     for user in users {
-        let since = user.sync_token().await?;
+        let since = next_batch(&user.sync(&format!("{UNSEEN}&timeout=0")).await?)?;
         waiting.push((user, since));
     }
     ready();
@@ -113,7 +116,7 @@ async fn read(
         if last.borrow().is_some() {
             over.get_or_insert_with(|| Instant::now() + GRACE);
         }
-        let query = format!("since={since}&timeout={}", POLL.as_millis());
+        let query = format!("{UNSEEN}&since={since}&timeout={}", POLL.as_millis());
         let answered = tokio::select! {
             biased;
             answered = user.sync(&query) => answered,

@@ -7,7 +7,8 @@
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Read, Seek, SeekFrom, Write},
+    io::{self, Read},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
@@ -73,7 +74,7 @@ impl Home {
 
     /// Notes that this many commits are durable.
     pub(super) fn witness(&self, name: &'static str, commits: u64) -> Result<(), StoreError> {
-        write_witness(&mut self.witness.lock(), commits).map_err(|error| StoreError::backend(name, error))
+        write_witness(&self.witness.lock(), commits).map_err(|error| StoreError::backend(name, error))
     }
 }
 
@@ -95,10 +96,9 @@ fn read_witness(file: &mut File) -> io::Result<Option<u64>> {
     Ok((complement == (!count).to_be_bytes()).then_some(count))
 }
 
-fn write_witness(file: &mut File, commits: u64) -> io::Result<()> {
+fn write_witness(file: &File, commits: u64) -> io::Result<()> {
     let mut bytes = [0; WITNESS_LENGTH];
     bytes[..8].copy_from_slice(&commits.to_be_bytes());
     bytes[8..].copy_from_slice(&(!commits).to_be_bytes());
-    file.seek(SeekFrom::Start(0))?;
-    file.write_all(&bytes)
+    file.write_all_at(&bytes, 0)
 }

@@ -49,7 +49,9 @@ impl Engine for Sled {
 
     fn open(folder: &Path, cache_bytes: u64) -> Result<Self, OpenError> {
         wait_for_lock(folder);
-        let db = sled::Config::new().path(folder).cache_capacity(cache_bytes).open().map_err(|error| {
+        // The writer says when to sync; sled's own timer would only wake an idle server twice a second.
+        let config = sled::Config::new().path(folder).cache_capacity(cache_bytes).flush_every_ms(None);
+        let db = config.open().map_err(|error| {
             let io = match &error {
                 sled::Error::Io(error) => Some(error.kind()),
                 _ => None,
