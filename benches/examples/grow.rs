@@ -7,7 +7,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use actors::{
     directory::ClassConfig,
     env::{Clock, Env, SeededEntropy},
-    homeserver::{Homeserver, HomeserverConfig},
+    homeserver::{ConversationConfig, Homeserver, HomeserverConfig},
     media::MediaConfig,
     room::{MembershipAction, MembershipChange, Send},
     session::{Login, NewAccount},
@@ -99,6 +99,7 @@ fn config(key: SigningKey) -> Result<HomeserverConfig> {
         rooms: ClassConfig::default(),
         sessions: ClassConfig::default(),
         media: MediaConfig::default(),
+        conversation: ConversationConfig::default(),
     })
 }
 
@@ -123,7 +124,7 @@ async fn join(homeserver: &Homeserver, room_id: &OwnedRoomId, number: usize) -> 
     let change = MembershipChange {
         sender: member.clone(),
         target: member,
-        action: MembershipAction::Join { meets_allow_rule: false },
+        action: MembershipAction::Join { meets_allow_rule: None },
         content: Map::new(),
     };
     homeserver.room(room_id).await?.change_membership(change).await?;
