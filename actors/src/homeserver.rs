@@ -1,6 +1,9 @@
 //! The assembly: everything that one server is, behind one cheap handle.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use engine::{
     pdu::{self, BuildContext, Draft, Pdu, SigningKey},
@@ -25,6 +28,7 @@ use crate::{
     hub::Hub,
     media::{MediaConfig, MediaRepository},
     metrics::{ActorClasses, Metrics},
+    push::{PushGateway, Pushing},
     room::{
         Create, MembershipAction, MembershipChange, RoomActor, RoomError, RoomHandle, RoomShared, RoomStore,
         allowed_rooms,
@@ -55,6 +59,8 @@ pub struct HomeserverConfig {
     pub media: MediaConfig,
     /// What goes on in rooms besides.
     pub conversation: ConversationConfig,
+    /// Calls push gateways.
+    pub push: Arc<dyn PushGateway>,
 }
 
 /// What a server does in rooms on its own, or for users who are away.
@@ -67,6 +73,17 @@ pub struct ConversationConfig {
 /// A running server. Cloning shares it.
 #[derive(Clone)]
 pub struct Homeserver(Arc<Inner>);
+
+/// A server that may be gone.
+#[derive(Clone)]
+pub(crate) struct WeakHomeserver(Weak<Inner>);
+
+impl WeakHomeserver {
+    /// The server, if it still is there.
+    pub(crate) fn upgrade(&self) -> Option<Homeserver> {
+        self.0.upgrade().map(Homeserver)
+    }
+}
 
 struct Inner {
     server_name: OwnedServerName,
@@ -84,6 +101,7 @@ struct Inner {
     media: MediaRepository,
     metrics: Metrics,
     delayed: DelayedEvents,
+    pushing: Pushing,
 }
 
 impl Homeserver {
@@ -137,7 +155,9 @@ impl Homeserver {
             federation,
             metrics,
             delayed: DelayedEvents::new(config.conversation.delay_max),
+            pushing: Pushing::new(config.push),
         }));
+        homeserver.0.pushing.start(&homeserver).await;
         homeserver.resume();
         homeserver
     }
@@ -224,6 +244,16 @@ impl Homeserver {
     /// The task that keeps the user directory.
     pub(crate) fn users(&self) -> &UserDirectory {
         &self.0.users
+    }
+
+    /// What this server pushes with.
+    pub(crate) fn pushing(&self) -> &Pushing {
+        &self.0.pushing
+    }
+
+    /// The same server, without keeping it from ending.
+    pub(crate) fn downgrade(&self) -> WeakHomeserver {
+        WeakHomeserver(Arc::downgrade(&self.0))
     }
 
     /// The version of new rooms that name none.
@@ -421,6 +451,7 @@ impl Homeserver {
     /// Passivates all actors and closes the store; what was acknowledged is durable already.
     pub async fn shutdown(&self) {
         self.0.delayed.stop().await;
+        self.0.pushing.stop().await;
         self.0.session_shared.finish_background().await;
         self.0.sessions.drain_all().await;
         self.0.rooms.drain_all().await;

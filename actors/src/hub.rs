@@ -15,7 +15,10 @@ use ruma::{OwnedUserId, RoomId, UserId};
 
 pub use self::news::Changed;
 pub(crate) use self::news::{Latest, RoomNews};
-use crate::session::{RoomEntry, SessionView};
+use crate::{
+    push::PushWatch,
+    session::{RoomEntry, SessionView},
+};
 
 /// Views that are woken before others get their turn: each one builds a response, and whoever asks for something
 /// else meanwhile waits for no more than these.
@@ -32,6 +35,8 @@ struct Members {
 pub struct Hub {
     sessions: DashMap<OwnedUserId, Arc<SessionView>>,
     rooms: DashMap<ShortRoomId, Members>,
+    /// The users with pushers, active or not.
+    pub push: PushWatch,
 }
 
 impl Hub {
@@ -83,17 +88,18 @@ impl Hub {
     }
 
     /// Sets a local user's relation to a room, if the user's session is active.
-    pub fn set_membership(&self, user_id: &UserId, room_id: &RoomId, entry: RoomEntry) {
-        let Some(view) = self.session(user_id) else { return };
+    pub fn set_membership(&self, user_id: &UserId, room_id: &RoomId, entry: &RoomEntry) {
+        let Some(view) = self.session(user_id) else { return self.push.set_membership(user_id, entry) };
         let room = entry.room;
         let joined = entry.is_joined();
-        view.set_room(room_id, entry);
+        view.set_room(room_id, entry.clone());
         if joined {
             self.subscribe(room, room_id, &view);
         } else {
             self.unsubscribe(room, user_id);
         }
         view.wake();
+        self.push.set_membership(user_id, entry);
     }
 
     /// Marks a change of a room in the views of its members, and wakes those who wait.

@@ -20,6 +20,7 @@ mod primitives {
     pub(crate) use std::sync::atomic::{AtomicU32, Ordering};
 }
 pub mod presence;
+pub mod push;
 pub mod room;
 pub mod session;
 pub mod sliding_sync;

@@ -632,11 +632,14 @@ impl Completion {
             self.shared.changed_rooms.mark(room);
         }
         for (user, entry) in self.entries {
-            self.shared.hub.set_membership(&user, &room_id, entry);
+            self.shared.hub.set_membership(&user, &room_id, &entry);
         }
         let event = !self.events.is_empty();
         if event || state {
             self.shared.hub.room_changed(room, Changed { event, state }, self.position);
+        }
+        if event {
+            self.shared.hub.push.room_has_event(room);
         }
         for (outgoing, servers) in self.outgoing {
             self.shared.outbox.announce(outgoing, servers);

@@ -1,7 +1,7 @@
 //! A local user's session: the single writer of the account and all that belongs to it.
 //!
 //! Owns the user's rows in `ACCOUNTS`, `DEVICES`, `TOKENS`, `OPENID_TOKENS`, `LOGIN_TOKENS`, `ACCOUNT_DATA`, `PROFILES`,
-//! `FILTERS`, `PRIVATE_RECEIPTS` and `SLIDING_CONNECTIONS`, and all that serves end-to-end encryption. It exists
+//! `FILTERS`, `PRIVATE_RECEIPTS`, `SLIDING_CONNECTIONS` and `PUSHERS`, and all that serves end-to-end encryption. It exists
 //! only for users who have an account. The directory starts it
 //! under the session supervisor and passivates it when it is idle or memory is short; whoever waits in
 //! `/sync` holds a lease on it. A restart costs one read of each of those ranges and of the user's
@@ -25,8 +25,10 @@ mod keys;
 mod load;
 mod login_token;
 mod moderation;
+mod notices;
 mod profile;
 mod push_rules;
+mod pushers;
 mod sliding;
 mod tags;
 #[cfg(test)]
@@ -59,6 +61,8 @@ pub use self::{
     keys::{CROSS_SIGNING, Claimed, Keys, Upload, Wanted},
     login_token::{LoginToken, LoginTokenKey},
     moderation::Restriction,
+    notices::Notice,
+    pushers::{NewPusher, PusherKey},
     sliding::{ConnectionKey, RoomFacts, Told},
     token::{AuthenticationFailure, Requester, hash_token},
     unread::{Unread, UnreadCounts},
@@ -112,6 +116,14 @@ impl SessionShared {
 
     fn hub(&self) -> &Hub {
         &self.rooms.hub
+    }
+
+    /// Has the rooms tell of their events whoever has pushers.
+    fn watch_for_pushers(&self, published: &Published) {
+        let keys = published.data.load().pushers().map(|(key, _)| key.clone()).collect();
+        let rooms = published.view.rooms().into_iter().map(|(_, entry)| entry);
+        let joined = rooms.filter(RoomEntry::is_joined).map(|entry| entry.room);
+        self.hub().push.set(published.view.user_id(), keys, joined);
     }
 
     /// Tells those who share a room with a user, and the user, that the user's devices changed.
@@ -325,7 +337,9 @@ impl ActiveSession {
         draft: Draft,
         done: impl FnOnce(Result<(), SessionError>) + Send + 'static,
     ) {
-        let Draft { data, batch, revoked, rooms, is_news, device_list_changed, ticket, .. } = draft;
+        let Draft {
+            data, batch, revoked, rooms, is_news, device_list_changed, pushers_changed, ticket, ..
+        } = draft;
         self.data = data;
         let position = ticket.last();
         let (shared, published) = (self.shared.clone(), self.published.clone());
@@ -345,6 +359,11 @@ impl ActiveSession {
                 }
                 if is_news || !rooms.is_empty() {
                     published.view.wake();
+                }
+                if pushers_changed {
+                    shared.watch_for_pushers(&published);
+                } else if !rooms.is_empty() {
+                    shared.hub().push.nudge(published.view.user_id());
                 }
                 if device_list_changed {
                     shared.tell_device_list(&published.view, position);

@@ -57,6 +57,7 @@ async fn homeserver(room_memory: u64) -> (Homeserver, Arc<FaultyClock>) {
         sessions: ClassConfig::default(),
         media: MediaConfig::default(),
         conversation: ConversationConfig::default(),
+        push: std::sync::Arc::new(actors::push::NoPushGateways),
     };
     let storage = Storage::open(Arc::new(MemoryStore::new()), Durability::Always).await.unwrap();
     (Homeserver::start(config, env, storage).await, clock)

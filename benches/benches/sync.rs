@@ -45,6 +45,7 @@ async fn homeserver() -> Result<Homeserver> {
         sessions: ClassConfig::default(),
         media: MediaConfig::default(),
         conversation: ConversationConfig::default(),
+        push: std::sync::Arc::new(actors::push::NoPushGateways),
     };
     let storage = Storage::open(Arc::new(MemoryStore::new()), Durability::Always).await?;
     let homeserver = Homeserver::start(config, env, storage).await;

@@ -115,6 +115,8 @@ section! {
         delayed_events: DelayedEvents = DelayedEvents::default(),
         /// The TURN server for calls.
         turn: Turn = Turn::default(),
+        /// Push notifications.
+        push: Push = Push::default(),
         /// How requests are let in.
         access: Access = Access::default(),
         /// What `.well-known` documents say.
@@ -277,6 +279,13 @@ section! {
         ttl: Span = Span::from_secs(24 * 3600),
         /// Whether guests get credentials too.
         guests: bool = false,
+    }
+}
+section! {
+    /// `[push]`
+    Push {
+        /// Whether push gateways may be at loopback and private addresses, and go without TLS.
+        allow_private_addresses: bool = false,
     }
 }
 section! {

@@ -3,6 +3,7 @@
 //! Spec: server-server API, "Server discovery", "Request Authentication".
 
 pub mod guard;
+pub mod push;
 mod resolve;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};

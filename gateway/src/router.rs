@@ -16,8 +16,8 @@ use crate::{
     client::{
         account, account_data, delayed_events, devices, directory, ephemeral, events, filters, key_backup,
         keys, login, login_page, media, membership, moderation, old, openid, presence, profile, push_rules,
-        register, relations, rendezvous, rooms, sliding_sync, spaces, summary, sync, third_party_networks,
-        timeline, to_device, user_directory, voip, well_known,
+        pushers, register, relations, rendezvous, rooms, sliding_sync, spaces, summary, sync,
+        third_party_networks, timeline, to_device, user_directory, voip, well_known,
     },
     error::ApiError,
     federation, metrics, unread,
@@ -183,6 +183,9 @@ fn account_routes() -> Router<App> {
             get(profile::get_field).put(profile::set_field).delete(profile::delete_field),
         )
         .route("/presence/{user}/status", get(presence::get_presence).put(presence::set_presence))
+        .route("/pushers", get(pushers::get_pushers))
+        .route("/pushers/set", post(pushers::set_pusher))
+        .route("/notifications", get(pushers::notifications))
         .route("/pushrules/", get(push_rules::get_all))
         .route("/pushrules", get(push_rules::get_all))
         .route("/pushrules/global/", get(push_rules::get_global))

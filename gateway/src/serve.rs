@@ -42,7 +42,7 @@ use crate::{
     extract::ClientIp,
     federation::origins::OriginRates,
     metrics,
-    outbound::{Outbound, OutboundOptions},
+    outbound::{Outbound, OutboundOptions, push::PushClient},
     password::{PasswordCost, Passwords},
     rate_limit::Rates,
     router, signing,
@@ -102,6 +102,8 @@ pub struct Options {
     pub media: config::Media,
     /// What goes on in rooms besides.
     pub conversation: ConversationConfig,
+    /// How push gateways are called.
+    pub push: config::Push,
     /// How hard password hashes are.
     pub password_cost: PasswordCost,
     /// What handlers need to know.
@@ -174,6 +176,7 @@ impl Options {
             sessions: class(actors.session_memory),
             media: config.media.clone(),
             conversation: ConversationConfig { delay_max: config.delayed_events.max_delay.0 },
+            push: config.push.clone(),
             password_cost: PasswordCost {
                 memory_kib: u32::try_from(config.password.argon2_memory.0 >> 10).unwrap_or(u32::MAX),
                 iterations: config.password.argon2_iterations,
@@ -332,6 +335,7 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
         sessions: options.sessions,
         media: media(&options.media, &options.data_dir.join("media"))?,
         conversation: options.conversation,
+        push: Arc::new(PushClient::new(options.push.allow_private_addresses)?),
     };
     let passwords = Passwords::new(options.password_cost, env.entropy.clone())?;
     let homeserver = Homeserver::start(config, env, storage).await;

@@ -31,6 +31,7 @@ fn options(data_dir: &Path) -> Options {
         sessions: ClassConfig::default(),
         media: gateway::config::Media::default(),
         conversation: actors::homeserver::ConversationConfig::default(),
+        push: gateway::config::Push::default(),
         password_cost: PasswordCost { memory_kib: 64, iterations: 1, lanes: 1 },
         settings: Settings::default(),
     }

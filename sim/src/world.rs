@@ -158,6 +158,7 @@ async fn boot(store: &Arc<MemoryStore>, seed: u64, now_ms: u64) -> Result<Homese
         sessions: ClassConfig::default(),
         media: MediaConfig::default(),
         conversation: ConversationConfig::default(),
+        push: std::sync::Arc::new(actors::push::NoPushGateways),
     };
     Ok(Homeserver::start(config, env, storage).await)
 }

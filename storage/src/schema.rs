@@ -13,12 +13,13 @@ mod delayed;
 mod federation;
 mod keys;
 mod media;
+mod push;
 mod rooms;
 mod users;
 
 use crate::{store::StoreError, verify::read_row};
 
-pub use self::{delayed::*, federation::*, keys::*, media::*, rooms::*, users::*};
+pub use self::{delayed::*, federation::*, keys::*, media::*, push::*, rooms::*, users::*};
 
 /// The number of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -417,6 +418,33 @@ tables! {
     ///
     /// Key: URL. Writer: `Media`. Changes: overwritten; deletion when they are old.
     44 => URL_PREVIEWS: String => UrlPreviewRecord;
+
+    /// Where each user's notifications go.
+    ///
+    /// Key: user, app ID, pushkey; one user is one range. Writer: `SessionActor`. Changes: overwritten; deletion with the
+    /// device, or once a push gateway rejects the pushkey.
+    80 => PUSHERS: (OwnedUserId, String, String) => PusherRecord;
+
+    /// The users of each pushkey.
+    ///
+    /// Key: app ID, pushkey, user. Writer: `SessionActor`, in the same batch as `PUSHERS`. Changes: deletion.
+    81 => PUSHKEYS: (String, String, OwnedUserId) => ();
+
+    /// How far each pusher has come.
+    ///
+    /// Key: user, app ID, pushkey. Writer: pushing; of a pusher without a row all begins with its `since`. Changes:
+    /// overwritten; deletion by `SessionActor`, with the row of `PUSHERS`.
+    82 => PUSH_CURSORS: (OwnedUserId, String, String) => PushCursorRecord;
+
+    /// What users with pushers have not read, by room; where there is nothing there is no row.
+    ///
+    /// Key: user, room ID. Writer: pushing. Changes: overwritten; deletion.
+    83 => PUSH_UNREAD: (OwnedUserId, OwnedRoomId) => PushUnreadRecord;
+
+    /// As of when `PUSH_UNREAD` counts.
+    ///
+    /// Key: user. Writer: pushing, in the same batch as `PUSH_UNREAD`. Changes: overwritten.
+    84 => PUSH_COUNTED: OwnedUserId => Position;
 }
 
 /// A room, a user, a device, and an event type with the client's transaction ID.

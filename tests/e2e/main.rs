@@ -28,6 +28,7 @@ mod old_endpoints;
 mod permissions;
 mod presence;
 mod profile;
+mod push;
 mod push_rules;
 mod receipts_typing;
 mod registration;

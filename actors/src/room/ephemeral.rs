@@ -121,6 +121,7 @@ impl ActiveRoom {
         batch.put(&schema::RECEIPTS, &(self.room, receipt.user_id.clone(), thread), &record);
         batch.put(&schema::ROOMS, &self.room, &self.record(receipt.position));
         let position = receipt.position;
+        let reader = receipt.user_id.clone();
         self.send_receipt(&receipt);
         self.receipts.set(receipt);
         let receipts = Arc::new(self.receipts.clone());
@@ -131,6 +132,7 @@ impl ActiveRoom {
                 Ok(()) => {
                     published.receipts.store(receipts);
                     shared.hub.room_changed(room, Changed::default(), position);
+                    shared.hub.push.nudge(&reader);
                 }
                 Err(error) => drop(myself.cast(RoomMessage::CommitFailed(error.clone()))),
             }

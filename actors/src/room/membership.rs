@@ -193,7 +193,7 @@ impl ActiveRoom {
         let (shared, room_id) = (self.shared.clone(), self.room_id.clone());
         storage.submit(batch, Some(ticket), move |result| {
             if result.is_ok() {
-                shared.hub.set_membership(&user, &room_id, entry);
+                shared.hub.set_membership(&user, &room_id, &entry);
             }
             let _ = reply.send(result.map_err(RoomError::Commit));
         });

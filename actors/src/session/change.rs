@@ -18,7 +18,7 @@ use storage::{
 };
 
 use super::{
-    LoginTokenKey, Restriction, SessionData, SessionError, Upload,
+    LoginTokenKey, NewPusher, PusherKey, Restriction, SessionData, SessionError, Upload,
     backup::BackupChange,
     data::{PUSH_RULES, stored_json},
     profile, push_rules,
@@ -107,6 +107,10 @@ pub enum SessionChange {
     EnablePushRule(RuleKind, String, bool),
     /// Set what a push rule does.
     SetPushRuleActions(RuleKind, String, Vec<Action>),
+    /// Create or replace a pusher.
+    SetPusher(Box<NewPusher>),
+    /// Remove a pusher; with a time, only one that was last set then.
+    RemovePusher(PusherKey, Option<MilliSecondsSinceUnixEpoch>),
     /// Add a device's keys.
     UploadKeys(Box<Upload>),
     /// Set cross-signing keys by kind.
@@ -158,6 +162,8 @@ pub(super) struct Draft {
     pub(super) is_news: bool,
     /// Whether those who share rooms are to hear of the user's devices.
     pub(super) device_list_changed: bool,
+    /// Whether the user's pushers change.
+    pub(super) pushers_changed: bool,
     /// When the change happens.
     pub(super) now: MilliSecondsSinceUnixEpoch,
     /// The position that the change takes.
@@ -173,6 +179,7 @@ impl Draft {
             rooms: Vec::new(),
             is_news: false,
             device_list_changed: false,
+            pushers_changed: false,
             now,
             ticket: storage.reserve(1),
         }
@@ -273,6 +280,11 @@ impl Draft {
                 let mut rules = (**self.data.push_rules()).clone();
                 rules.set_actions(kind, rule_id, actions).map_err(|_| SessionError::PushRuleNotFound)?;
                 self.set_push_rules(rules);
+                Ok(())
+            }
+            SessionChange::SetPusher(new) => self.set_pusher(*new),
+            SessionChange::RemovePusher(key, set) => {
+                self.remove_pusher(&key, set);
                 Ok(())
             }
             other => self.apply_encryption(other),

@@ -1,6 +1,7 @@
 //! What readers see of an account: published after each durable commit, never changed.
 
 use std::{
+    collections::BTreeSet,
     ops::Bound,
     sync::{Arc, OnceLock},
 };
@@ -9,10 +10,10 @@ use bytes::Bytes;
 use engine::{id::Position, push::CompiledRules};
 use ruma::{DeviceId, OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomId, UserId, push::Ruleset};
 use serde_json::value::RawValue;
-use storage::schema::{AccountRecord, DeviceRecord, SlidingConnectionRecord};
+use storage::schema::{AccountRecord, DeviceRecord, PusherRecord, SlidingConnectionRecord};
 
 use super::{
-    Keys,
+    Keys, PusherKey,
     sliding::{self, ConnectionKey, Connections},
 };
 use crate::room::{INVITE_PERMISSION, Receipt, blocks_invites};
@@ -27,6 +28,7 @@ pub struct SessionData {
     pub(super) account_data: AccountData,
     pub(super) private_receipts: imbl::OrdMap<(OwnedRoomId, String), Receipt>,
     pub(super) keys: Keys,
+    pub(super) pushers: imbl::OrdMap<PusherKey, Arc<PusherRecord>>,
     push_rules: Arc<Ruleset>,
     /// The rules, compiled when they are first applied.
     compiled_rules: Arc<OnceLock<CompiledRules>>,
@@ -47,6 +49,7 @@ impl SessionData {
             private_receipts: imbl::OrdMap::new(),
             sliding: Connections::new(),
             keys: Keys::default(),
+            pushers: imbl::OrdMap::new(),
         };
         // Before everything that a client may have seen: it is news to a first sync only.
         data.set_push_rules(Ruleset::server_default(&data.user_id), Position(1));
@@ -106,6 +109,13 @@ impl SessionData {
         content.is_some_and(|content| blocks_invites(content.get().as_bytes()))
     }
 
+    /// Whether the user ignores another one.
+    ///
+    /// Spec: client-server API, "Ignoring Users".
+    pub fn ignores(&self, user_id: &UserId) -> bool {
+        self.account_data.ignored().contains(user_id)
+    }
+
     /// Account data that was set after `since`, oldest first: of a room, or global.
     pub fn account_data_since(
         &self,
@@ -148,6 +158,9 @@ impl SessionData {
             + self.keys.weight()
     }
 }
+
+/// The type of the account data that names the users who are ignored.
+const IGNORED_USERS: &str = "m.ignored_user_list";
 
 /// The type of the account data that holds the push rules.
 pub(super) const PUSH_RULES: &str = "m.push_rules";
@@ -208,12 +221,27 @@ pub(super) struct AccountData {
     by_key: imbl::OrdMap<DataKey, Datum>,
     by_position: imbl::OrdSet<(Option<OwnedRoomId>, Position, String)>,
     weight: u64,
+    /// Whom the user ignores, read when it is first asked for.
+    ignored: Arc<OnceLock<BTreeSet<OwnedUserId>>>,
 }
 
 impl AccountData {
     fn get(&self, room_id: Option<&RoomId>, kind: &str) -> Option<&RawValue> {
         let key = (room_id.map(ToOwned::to_owned), kind.to_owned());
         self.by_key.get(&key).map(|datum| &*datum.content)
+    }
+
+    fn ignored(&self) -> &BTreeSet<OwnedUserId> {
+        #[derive(serde::Deserialize)]
+        struct Content {
+            ignored_users: serde_json::Map<String, serde_json::Value>,
+        }
+        let read = || {
+            let content = serde_json::from_str::<Content>(self.get(None, IGNORED_USERS)?.get()).ok()?;
+            let users = content.ignored_users.into_iter();
+            Some(users.filter_map(|(user, _)| UserId::parse(user).ok()).collect())
+        };
+        self.ignored.get_or_init(|| read().unwrap_or_default())
     }
 
     fn since(&self, room_id: Option<&RoomId>, since: Position) -> impl Iterator<Item = (&str, &RawValue)> {
@@ -235,6 +263,9 @@ impl AccountData {
         content: Arc<RawValue>,
         position: Position,
     ) {
+        if room_id.is_none() && kind == IGNORED_USERS {
+            self.ignored = Arc::default();
+        }
         let key = (room_id.clone(), kind.to_owned());
         self.weight += 256 + content.get().len() as u64;
         if let Some(old) = self.by_key.insert(key, Datum { content, position }) {

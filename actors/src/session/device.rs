@@ -193,6 +193,7 @@ impl Draft {
             if let Some(device) = self.data.devices.remove(device_id) {
                 self.revoke_tokens(&device);
                 self.end_sliding_connections(device_id);
+                self.remove_pushers_of(device_id);
                 self.batch.delete(&schema::DEVICES, &(self.data.user_id.clone(), device_id.clone()));
                 self.forget_keys(device_id);
             }

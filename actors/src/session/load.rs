@@ -9,7 +9,7 @@ use ruma::{OwnedRoomId, OwnedUserId, RoomId};
 use storage::{Batch, Direction, KeyRange, schema};
 
 use super::{
-    ActiveSession, Published, RoomEntry, SessionData, SessionError, SessionMessage, SessionShared,
+    ActiveSession, Published, PusherKey, RoomEntry, SessionData, SessionError, SessionMessage, SessionShared,
     SessionView,
     data::{PUSH_RULES, shared_json},
     push_rules,
@@ -64,6 +64,10 @@ impl SessionShared {
             self.storage.range(&schema::SLIDING_CONNECTIONS, all, Direction::Ascending, usize::MAX).await?;
         data.sliding =
             rows.into_iter().map(|((_, device, conn), record)| ((device, conn), Arc::new(record))).collect();
+        let all = KeyRange::prefix(&(user_id,));
+        let rows = self.storage.range(&schema::PUSHERS, all, Direction::Ascending, usize::MAX).await?;
+        let pusher = |((_, app_id, pushkey), record)| (PusherKey { app_id, pushkey }, Arc::new(record));
+        data.pushers = rows.into_iter().map(pusher).collect();
         self.load_keys(&mut data).await?;
         Ok(data)
     }

@@ -45,6 +45,7 @@ impl World {
             sessions: ClassConfig::default(),
             media: MediaConfig::default(),
             conversation: ConversationConfig::default(),
+            push: std::sync::Arc::new(crate::push::NoPushGateways),
         };
         let env = Env { clock: clock.clone(), entropy: Arc::new(SeededEntropy::new(clock_seed(&clock))) };
         Self { homeserver: Homeserver::start(config, env, storage).await, clock, store }

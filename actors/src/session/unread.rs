@@ -50,12 +50,18 @@ pub struct Unread {
     total: UnreadCounts,
     main: UnreadCounts,
     threads: imbl::OrdMap<String, UnreadCounts>,
+    missed_calls: u64,
 }
 
 impl Unread {
     /// The whole room, threads included.
     pub fn total(&self) -> UnreadCounts {
         self.total
+    }
+
+    /// Calls that the user has neither taken nor seen since.
+    pub fn missed_calls(&self) -> u64 {
+        self.missed_calls
     }
 
     /// The main timeline, and each thread that has something unread, by its root's event ID.
@@ -78,6 +84,7 @@ impl Unread {
             counts.notification_count += 1;
             counts.highlight_count += u64::from(notice.highlights);
         }
+        self.missed_calls += u64::from(notice.is_missed_call);
     }
 }
 
@@ -91,6 +98,7 @@ struct Notice {
     /// The root of its thread; none in the main timeline.
     thread: Option<Arc<str>>,
     highlights: bool,
+    is_missed_call: bool,
 }
 
 /// What is known of a room. Cloning shares it.
@@ -124,6 +132,14 @@ impl Counted {
             self.notices.pop_front();
             self.unread = Unread::of(&self.notices);
         }
+    }
+
+    /// Takes note that the user has answered a call: those so far were not missed.
+    fn call_was_answered(&mut self) {
+        for notice in &mut self.notices {
+            notice.is_missed_call = false;
+        }
+        self.unread.missed_calls = 0;
     }
 
     /// Drops what is read by now, or redacted.
@@ -164,6 +180,9 @@ impl UnreadCache {
             for event in fresh.iter().rev() {
                 if event.pdu.kind() == "m.room.redaction" {
                     redacted.extend(redacted_by(room, event).await?);
+                }
+                if ends_call(data, event) {
+                    counted.call_was_answered();
                 }
                 if let Some(notice) = notice(data, &context, events, event) {
                     counted.add(notice);
@@ -330,7 +349,8 @@ pub(super) fn judge<'a>(
     events: &PushEvents,
     event: &StoredEvent,
 ) -> Option<&'a Outcome> {
-    if event.pdu.sender() == data.user_id() || event.redacted_by.is_some() {
+    let sender = event.pdu.sender();
+    if sender == data.user_id() || event.redacted_by.is_some() || data.ignores(sender) {
         return None;
     }
     let outcome = data.compiled_rules().evaluate(&*events.get(event)?, context)?;
@@ -344,7 +364,15 @@ fn notice(
     event: &StoredEvent,
 ) -> Option<Notice> {
     let highlights = judge(data, context, events, event)?.highlights;
-    Some(Notice { index: event.index?, thread: thread_of(event), highlights })
+    let is_missed_call = event.pdu.kind() == "m.call.invite";
+    Some(Notice { index: event.index?, thread: thread_of(event), highlights, is_missed_call })
+}
+
+/// Whether an event is the user's answer to a call, or to all that ring in the room.
+///
+/// Spec: client-server API, "Voice over IP".
+fn ends_call(data: &SessionData, event: &StoredEvent) -> bool {
+    event.pdu.sender() == data.user_id() && ["m.call.answer", "m.call.reject"].contains(&event.pdu.kind())
 }
 
 /// The root of the thread that an event is in.

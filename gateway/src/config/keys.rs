@@ -51,6 +51,7 @@ pub const KEYS: &[&str] = &[
     "turn.secret",
     "turn.ttl",
     "turn.guests",
+    "push.allow_private_addresses",
     "access.query_tokens",
     "access.trusted_proxies",
     "well_known.client_base_url",

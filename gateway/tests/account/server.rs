@@ -57,6 +57,7 @@ impl Server {
             sessions: ClassConfig::default(),
             media: MediaConfig::default(),
             conversation: ConversationConfig::default(),
+            push: std::sync::Arc::new(actors::push::NoPushGateways),
         };
         let cost = PasswordCost { memory_kib: 64, iterations: 1, lanes: 1 };
         let passwords = Passwords::new(cost, env.entropy.clone()).unwrap();

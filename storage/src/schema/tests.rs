@@ -37,7 +37,38 @@ fn rows() -> Vec<String> {
     rows.extend(key_rows());
     rows.extend(federation_rows());
     rows.extend(media_rows());
+    rows.extend(push_rows());
     rows
+}
+
+fn push_rows() -> Vec<String> {
+    let pusher = PusherRecord {
+        device_id: phone(),
+        kind: "http".to_owned(),
+        app_display_name: "App".to_owned(),
+        device_display_name: "Phone".to_owned(),
+        profile_tag: None,
+        lang: "en".to_owned(),
+        data: Bytes::from_static(b"{}"),
+        set: NOW,
+        since: Position(5),
+    };
+    let cursor = PushCursorRecord {
+        upto: Position(701),
+        badge: 2,
+        failures: 1,
+        failing_since_ms: 1_000_000,
+        retry_at_ms: 1_001_000,
+    };
+    let (app, pushkey) = ("org.example.app".to_owned(), "pushkey".to_owned());
+    let unread = PushUnreadRecord { unread: 2, missed_calls: 1 };
+    vec![
+        row(&PUSHERS, &(alice(), app.clone(), pushkey.clone()), &pusher),
+        row(&PUSHKEYS, &(app.clone(), pushkey.clone(), alice()), &()),
+        row(&PUSH_CURSORS, &(alice(), app, pushkey), &cursor),
+        row(&PUSH_UNREAD, &(alice(), owned_room_id!("!room:example.org")), &unread),
+        row(&PUSH_COUNTED, &alice(), &Position(701)),
+    ]
 }
 
 fn federation_rows() -> Vec<String> {
