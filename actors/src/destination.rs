@@ -8,6 +8,7 @@
 //!
 //! Spec: server-server API, "Transactions".
 
+mod ephemeral;
 mod outbox;
 mod transaction;
 
@@ -20,14 +21,19 @@ use std::{
 use engine::id::Position;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use ruma::{OwnedRoomId, OwnedServerName};
-use serde_json::value::RawValue;
 use storage::{
     Batch, Direction, KeyRange, Storage,
     schema::{self, DestinationRecord},
 };
 
-pub use self::outbox::{Announcement, Outbox, dispatch};
-use self::transaction::{Outcome, Transaction};
+use self::{
+    ephemeral::Waiting,
+    transaction::{Outcome, Transaction},
+};
+pub use self::{
+    ephemeral::{Ephemeral, EphemeralContent},
+    outbox::{Announcement, Outbox, dispatch},
+};
 use crate::{
     directory::{DirectoryActor, Meter, Place},
     env::Env,
@@ -38,9 +44,6 @@ use crate::{
 
 /// PDUs that wait in memory for one server; more are left to the catch-up.
 const QUEUE_MAX: usize = 500;
-
-/// Ephemeral EDUs that wait for one server; the oldest give way.
-const EDUS_MAX: usize = 500;
 
 /// The first retry comes after about this long.
 const RETRY_FIRST: Duration = Duration::from_secs(2);
@@ -77,15 +80,6 @@ pub struct Outgoing {
     pub event: Arc<StoredEvent>,
 }
 
-/// An EDU of which only the newest of its kind matters.
-#[derive(Clone, Debug)]
-pub struct Ephemeral {
-    /// What it replaces: an older EDU with the same key.
-    pub key: String,
-    /// The whole EDU.
-    pub edu: Arc<RawValue>,
-}
-
 /// What a destination is told.
 pub enum DestinationMessage {
     /// Send an event.
@@ -111,11 +105,12 @@ pub struct Destination {
     shared: Arc<DestinationShared>,
     meter: Meter,
     pdus: VecDeque<Outgoing>,
-    edus: BTreeMap<String, Arc<RawValue>>,
-    edu_order: VecDeque<String>,
+    ephemeral: Waiting,
     /// Rooms with news for the server, and where in their timelines the news begins.
     catch_up: BTreeMap<OwnedRoomId, Position>,
     has_queued_edus: bool,
+    /// Rows of `EDU_QUEUE` that were sent, and of which the deletion may not be visible yet.
+    deleting: BTreeSet<Position>,
     in_flight: bool,
     /// Rooms whose catch-up is on its way.
     catching: BTreeSet<OwnedRoomId>,
@@ -189,9 +184,9 @@ impl Destination {
             shared,
             meter,
             pdus: VecDeque::new(),
-            edus: BTreeMap::new(),
-            edu_order: VecDeque::new(),
+            ephemeral: Waiting::default(),
             has_queued_edus: true,
+            deleting: BTreeSet::new(),
             in_flight: false,
             catching: BTreeSet::new(),
             failures: record.failures,
@@ -212,14 +207,11 @@ impl Destination {
         }
     }
 
-    fn enqueue_edu(&mut self, Ephemeral { key, edu }: Ephemeral) {
-        if self.edus.insert(key.clone(), edu).is_none() {
-            self.edu_order.push_back(key);
-        }
-        if self.edu_order.len() > EDUS_MAX
-            && let Some(oldest) = self.edu_order.pop_front()
-        {
-            self.edus.remove(&oldest);
+    fn enqueue_edu(&mut self, ephemeral: Ephemeral) {
+        // Whoever types now does not when the server is back.
+        let is_typing = matches!(ephemeral.content, EphemeralContent::Typing(_));
+        if !(is_typing && self.retry_at_ms.is_some()) {
+            self.ephemeral.push(ephemeral);
         }
     }
 
@@ -286,6 +278,7 @@ impl Destination {
         let mut batch = Batch::default();
         for key in transaction.queued {
             batch.delete(&schema::EDU_QUEUE, &key);
+            self.deleting.insert(key.1);
         }
         for room_id in transaction.rooms {
             batch.delete(&schema::CATCH_UP, &(self.server.clone(), room_id.clone()));
@@ -316,7 +309,8 @@ impl Destination {
         self.shared.storage.submit(batch, None, |_| {});
         let waiting: Vec<_> = transaction.pdus.into_iter().chain(self.pdus.drain(..)).collect();
         self.leave_to_catch_up(waiting);
-        // What is queued durably is read again; typing notices and the like have had their time.
+        self.ephemeral.restore(transaction.ephemeral);
+        // What is queued durably is read again.
         self.has_queued_edus = true;
     }
 
@@ -337,6 +331,6 @@ impl Destination {
 
     fn weight(&self) -> u64 {
         let pdus: u64 = self.pdus.iter().map(|outgoing| outgoing.event.weight()).sum();
-        2048 + pdus + 512 * self.edus.len() as u64 + 128 * self.catch_up.len() as u64
+        2048 + pdus + 512 * self.ephemeral.len() as u64 + 128 * self.catch_up.len() as u64
     }
 }

@@ -4,16 +4,21 @@
 
 mod signing;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{collections::BTreeMap, time::Duration};
 
 use futures_util::{StreamExt, stream};
-use ruma::{OwnedDeviceId, OwnedUserId, TransactionId, UserId};
+use ruma::{DeviceId, OwnedDeviceId, OwnedUserId, TransactionId, UserId};
 use serde_json::{Map, Value, json};
+use storage::schema::RemoteDeviceListRecord;
 
 pub use self::signing::SignatureFailures;
 use crate::{
+    federation::WantedDevices,
     homeserver::Homeserver,
-    session::{Claimed, Requester, SessionChange, SessionError, SessionHandle, Wanted},
+    session::{
+        CROSS_SIGNING, Claimed, ReceivedId, Requester, SessionChange, SessionError, SessionHandle, Wanted,
+        merge_signatures,
+    },
 };
 
 /// Sessions that are asked at a time for one request.
@@ -47,22 +52,30 @@ impl Homeserver {
         user_id.server_name() == self.server_name()
     }
 
-    /// Keys of users; of all their devices where none is named.
+    /// Keys of users; of all their devices where none is named. Other servers get `timeout` to answer.
     ///
-    /// Spec: client-server API, `POST /_matrix/client/v3/keys/query`.
+    /// Spec: client-server API, `POST /_matrix/client/v3/keys/query`; server-server API,
+    /// `POST /_matrix/federation/v1/user/keys/query`, which is about local users only.
     pub async fn query_keys(
         &self,
         viewpoint: Viewpoint<'_>,
         wanted: BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>,
+        timeout: Duration,
     ) -> Result<QueriedKeys, SessionError> {
         let mut answer = QueriedKeys::default();
         let signer = match viewpoint {
             Viewpoint::User(user_id) => Some(self.session(user_id).await?),
             Viewpoint::Server => None,
         };
-        let (local, remote): (Vec<_>, Vec<_>) =
+        let (local, remote): (WantedDevices, WantedDevices) =
             wanted.into_iter().partition(|(user_id, _)| self.is_local(user_id));
-        answer.failures = unreached(remote.iter().map(|(user_id, _)| &**user_id));
+        if let Some(signer) = signer.as_ref().filter(|_| !remote.is_empty()) {
+            let (lists, failures) = self.query_remote_keys(remote.clone(), timeout).await?;
+            answer.failures = failures;
+            for (user_id, list) in lists {
+                add_remote_keys(&mut answer, &user_id, &list, &remote[&user_id], signer);
+            }
+        }
         let mut found = stream::iter(local)
             .map(|(user_id, devices)| {
                 let homeserver = self.clone();
@@ -71,7 +84,9 @@ impl Homeserver {
             .buffered(AT_A_TIME);
         while let Some((session, user_id, devices)) = found.next().await {
             match session {
-                Ok(session) => add_keys(&mut answer, &session, &user_id, &devices, signer.as_ref()),
+                Ok(session) => {
+                    self.add_keys(&mut answer, &session, &user_id, &devices, signer.as_ref());
+                }
                 Err(SessionError::NotFound) => {}
                 Err(error) => return Err(error),
             }
@@ -79,17 +94,32 @@ impl Homeserver {
         Ok(answer)
     }
 
-    /// Takes one-time keys of users, and tells which servers were not reached.
+    /// Takes one-time keys of users, and tells which servers did not answer within `timeout`.
     ///
     /// Spec: client-server API, `POST /_matrix/client/v3/keys/claim`.
     pub async fn claim_keys(
         &self,
         wanted: BTreeMap<OwnedUserId, Wanted>,
+        timeout: Duration,
     ) -> Result<(BTreeMap<OwnedUserId, Claimed>, BTreeMap<String, Value>), SessionError> {
-        let (local, remote): (Vec<_>, Vec<_>) =
+        let (local, remote): (BTreeMap<_, _>, BTreeMap<_, _>) =
             wanted.into_iter().partition(|(user_id, _)| self.is_local(user_id));
-        let failures = unreached(remote.iter().map(|(user_id, _)| &**user_id));
-        let claims = stream::iter(local).map(|(user_id, wanted)| {
+        let (local, remote) =
+            futures_util::join!(self.claim_own_keys(local), self.claim_remote_keys(remote, timeout));
+        let (mut claimed, failures) = remote;
+        claimed.extend(local?);
+        Ok((claimed, failures))
+    }
+
+    /// Takes one-time keys of local users; others are left out.
+    ///
+    /// Spec: server-server API, `POST /_matrix/federation/v1/user/keys/claim`.
+    pub async fn claim_own_keys(
+        &self,
+        mut wanted: BTreeMap<OwnedUserId, Wanted>,
+    ) -> Result<BTreeMap<OwnedUserId, Claimed>, SessionError> {
+        wanted.retain(|user_id, _| self.is_local(user_id));
+        let claims = stream::iter(wanted).map(|(user_id, wanted)| {
             let homeserver = self.clone();
             async move {
                 let claimed = match homeserver.session(&user_id).await {
@@ -103,7 +133,7 @@ impl Homeserver {
         let claims: Vec<_> = claims.buffered(AT_A_TIME).collect().await;
         let mut claimed = claims.into_iter().collect::<Result<BTreeMap<_, _>, _>>()?;
         claimed.retain(|_, keys| !keys.is_empty());
-        Ok((claimed, failures))
+        Ok(claimed)
     }
 
     /// Sends to-device messages of a local device, once per transaction.
@@ -120,21 +150,24 @@ impl Homeserver {
         if session.has_sent(&requester.device_id, kind, txn_id) {
             return Ok(());
         }
-        self.deliver_to_device(&requester.user_id, kind, messages).await?;
+        let (local, remote): (Messages, Messages) =
+            messages.into_iter().partition(|(user_id, _)| self.is_local(user_id));
+        self.send_to_remote_devices(requester, kind, txn_id.as_str(), remote).await?;
+        self.deliver_to_device(&requester.user_id, kind, local, None).await?;
         session.note_sent(requester.device_id.clone(), kind, txn_id).await
     }
 
     /// Puts messages into the inboxes of local devices; returns when they are durable.
     ///
-    /// Messages to users of other servers are left out.
-    pub async fn deliver_to_device(
+    /// Messages of another server have an ID.
+    pub(crate) async fn deliver_to_device(
         &self,
         sender: &UserId,
         kind: &str,
         messages: Messages,
+        received: Option<ReceivedId>,
     ) -> Result<(), SessionError> {
-        let local: Vec<_> = messages.into_iter().filter(|(user_id, _)| self.is_local(user_id)).collect();
-        let deliveries = stream::iter(local).map(|(user_id, by_device)| {
+        let deliveries = stream::iter(messages).map(|(user_id, by_device)| {
             let event = |content: &Value| json!({ "type": kind, "sender": sender, "content": content });
             let messages: Vec<_> = by_device
                 .iter()
@@ -143,10 +176,10 @@ impl Homeserver {
                     (device_id, event(content).to_string())
                 })
                 .collect();
-            let homeserver = self.clone();
+            let (homeserver, received) = (self.clone(), received.clone());
             async move {
                 match homeserver.session(&user_id).await {
-                    Ok(session) => session.change(SessionChange::Deliver(messages)).await,
+                    Ok(session) => session.change(SessionChange::Deliver(messages, received)).await,
                     Err(SessionError::NotFound) => Ok(()),
                     Err(error) => Err(error),
                 }
@@ -155,49 +188,73 @@ impl Homeserver {
         let results: Vec<Result<(), _>> = deliveries.buffered(AT_A_TIME).collect().await;
         results.into_iter().collect()
     }
-}
 
-/// The servers of users whose keys are not to be had: other servers are not asked yet.
-fn unreached<'a>(users: impl Iterator<Item = &'a UserId>) -> BTreeMap<String, Value> {
-    let servers: BTreeSet<_> = users.map(|user_id| user_id.server_name().to_string()).collect();
-    let failure = json!({ "errcode": "M_UNREACHABLE", "error": "this server does not ask others for keys" });
-    servers.into_iter().map(|server| (server, failure.clone())).collect()
-}
-
-fn add_keys(
-    answer: &mut QueriedKeys,
-    session: &SessionHandle,
-    user_id: &OwnedUserId,
-    devices: &[OwnedDeviceId],
-    signer: Option<&SessionHandle>,
-) {
-    let data = session.data();
-    let mut by_device = Map::new();
-    for (device_id, keys) in data.keys().devices() {
-        if !devices.is_empty() && !devices.iter().any(|wanted| wanted == device_id) {
-            continue;
+    fn add_keys(
+        &self,
+        answer: &mut QueriedKeys,
+        session: &SessionHandle,
+        user_id: &OwnedUserId,
+        devices: &[OwnedDeviceId],
+        signer: Option<&SessionHandle>,
+    ) {
+        let data = session.data();
+        let mut by_device = Map::new();
+        for (device_id, keys) in data.keys().devices().filter(|(id, _)| is_wanted(devices, id)) {
+            let mut keys = keys.clone();
+            let name = match signer {
+                Some(_) => data.device(device_id).and_then(|device| device.display_name.clone()),
+                None => self.shared_device_name(&data, device_id),
+            };
+            if let (Some(name), Some(keys)) = (name, keys.as_object_mut()) {
+                keys.insert("unsigned".to_owned(), json!({ "device_display_name": name }));
+            }
+            by_device.insert(device_id.to_string(), keys);
         }
-        let mut keys = keys.clone();
-        let name = data.device(device_id).and_then(|device| device.display_name.clone());
-        if let (Some(name), Some(keys)) = (name, keys.as_object_mut()) {
-            keys.insert("unsigned".to_owned(), json!({ "device_display_name": name }));
+        answer.device_keys.insert(user_id.clone(), by_device);
+        let is_own = signer.is_some_and(|signer| signer.user_id() == user_id);
+        for kind in CROSS_SIGNING {
+            let Some(mut key) = data.keys().cross_signing(kind).cloned() else { continue };
+            if kind == "user_signing" && !is_own {
+                continue;
+            }
+            if kind == "master"
+                && !is_own
+                && let Some(signer) = signer
+            {
+                add_signatures_of(signer, user_id, &mut key);
+            }
+            answer.cross_signing.entry(kind).or_default().insert(user_id.clone(), key);
         }
-        by_device.insert(device_id.to_string(), keys);
     }
-    answer.device_keys.insert(user_id.clone(), by_device);
-    let is_own = signer.is_some_and(|signer| signer.user_id() == user_id);
-    for kind in crate::session::CROSS_SIGNING {
-        let Some(mut key) = data.keys().cross_signing(kind).cloned() else { continue };
-        if kind == "user_signing" && !is_own {
-            continue;
-        }
-        if kind == "master"
-            && !is_own
-            && let Some(signatures) =
-                signer.and_then(|signer| signer.data().keys().signatures_on(user_id).cloned())
-        {
-            crate::session::merge_signatures(&mut key, &signatures["signatures"]);
-        }
-        answer.cross_signing.entry(kind).or_default().insert(user_id.clone(), key);
+}
+
+fn is_wanted(devices: &[OwnedDeviceId], device_id: &DeviceId) -> bool {
+    devices.is_empty() || devices.iter().any(|wanted| wanted == device_id)
+}
+
+/// Adds a user's signatures to another user's master key: only they see them.
+fn add_signatures_of(signer: &SessionHandle, user_id: &UserId, key: &mut Value) {
+    if let Some(signatures) = signer.data().keys().signatures_on(user_id) {
+        merge_signatures(key, &signatures["signatures"]);
+    }
+}
+
+fn add_remote_keys(
+    answer: &mut QueriedKeys,
+    user_id: &OwnedUserId,
+    list: &RemoteDeviceListRecord,
+    devices: &[OwnedDeviceId],
+    signer: &SessionHandle,
+) {
+    let parse = |json: &String| serde_json::from_str::<Value>(json).ok();
+    let wanted = list.devices.iter().filter(|(device_id, _)| is_wanted(devices, device_id));
+    let by_device = wanted.filter_map(|(device_id, keys)| Some((device_id.to_string(), parse(keys)?)));
+    answer.device_keys.insert(user_id.clone(), by_device.collect());
+    if let Some(mut key) = list.master.as_ref().and_then(parse) {
+        add_signatures_of(signer, user_id, &mut key);
+        answer.cross_signing.entry("master").or_default().insert(user_id.clone(), key);
+    }
+    if let Some(key) = list.self_signing.as_ref().and_then(parse) {
+        answer.cross_signing.entry("self_signing").or_default().insert(user_id.clone(), key);
     }
 }

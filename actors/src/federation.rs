@@ -1,16 +1,21 @@
 //! Talking to other servers: what the actors need of it. The gateway implements it with HTTP, the simulator with its network.
 
+mod announce;
+mod device_lists;
 mod edus;
 mod history;
 mod inbound;
 mod keys;
 mod membership;
 mod outbound;
+mod presence;
 mod query;
 pub mod remote;
+mod remote_keys;
 mod resident;
 mod spaces;
 mod third_party;
+mod to_device;
 mod verify;
 
 use std::{sync::Arc, time::Duration};
@@ -27,10 +32,11 @@ pub use self::{
     keys::{OldKey, WantedKeys},
     outbound::FederationConfig,
     query::PublicRoomsPage,
+    remote_keys::OwnDevices,
     resident::RoomState,
     third_party::{Bound, Exchange},
 };
-pub(crate) use self::{inbound::is_own_trouble, outbound::Federation};
+pub(crate) use self::{inbound::is_own_trouble, outbound::Federation, remote_keys::WantedDevices};
 
 /// A request to another server; whoever sends it signs it.
 #[derive(Clone, Debug)]

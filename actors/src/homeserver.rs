@@ -165,7 +165,8 @@ impl Homeserver {
     /// Takes up, in the background, what was under way when the server stopped.
     fn resume(&self) {
         self.0.delayed.start(self);
-        if self.federates() {
+        if let Some(federation) = self.federation() {
+            federation.run(self);
             let homeserver = self.clone();
             tokio::spawn(async move {
                 if let Err(error) = homeserver.resume_staged().await {
@@ -239,6 +240,11 @@ impl Homeserver {
     /// What all rooms share.
     pub(crate) fn room_shared(&self) -> &Arc<RoomShared> {
         &self.0.room_shared
+    }
+
+    /// Where what is to be sent to other servers is left.
+    pub(crate) fn outbox(&self) -> &Outbox {
+        &self.0.room_shared.outbox
     }
 
     /// The task that keeps the user directory.

@@ -26,6 +26,12 @@ const ACTIVE_FOR_MS: u64 = 60 * 1000;
 /// Without a connection for this long a user is shown as offline; clients reconnect faster.
 const OFFLINE_AFTER_MS: u64 = 30 * 1000;
 
+/// Nothing heard of another server's user for this long means that the user, or the server, is gone.
+const REMOTE_FOR_MS: u64 = 30 * 60 * 1000;
+
+/// Users of other servers whose presence is kept; the oldest news give way.
+const REMOTE_MAX: usize = 100_000;
+
 /// What others see of a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Shown {
@@ -117,10 +123,19 @@ pub(crate) struct Outcome {
     pub(crate) needs_watch: bool,
 }
 
-/// The presence of all local users.
+/// What another server last said of one of its users.
+#[derive(Clone, Debug)]
+struct Remote {
+    shown: Shown,
+    last_active_ms: u64,
+    heard_ms: u64,
+}
+
+/// The presence of all local users, and of users of other servers who share rooms with them.
 #[derive(Default)]
 pub(crate) struct Presence {
     entries: DashMap<OwnedUserId, Entry>,
+    remote: DashMap<OwnedUserId, Remote>,
 }
 
 impl Presence {
@@ -211,11 +226,49 @@ impl Presence {
         Outcome { is_news, needs_watch }
     }
 
+    /// Takes note of what another server says of one of its users.
+    pub(crate) fn set_remote(&self, presence: UserPresence, now_ms: u64) {
+        if self.remote.len() >= REMOTE_MAX {
+            self.remote.retain(|_, remote| now_ms.saturating_sub(remote.heard_ms) < REMOTE_FOR_MS);
+        }
+        if self.remote.len() >= REMOTE_MAX {
+            return;
+        }
+        let UserPresence { user_id, state, status_msg, last_active_ago, currently_active } = presence;
+        let last_active_ms = last_active_ago.map_or(0, |ago| now_ms.saturating_sub(ago));
+        let shown = Shown { state, currently_active, status_msg };
+        self.remote.insert(user_id, Remote { shown, last_active_ms, heard_ms: now_ms });
+    }
+
+    /// Users of other servers who are not offline, some of them if they are very many.
+    pub(crate) fn remote_users(&self, now_ms: u64, most: usize) -> Vec<OwnedUserId> {
+        let is_there = |remote: &Remote| {
+            remote.shown.state != PresenceState::Offline
+                && now_ms.saturating_sub(remote.heard_ms) < REMOTE_FOR_MS
+        };
+        let there = self.remote.iter().filter(|entry| is_there(entry.value()));
+        let mut users: Vec<_> = there.map(|entry| entry.key().clone()).collect();
+        users.sort();
+        users.truncate(most);
+        users
+    }
+
+    /// Local users who are not offline.
+    pub(crate) fn local_users(&self, now_ms: u64) -> Vec<OwnedUserId> {
+        let there = self.entries.iter().filter(|entry| entry.show(now_ms).state != PresenceState::Offline);
+        let mut users: Vec<_> = there.map(|entry| entry.key().clone()).collect();
+        users.sort();
+        users
+    }
+
     /// What others see of a user; offline if nothing is known.
     pub(crate) fn of(&self, user_id: &UserId, now_ms: u64) -> UserPresence {
-        let (shown, last_active_ms) = match self.entries.get(user_id) {
-            Some(entry) => (entry.show(now_ms), entry.last_active_ms),
-            None => (Shown::offline(), 0),
+        let is_known = |remote: &Remote| now_ms.saturating_sub(remote.heard_ms) < REMOTE_FOR_MS;
+        let remote = self.remote.get(user_id).filter(|remote| is_known(remote));
+        let (shown, last_active_ms) = match (self.entries.get(user_id), remote) {
+            (Some(entry), _) => (entry.show(now_ms), entry.last_active_ms),
+            (None, Some(remote)) => (remote.shown.clone(), remote.last_active_ms),
+            (None, None) => (Shown::offline(), 0),
         };
         let last_active_ago = (last_active_ms > 0).then(|| now_ms.saturating_sub(last_active_ms));
         let Shown { state, currently_active, status_msg } = shown;
@@ -301,6 +354,26 @@ mod tests {
         let later_ms = now_ms + OFFLINE_AFTER_MS;
         assert!(presence.connect(alice, &PresenceState::Unavailable, later_ms).is_news);
         assert_eq!(presence.of(alice, later_ms).state, PresenceState::Unavailable);
+    }
+
+    #[test]
+    fn a_user_of_another_server_is_offline_when_nothing_is_heard() {
+        let presence = Presence::default();
+        let (bob, now_ms) = (user_id!("@bob:b"), 10_000_000);
+        let online = UserPresence {
+            user_id: bob.to_owned(),
+            state: PresenceState::Online,
+            status_msg: Some("lunch".to_owned()),
+            last_active_ago: Some(5000),
+            currently_active: true,
+        };
+        presence.set_remote(online.clone(), now_ms);
+        assert_eq!(presence.of(bob, now_ms), online);
+        assert_eq!(presence.of(bob, now_ms + 1000).last_active_ago, Some(6000));
+        assert_eq!(presence.remote_users(now_ms, 10), [bob]);
+        let later_ms = now_ms + REMOTE_FOR_MS;
+        assert_eq!(presence.of(bob, later_ms).state, PresenceState::Offline);
+        assert!(presence.remote_users(later_ms, 10).is_empty());
     }
 
     #[test]

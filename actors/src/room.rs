@@ -46,7 +46,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomVersionId};
 use storage::{
     CommitError,
-    schema::{self, AliasRecord, OutboxRecord, SentBy, TxnKey},
+    schema::{self, AliasRecord, DeviceListOutboxRecord, OutboxRecord, SentBy, TxnKey},
 };
 
 pub(crate) use self::permission::{INVITE_PERMISSION, blocks_invites};
@@ -561,6 +561,7 @@ impl ActiveRoom {
         let is_ours = |event: &&Arc<StoredEvent>| {
             change.relays || event.pdu.sender().server_name() == self.shared.server_name
         };
+        self.note_joins(change, batch);
         let mut outgoing = Vec::new();
         for event in change.events.iter().filter(is_ours) {
             let (mut servers, mut also) = (servers.clone(), also.clone());
@@ -579,6 +580,19 @@ impl ActiveRoom {
             outgoing.push((Outgoing { position, room_id: self.room_id.clone(), event }, servers));
         }
         outgoing
+    }
+
+    /// Notes local users who have just joined: the room's other servers are to know their devices.
+    fn note_joins(&self, change: &Change, batch: &mut storage::Batch) {
+        for (user, record) in &change.memberships {
+            if record.membership == "join" && record.since > self.head.latest {
+                let note = DeviceListOutboxRecord {
+                    joined: Some(self.room_id.clone()),
+                    ..DeviceListOutboxRecord::default()
+                };
+                batch.put(&schema::DEVICE_LIST_OUTBOX, &(change.position(), user.clone()), &note);
+            }
+        }
     }
 
     fn snapshot(&self) -> RoomSnapshot {
@@ -630,6 +644,9 @@ impl Completion {
         let state = self.published.snapshot.swap(self.snapshot).head.root != root;
         if state {
             self.shared.changed_rooms.mark(room);
+        }
+        if !self.entries.is_empty() {
+            self.shared.outbox.note_list(self.position);
         }
         for (user, entry) in self.entries {
             self.shared.hub.set_membership(&user, &room_id, &entry);

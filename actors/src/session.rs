@@ -45,7 +45,10 @@ use engine::id::Position;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ruma::{OwnedDeviceId, OwnedUserId, UserId};
 pub use storage::schema::{AccountRecord, DeviceRecord};
-use storage::{CommitError, Storage, schema::TokenHash};
+use storage::{
+    CommitError, Storage,
+    schema::{self, DeviceListOutboxRecord, TokenHash},
+};
 
 pub(crate) use self::keys::merge_signatures;
 pub use self::{
@@ -56,7 +59,7 @@ pub use self::{
     device::{LoggedIn, Login},
     error::SessionError,
     handle::{Connected, SessionHandle},
-    inbox::{PAGE as INBOX_PAGE, Waiting},
+    inbox::{PAGE as INBOX_PAGE, ReceivedId, Waiting},
     index::{RoomEntry, SessionView},
     keys::{CROSS_SIGNING, Claimed, Keys, Upload, Wanted},
     login_token::{LoginToken, LoginTokenKey},
@@ -70,6 +73,7 @@ pub use self::{
 use self::{
     background::Background,
     change::Draft,
+    keys::ListChange,
     sliding::SlidingMemory,
     token::TokenCache,
     unread::{PushEvents, UnreadCache},
@@ -89,7 +93,7 @@ pub struct SessionShared {
     rooms: Arc<RoomShared>,
     published: DashMap<OwnedUserId, Arc<Published>>,
     tokens: TokenCache,
-    presence: Presence,
+    pub(crate) presence: Presence,
     background: Background,
     push_events: PushEvents,
 }
@@ -144,6 +148,7 @@ impl SessionShared {
         if !outcome.is_news {
             return;
         }
+        self.rooms.outbox.note_presence(user_id);
         let Some(view) = self.hub().session(user_id) else { return };
         // Not durable: the position only orders the change among what sync clients have seen.
         let ticket = self.storage.reserve(1);
@@ -337,11 +342,16 @@ impl ActiveSession {
         draft: Draft,
         done: impl FnOnce(Result<(), SessionError>) + Send + 'static,
     ) {
-        let Draft {
-            data, batch, revoked, rooms, is_news, device_list_changed, pushers_changed, ticket, ..
-        } = draft;
+        let Draft { data, mut batch, revoked, rooms, is_news, list_change, pushers_changed, ticket, .. } =
+            draft;
         self.data = data;
         let position = ticket.last();
+        let outbox = &self.shared.rooms.outbox;
+        if let Some(ListChange { devices, signing_keys }) = list_change.clone().filter(|_| outbox.is_open()) {
+            let devices = devices.into_iter().collect();
+            let note = DeviceListOutboxRecord { devices, signing_keys, joined: None };
+            batch.put(&schema::DEVICE_LIST_OUTBOX, &(position, self.data.user_id.clone()), &note);
+        }
         let (shared, published) = (self.shared.clone(), self.published.clone());
         let data = Arc::new(self.data.clone());
         let myself = myself.clone();
@@ -365,8 +375,9 @@ impl ActiveSession {
                 } else if !rooms.is_empty() {
                     shared.hub().push.nudge(published.view.user_id());
                 }
-                if device_list_changed {
+                if list_change.is_some() {
                     shared.tell_device_list(&published.view, position);
+                    shared.rooms.outbox.note_list(position);
                 }
                 done(Ok(()));
             }

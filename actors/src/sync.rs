@@ -157,7 +157,7 @@ impl Pass<'_> {
     async fn build(&self) -> Result<SyncResponse, SyncError> {
         let mut response = nothing_since(self.upto);
         response.account_data = self.account_data();
-        response.presence = self.presence();
+        response.presence = self.presence().await?;
         self.add_encryption(&mut response).await?;
         for (room_id, entry) in self.rooms() {
             match self.add_room(&mut response.rooms, &room_id, &entry).await {
@@ -232,16 +232,18 @@ impl Pass<'_> {
         events.into()
     }
 
-    fn presence(&self) -> Events {
+    async fn presence(&self) -> Result<Events, SyncError> {
         let filter = &self.request.filter.presence;
-        let events: Vec<_> = self
-            .session
-            .presence_since(self.since)
+        let mut users = self.session.presence_since(self.since);
+        if self.since == Position(0) {
+            users.extend(self.homeserver.present_remote_users(self.session).await?);
+        }
+        let events: Vec<_> = users
             .into_iter()
             .filter(|presence| filter::passes_outside_rooms(filter, "m.presence", Some(&presence.user_id)))
             .map(|presence| presence.to_event())
             .collect();
-        events.into()
+        Ok(events.into())
     }
 }
 

@@ -21,7 +21,7 @@ use engine::{
 use parking_lot::Mutex;
 use ruma::{OwnedRoomId, OwnedUserId, UserId};
 use storage::{
-    Batch, Direction, KeyRange,
+    Batch, Direction, KeyRange, StoreError,
     schema::{self, DirectoryRoomRecord},
 };
 use tokio::sync::{Notify, watch};
@@ -188,6 +188,7 @@ impl UserDirectory {
                 }
             }
         }
+        self.note_own_departure(&mut batch, room, &changes, head.root).await?;
         let rules = store.state_event(head.root, "m.room.join_rules", "").await?;
         let visibility = store.state_event(head.root, "m.room.history_visibility", "").await?;
         let visibility = HistoryVisibility::of(visibility.as_ref().map(|event| &*event.pdu));
@@ -244,14 +245,63 @@ impl UserDirectory {
             None => None,
         };
         let key = (user_id.clone(), room);
-        match after {
-            Some((event, words)) => {
-                for word in words {
-                    batch.put(&schema::USER_WORDS, &(word, user_id.to_string(), room), &());
-                }
-                batch.put(&schema::USER_ROOMS, &key, &event);
+        let Some((event, words)) = after else {
+            batch.delete(&schema::USER_ROOMS, &key);
+            return self.note_departure(batch, &user_id, room).await;
+        };
+        for word in words {
+            batch.put(&schema::USER_WORDS, &(word, user_id.to_string(), room), &());
+        }
+        batch.put(&schema::USER_ROOMS, &key, &event);
+        Ok(())
+    }
+
+    /// If this server is out of a room, notes that its members are.
+    async fn note_own_departure(
+        &self,
+        batch: &mut Batch,
+        room: ShortRoomId,
+        changes: &[state::Change],
+        root: StateRoot,
+    ) -> Result<(), RoomError> {
+        let own = &self.shared.server_name;
+        let is_own = |change: &state::Change| {
+            UserId::parse(&change.state_key).is_ok_and(|user_id| user_id.server_name() == *own)
+        };
+        let storage = self.shared.store.storage();
+        if !changes.iter().any(is_own)
+            || storage.get(&schema::ROOM_SERVERS, &(room, own.clone())).await?.is_some()
+        {
+            return Ok(());
+        }
+        for member in self.changes(StateRoot::default(), root).await? {
+            if let Ok(user_id) = UserId::parse(&member.state_key) {
+                self.note_departure(batch, &user_id, room).await?;
             }
-            None => drop(batch.delete(&schema::USER_ROOMS, &key)),
+        }
+        Ok(())
+    }
+
+    /// Notes that nothing is heard of the devices of another server's user, if this was the last room that was shared.
+    async fn note_departure(
+        &self,
+        batch: &mut Batch,
+        user_id: &OwnedUserId,
+        room: ShortRoomId,
+    ) -> Result<(), RoomError> {
+        let own = &self.shared.server_name;
+        let storage = self.shared.store.storage();
+        if user_id.server_name() == *own
+            || storage.get(&schema::REMOTE_DEVICE_LISTS, user_id).await?.is_none()
+        {
+            return Ok(());
+        }
+        let all = KeyRange::prefix(&(user_id.clone(),));
+        let rows = storage.range(&schema::USER_ROOMS, all, Direction::Ascending, usize::MAX).await?;
+        let others = rows.into_iter().filter(|((_, other), _)| *other != room);
+        let keys = others.map(|((_, other), _)| (other, own.clone()));
+        if storage.get_many(&schema::ROOM_SERVERS, keys).await?.iter().all(Option::is_none) {
+            batch.put(&schema::DEPARTED_USERS, user_id, &());
         }
         Ok(())
     }
@@ -270,7 +320,7 @@ impl UserDirectory {
     }
 
     /// Waits until what has changed so far is taken in, but not for long.
-    async fn settle(&self) {
+    pub(crate) async fn settle(&self) {
         let wanted = self.shared.changed_rooms.count();
         let mut taken_in = self.taken_in.subscribe();
         let settled = taken_in.wait_for(|count| *count >= wanted);
@@ -394,7 +444,7 @@ impl Homeserver {
     }
 
     /// The joined rooms of a local user.
-    async fn own_rooms(&self, user_id: &UserId) -> Result<BTreeMap<ShortRoomId, OwnedRoomId>, RoomError> {
+    async fn own_rooms(&self, user_id: &UserId) -> Result<BTreeMap<ShortRoomId, OwnedRoomId>, StoreError> {
         let all = KeyRange::prefix(&(user_id,));
         let rows = self.storage().range(&schema::MEMBERSHIPS, all, Direction::Ascending, usize::MAX).await?;
         let joined = rows.into_iter().filter(|(_, record)| record.membership == "join");
@@ -410,18 +460,21 @@ impl Homeserver {
         other: &UserId,
     ) -> Result<Vec<OwnedRoomId>, RoomError> {
         let own = self.own_rooms(user_id).await?;
-        if other.server_name() == self.server_name() {
-            let others = self.own_rooms(other).await?;
-            return Ok(own
-                .into_iter()
-                .filter(|(room, _)| others.contains_key(room))
-                .map(|(_, id)| id)
-                .collect());
+        if other.server_name() != self.server_name() {
+            self.users().settle().await;
         }
-        self.users().settle().await;
-        let all = KeyRange::prefix(&(other,));
+        let rooms = self.joined_rooms_of(other).await?;
+        Ok(rooms.into_iter().filter_map(|room| own.get(&room).cloned()).collect())
+    }
+
+    /// The rooms that a user is joined to, of whichever server; those of other servers' users as far as they are known.
+    pub(crate) async fn joined_rooms_of(&self, user_id: &UserId) -> Result<Vec<ShortRoomId>, StoreError> {
+        if user_id.server_name() == self.server_name() {
+            return Ok(self.own_rooms(user_id).await?.into_keys().collect());
+        }
+        let all = KeyRange::prefix(&(user_id,));
         let rows = self.storage().range(&schema::USER_ROOMS, all, Direction::Ascending, usize::MAX).await?;
-        Ok(rows.into_iter().filter_map(|((_, room), _)| own.get(&room).cloned()).collect())
+        Ok(rows.into_iter().map(|((_, room), _)| room).collect())
     }
 }
 

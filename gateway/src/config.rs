@@ -182,6 +182,10 @@ section! {
         max_concurrent_connects: u32 = 64,
         /// Servers that vouch for others' keys.
         trusted_key_servers: Vec<OwnedServerName> = Vec::new(),
+        /// Whether other servers may know the names of users' devices.
+        share_device_names: bool = true,
+        /// Whether other servers are told of users' presence.
+        send_presence: bool = true,
     }
 }
 section! {

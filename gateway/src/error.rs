@@ -241,7 +241,9 @@ impl From<SessionError> for ApiError {
             SessionError::InvalidUsername(_) => Self::bad_request("M_INVALID_USERNAME", message),
             SessionError::Deactivated => Self::new(StatusCode::FORBIDDEN, "M_USER_DEACTIVATED", message),
             SessionError::Locked => Self::locked(),
-            SessionError::TooMany(_) | SessionError::NotAllowed(_) => Self::forbidden(message),
+            SessionError::TooMany(_) | SessionError::NotAllowed(_) | SessionError::KeyInUse => {
+                Self::forbidden(message)
+            }
             SessionError::UnknownRefreshToken => {
                 Self::new(StatusCode::UNAUTHORIZED, "M_UNKNOWN_TOKEN", message)
             }

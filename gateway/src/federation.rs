@@ -1,6 +1,7 @@
 //! Handlers of the server-server API, a file per chapter.
 
 pub mod authentication;
+pub mod devices;
 pub mod events;
 pub mod keys;
 pub mod membership;
@@ -24,6 +25,9 @@ pub fn routes() -> Router<App> {
         .route("/query/directory", get(query::directory))
         .route("/publicRooms", get(query::public_rooms).post(query::search_public_rooms))
         .route("/query/profile", get(query::profile))
+        .route("/user/devices/{user}", get(devices::devices))
+        .route("/user/keys/query", post(devices::query))
+        .route("/user/keys/claim", post(devices::claim))
         .route("/send/{txn}", put(transactions::send))
         .route("/make_join/{room}/{user}", get(membership::make_join))
         .route("/make_leave/{room}/{user}", get(membership::make_leave))

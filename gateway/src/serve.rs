@@ -121,6 +121,10 @@ pub struct FederationOptions {
     pub outbound: OutboundOptions,
     /// Servers that vouch for others' keys.
     pub trusted_key_servers: Vec<OwnedServerName>,
+    /// Whether other servers may know the names of users' devices.
+    pub share_device_names: bool,
+    /// Whether other servers are told of users' presence.
+    pub send_presence: bool,
     /// Limits of the destination actors.
     pub destinations: ClassConfig,
 }
@@ -151,6 +155,8 @@ impl Options {
                 max_concurrent_connects: config.federation.max_concurrent_connects as usize,
             },
             trusted_key_servers: config.federation.trusted_key_servers.clone(),
+            share_device_names: config.federation.share_device_names,
+            send_presence: config.federation.send_presence,
             destinations: class(actors.destination_memory),
         });
         Self {
@@ -321,6 +327,8 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
             )?),
             trusted_key_servers: federation.trusted_key_servers,
             destinations: federation.destinations,
+            shares_device_names: federation.share_device_names,
+            sends_presence: federation.send_presence,
         }),
         None => None,
     };

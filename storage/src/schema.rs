@@ -346,10 +346,10 @@ tables! {
     /// Key: user, device; one user is one range. Writer: `SessionActor`. Changes: overwritten; deletion with the device.
     28 => DEVICE_KEYS: (OwnedUserId, OwnedDeviceId) => String;
 
-    /// One-time keys that nobody has claimed, as JSON text.
+    /// One-time keys that nobody has claimed.
     ///
     /// Key: user, device, algorithm, key ID. Writer: `SessionActor`. Changes: deletion, before a claim is answered.
-    29 => ONE_TIME_KEYS: (OwnedUserId, OwnedDeviceId, String, String) => String;
+    29 => ONE_TIME_KEYS: (OwnedUserId, OwnedDeviceId, String, String) => OneTimeKeyRecord;
 
     /// What is claimed where no one-time key is left.
     ///
@@ -368,14 +368,14 @@ tables! {
     /// Writer: `SessionActor` of the user. Changes: overwritten; deletion.
     32 => CROSS_SIGNING: (OwnedUserId, String, String) => String;
 
-    /// When each local user's device list last changed.
+    /// When each user's device list last changed.
     ///
-    /// Key: user. Writer: `SessionActor`. Changes: overwritten.
+    /// Key: user. Writer: `SessionActor` for local users, the remote device lists for others. Changes: overwritten.
     33 => DEVICE_LISTS: OwnedUserId => Position;
 
     /// The same by position: what a client missed is one range.
     ///
-    /// Key: position. Writer: `SessionActor`, in the same batch as `DEVICE_LISTS`. Changes: deletion at the next change.
+    /// Key: position. Writer: as of `DEVICE_LISTS`, in the same batch. Changes: deletion at the next change.
     34 => DEVICE_LIST_CHANGES: Position => OwnedUserId;
 
     /// Versions of key backups; one that is deleted stays, so that its number is not used again.
@@ -389,7 +389,7 @@ tables! {
     36 => BACKUP_KEYS: (OwnedUserId, u64, OwnedRoomId, String) => String;
 
     /// What else belongs to a device: `dehydrated`, the JSON that it is rehydrated from; `txns`, 8 bytes of the hash of
-    /// each of the last transactions of its to-device messages.
+    /// each of the last transactions of its to-device messages; `claimed`, the same of the last one-time keys given away.
     ///
     /// Key: user, device, kind. Writer: `SessionActor`. Changes: overwritten; deletion with the device.
     37 => DEVICE_DATA: (OwnedUserId, OwnedDeviceId, String) => Bytes;
@@ -445,6 +445,44 @@ tables! {
     ///
     /// Key: user. Writer: pushing, in the same batch as `PUSH_UNREAD`. Changes: overwritten.
     84 => PUSH_COUNTED: OwnedUserId => Position;
+
+    /// Devices and cross-signing keys of other servers' users who share a room with a local one, as far as asked for.
+    ///
+    /// Key: user. Writer: the remote device lists. Changes: overwritten; deletion once no room is shared.
+    100 => REMOTE_DEVICE_LISTS: OwnedUserId => RemoteDeviceListRecord;
+
+    /// Users whose row of `REMOTE_DEVICE_LISTS` is out of date, to be fetched again.
+    ///
+    /// Key: server, user. Writer: the remote device lists, in the same batch. Changes: deletion, once fetched.
+    101 => STALE_DEVICE_LISTS: (OwnedServerName, OwnedUserId) => ();
+
+    /// Users of other servers who have shared no room for a moment at least, so that nothing was heard of their devices.
+    ///
+    /// Key: user. Writer: the user directory, in the same batch as `USER_ROOMS`. Changes: deletion, by the remote device
+    /// lists, once the row of `REMOTE_DEVICE_LISTS` is gone.
+    102 => DEPARTED_USERS: OwnedUserId => ();
+
+    /// Changes of local users' devices that other servers are to be told of.
+    ///
+    /// Key: position, user. Writer: `SessionActor`, in the same batch as `DEVICE_LISTS`; `RoomActor`, with the join of a
+    /// user. Changes: deletion, by the announcer, in the same batch as the rows of `EDU_QUEUE`.
+    103 => DEVICE_LIST_OUTBOX: (Position, OwnedUserId) => DeviceListOutboxRecord;
+
+    /// The `stream_id` of the last `m.device_list_update` of each local user.
+    ///
+    /// Key: user. Writer: the announcer, in the same batch as the rows of `EDU_QUEUE`. Changes: overwritten.
+    104 => DEVICE_STREAMS: OwnedUserId => Position;
+
+    /// To-device messages of other servers that were delivered, and when, in milliseconds since the epoch.
+    ///
+    /// Key: server, message ID, recipient. Writer: `SessionActor` of the recipient, in the same batch as `TO_DEVICE`.
+    /// Changes: deletion, by the sweep of the remote device lists, when the sender will not try again any more.
+    105 => RECEIVED_MESSAGES: (OwnedServerName, String, OwnedUserId) => u64;
+
+    /// When each local user last signed the master key of another user.
+    ///
+    /// Key: user, whose key. Writer: `SessionActor`, in the same batch as `CROSS_SIGNING`. Changes: overwritten.
+    106 => SIGNED_USERS: (OwnedUserId, OwnedUserId) => Position;
 }
 
 /// A room, a user, a device, and an event type with the client's transaction ID.

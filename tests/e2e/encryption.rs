@@ -18,11 +18,17 @@ fn device_keys(user: &str, device: &str) -> Value {
     })
 }
 
+fn key_object(key: &str) -> Value {
+    json!({ "key": key, "signatures": {} })
+}
+
 async fn upload(client: &Client) -> Value {
     let body = json!({
         "device_keys": device_keys(&client.user_id, &client.device_id),
-        "one_time_keys": { "signed_curve25519:AAAA": { "key": "a" }, "signed_curve25519:AAAB": { "key": "b" } },
-        "fallback_keys": { "signed_curve25519:FB": { "key": "f", "fallback": true } },
+        "one_time_keys": {
+            "signed_curve25519:AAAA": key_object("a"), "signed_curve25519:AAAB": key_object("b"),
+        },
+        "fallback_keys": { "signed_curve25519:FB": { "key": "f", "fallback": true, "signatures": {} } },
     });
     client.post(&format!("{KEYS}/upload"), &body).await.ok()
 }
@@ -45,10 +51,10 @@ async fn one_time_keys_are_claimed_once_and_then_the_fallback_key() {
     let first = alice.sync("timeout=0").await;
     assert_eq!(first["device_one_time_keys_count"]["signed_curve25519"], 2);
     assert_eq!(first["device_unused_fallback_key_types"], json!(["signed_curve25519"]));
-    assert_eq!(claim(&bob, &alice).await, json!({ "signed_curve25519:AAAA": { "key": "a" } }));
-    assert_eq!(claim(&bob, &alice).await, json!({ "signed_curve25519:AAAB": { "key": "b" } }));
+    assert_eq!(claim(&bob, &alice).await, json!({ "signed_curve25519:AAAA": key_object("a") }));
+    assert_eq!(claim(&bob, &alice).await, json!({ "signed_curve25519:AAAB": key_object("b") }));
     for _ in 0..2 {
-        let fallback = json!({ "signed_curve25519:FB": { "key": "f", "fallback": true } });
+        let fallback = json!({ "signed_curve25519:FB": { "key": "f", "fallback": true, "signatures": {} } });
         assert_eq!(claim(&bob, &alice).await, fallback);
     }
     let since = first["next_batch"].as_str().unwrap();
@@ -60,6 +66,77 @@ async fn one_time_keys_are_claimed_once_and_then_the_fallback_key() {
     alice.post(&format!("{KEYS}/upload"), &again("c")).await.ok();
     alice.post(&format!("{KEYS}/upload"), &again("c")).await.ok();
     alice.post(&format!("{KEYS}/upload"), &again("d")).await.is(400, "M_INVALID_PARAM");
+}
+
+/// Clients number their keys in a base that is not in the order of its digits' codes.
+#[tokio::test]
+async fn one_time_keys_are_given_in_the_order_of_their_upload_and_once_for_all() {
+    let mut server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let ids = ["AAAAz", "AAAA0", "AAAAB", "AAAAa"];
+    for id in ids {
+        let body = json!({ "one_time_keys": { format!("signed_curve25519:{id}"): key_object(id) } });
+        alice.post(&format!("{KEYS}/upload"), &body).await.ok();
+    }
+    for id in &ids[..2] {
+        assert_eq!(claim(&bob, &alice).await, json!({ format!("signed_curve25519:{id}"): key_object(id) }));
+    }
+    server.kill();
+    server.restart().await;
+    // An upload that is tried again, since its answer was lost, does not bring back what was given away.
+    for id in &ids[..2] {
+        let body = json!({ "one_time_keys": { format!("signed_curve25519:{id}"): key_object(id) } });
+        let counts = alice.post(&format!("{KEYS}/upload"), &body).await.ok();
+        assert_eq!(counts["one_time_key_counts"]["signed_curve25519"], 2);
+    }
+    for id in &ids[2..] {
+        assert_eq!(claim(&bob, &alice).await, json!({ format!("signed_curve25519:{id}"): key_object(id) }));
+    }
+    let many: serde_json::Map<_, _> =
+        (0..1001).map(|n| (format!("signed_curve25519:{n}"), key_object("x"))).collect();
+    let body = json!({ "one_time_keys": many });
+    alice.post(&format!("{KEYS}/upload"), &body).await.is(403, "M_FORBIDDEN");
+    let huge = json!({ "one_time_keys": { "signed_curve25519:H": key_object(&"x".repeat(10_000)) } });
+    alice.post(&format!("{KEYS}/upload"), &huge).await.is(400, "M_INVALID_PARAM");
+}
+
+/// Claims race with each other and with a kill: no key is given twice.
+#[tokio::test]
+async fn claims_that_race_and_a_kill_give_no_key_twice() {
+    let mut server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let keys: serde_json::Map<_, _> =
+        (0..60).map(|n| (format!("signed_curve25519:K{n}"), key_object(&n.to_string()))).collect();
+    alice.post(&format!("{KEYS}/upload"), &json!({ "one_time_keys": keys })).await.ok();
+    let body = json!({ "one_time_keys": { &alice.user_id: { &alice.device_id: "signed_curve25519" } } });
+    let mut claims = tokio::task::JoinSet::new();
+    for _ in 0..40 {
+        let (bob, body) = (bob.clone(), body.clone());
+        claims.spawn(async move {
+            let answer = bob.attempt(Method::POST, &format!("{KEYS}/claim"), Some(&body)).await;
+            answer.ok().map(|answer| answer.body)
+        });
+    }
+    let mut given = Vec::new();
+    let name = |answer: &Value| {
+        let keys = answer["one_time_keys"][&alice.user_id][&alice.device_id].as_object()?;
+        keys.keys().next().cloned()
+    };
+    while let Some(answer) = claims.join_next().await {
+        given.extend(answer.unwrap().as_ref().and_then(name));
+        if given.len() == 10 {
+            server.kill();
+        }
+    }
+    server.restart().await;
+    while let Some(key) = name(&bob.post(&format!("{KEYS}/claim"), &body).await.ok()) {
+        given.push(key);
+    }
+    let told = given.len();
+    given.sort();
+    given.dedup();
+    assert_eq!(given.len(), told, "a key was given twice");
+    assert!(told <= 60);
 }
 
 #[tokio::test]
@@ -328,4 +405,6 @@ async fn sliding_sync_has_messages_and_key_counts() {
     assert_eq!(next["extensions"]["e2ee"]["device_one_time_keys_count"]["signed_curve25519"], 1);
 }
 
+mod federation;
+mod js;
 mod sdk;

@@ -4,6 +4,7 @@
 
 mod access;
 mod conversation;
+mod ephemeral;
 mod forks;
 mod identity;
 mod receiving;

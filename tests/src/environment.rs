@@ -46,10 +46,11 @@ fn installed_python(name: &str, requirements: &str) -> PathBuf {
 pub(crate) fn node() -> &'static Path {
     static NODE: OnceLock<PathBuf> = OnceLock::new();
     NODE.get_or_init(|| {
-        let files = ["js/package.json", "js/package-lock.json", "js/.npmrc", "js/client.mjs"];
+        let scripts = ["js/client.mjs", "js/encryption.mjs"];
+        let files = [&["js/package.json", "js/package-lock.json", "js/.npmrc"][..], &scripts].concat();
         installed("js", &files, |place| {
             fs::create_dir_all(place).expect("the target folder is writable");
-            for file in files {
+            for file in &files {
                 let source = script(file);
                 let name = source.file_name().expect("a file has a name");
                 fs::copy(&source, place.join(name)).expect("the target folder is writable");

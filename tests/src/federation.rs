@@ -126,7 +126,8 @@ impl Synapse {
         }
     }
 
-    fn url(&self) -> String {
+    /// Where its client-server API is.
+    pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.client_port)
     }
 

@@ -1,15 +1,18 @@
 //! From rooms to destinations: every event of ours that others are to have is in `OUTBOX` until each destination has it,
 //! or has noted durably that it is missing there.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use dashmap::DashSet;
 use engine::id::Position;
 use parking_lot::Mutex;
-use ruma::{OwnedServerName, ServerName};
+use ruma::{OwnedServerName, OwnedUserId, ServerName, UserId};
 use serde_json::value::RawValue;
 use storage::{Batch, Direction, KeyRange, Storage, StoreError, schema};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::{DestinationActor, DestinationMessage, Ephemeral, Outgoing};
 use crate::{
@@ -41,6 +44,11 @@ pub struct Outbox {
     open: Mutex<BTreeMap<Position, usize>>,
     /// Servers that did not take the last transaction.
     backing_off: DashSet<OwnedServerName>,
+    /// The newest note in `DEVICE_LIST_OUTBOX`.
+    noted_lists: watch::Sender<Position>,
+    /// Local users whose presence others are to be told.
+    presence: Mutex<BTreeSet<OwnedUserId>>,
+    presence_changed: Notify,
 }
 
 impl Outbox {
@@ -54,9 +62,32 @@ impl Outbox {
         let dispatcher = federates.then_some(sender);
         let receiver = federates.then_some(receiver);
         (
-            Arc::new(Self { own, storage, dispatcher, open: Mutex::default(), backing_off: DashSet::new() }),
+            Arc::new(Self {
+                own,
+                storage,
+                dispatcher,
+                open: Mutex::default(),
+                backing_off: DashSet::new(),
+                noted_lists: watch::Sender::new(Position(0)),
+                presence: Mutex::default(),
+                presence_changed: Notify::new(),
+            }),
             receiver,
         )
+    }
+
+    /// A note was put into `DEVICE_LIST_OUTBOX`.
+    pub fn note_list(&self, position: Position) {
+        self.noted_lists.send_if_modified(|newest| {
+            let is_newer = *newest < position;
+            *newest = position.max(*newest);
+            is_newer
+        });
+    }
+
+    /// Tells of the newest note in `DEVICE_LIST_OUTBOX`.
+    pub(crate) fn noted_lists(&self) -> watch::Receiver<Position> {
+        self.noted_lists.subscribe()
     }
 
     /// Whether anything is sent at all.
@@ -78,10 +109,29 @@ impl Outbox {
         self.dispatch(Announcement::Pdu(outgoing, servers));
     }
 
-    /// Sends an EDU that replaces older ones with its key.
-    pub fn send_ephemeral(&self, key: String, edu: Box<RawValue>, servers: Vec<OwnedServerName>) {
+    /// Sends something that replaces what is older with its key.
+    pub fn send_ephemeral(&self, ephemeral: Ephemeral, servers: Vec<OwnedServerName>) {
         if !servers.is_empty() {
-            self.dispatch(Announcement::Edu(Ephemeral { key, edu: edu.into() }, servers));
+            self.dispatch(Announcement::Edu(ephemeral, servers));
+        }
+    }
+
+    /// Notes that a local user's presence is another one.
+    pub(crate) fn note_presence(&self, user_id: &UserId) {
+        if self.is_open() {
+            self.presence.lock().insert(user_id.to_owned());
+            self.presence_changed.notify_one();
+        }
+    }
+
+    /// Waits for users whose presence is another one; none come without federation.
+    pub(crate) async fn changed_presence(&self) -> BTreeSet<OwnedUserId> {
+        loop {
+            let changed = std::mem::take(&mut *self.presence.lock());
+            if !changed.is_empty() {
+                return changed;
+            }
+            self.presence_changed.notified().await;
         }
     }
 

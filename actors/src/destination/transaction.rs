@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use storage::{Direction, KeyRange, schema};
 
-use super::{Destination, DestinationShared, Outgoing};
+use super::{Destination, DestinationShared, Outgoing, ephemeral::Taken};
 use crate::{
     federation::{FederationError, FederationRequest},
     room::{ReadError, StoredEvent},
@@ -39,6 +39,8 @@ pub(super) struct Transaction {
     /// Those rooms.
     pub(super) rooms: Vec<OwnedRoomId>,
     edus: Vec<Arc<RawValue>>,
+    /// EDUs that may be lost.
+    pub(super) ephemeral: Taken,
     /// The rows of `EDU_QUEUE` among the EDUs.
     pub(super) queued: Vec<(OwnedServerName, Position)>,
 }
@@ -57,19 +59,18 @@ impl Destination {
             older: Vec::new(),
             rooms: Vec::new(),
             edus: Vec::new(),
+            ephemeral: Taken::default(),
             queued: Vec::new(),
         };
         self.add_queued_edus(&mut transaction).await?;
-        while transaction.edus.len() < EDUS_MAX
-            && let Some(key) = self.edu_order.pop_front()
-        {
-            transaction.edus.extend(self.edus.remove(&key));
-        }
+        transaction.ephemeral = self.ephemeral.take(EDUS_MAX.saturating_sub(transaction.edus.len()));
         self.add_catch_up(&mut transaction).await?;
         let places = PDUS_MAX.saturating_sub(transaction.older.len()).min(self.pdus.len());
         transaction.pdus.extend(self.pdus.drain(..places));
-        let is_empty =
-            transaction.pdus.is_empty() && transaction.edus.is_empty() && transaction.rooms.is_empty();
+        let is_empty = transaction.pdus.is_empty()
+            && transaction.queued.is_empty()
+            && transaction.ephemeral.edus.is_empty()
+            && transaction.rooms.is_empty();
         Ok((!is_empty).then_some(transaction))
     }
 
@@ -78,8 +79,13 @@ impl Destination {
             return Ok(());
         }
         let own = KeyRange::prefix(&(self.server.clone(),));
-        let rows = self.shared.storage.range(&schema::EDU_QUEUE, own, Direction::Ascending, EDUS_MAX).await?;
-        self.has_queued_edus = rows.len() == EDUS_MAX;
+        let most = EDUS_MAX + self.deleting.len();
+        let mut rows = self.shared.storage.range(&schema::EDU_QUEUE, own, Direction::Ascending, most).await?;
+        let is_last = rows.len() < most;
+        self.deleting.retain(|sent| rows.iter().any(|(key, _)| key.1 == *sent));
+        rows.retain(|(key, _)| !self.deleting.contains(&key.1));
+        self.has_queued_edus = !is_last || rows.len() > EDUS_MAX;
+        rows.truncate(EDUS_MAX);
         for (key, edu) in rows {
             transaction.queued.push(key);
             transaction.edus.extend(serde_json::from_slice::<Box<RawValue>>(&edu).ok().map(Into::into));
@@ -171,7 +177,8 @@ impl Transaction {
     fn body(&self, shared: &DestinationShared) -> Bytes {
         let mut body = Vec::with_capacity(4096);
         body.extend_from_slice(b"{\"edus\":[");
-        join(&mut body, self.edus.iter().map(|edu| edu.get().as_bytes()));
+        let queued = self.edus.iter().map(|edu| edu.get().as_bytes());
+        join(&mut body, queued.chain(self.ephemeral.edus.iter().map(|edu| edu.get().as_bytes())));
         let now_ms = shared.env.clock.now_ms();
         let origin =
             format!("],\"origin\":\"{}\",\"origin_server_ts\":{now_ms},\"pdus\":[", shared.server_name);

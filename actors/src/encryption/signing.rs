@@ -2,7 +2,7 @@
 //!
 //! Spec: client-server API, "Cross-signing".
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use ruma::{
     CanonicalJsonObject, OwnedUserId, UserId,
@@ -16,6 +16,15 @@ use crate::{
     session::{CROSS_SIGNING, Keys, SessionChange, SessionError, SessionHandle},
 };
 
+/// How long another server may take to give the key that is signed.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Keys that one request signs, at most: clients sign one or a few at a time.
+const SIGNED_MAX: usize = 1000;
+
+/// Bytes of a cross-signing key with its signatures.
+const KEY_MAX: usize = 32 << 10;
+
 /// Errors by user and key.
 pub type SignatureFailures = BTreeMap<String, BTreeMap<String, Value>>;
 
@@ -25,7 +34,11 @@ impl SessionHandle {
         let data = self.data();
         let held = data.keys();
         for (kind, key) in keys {
-            check_key(self.user_id(), kind, key)?;
+            let public = check_key(self.user_id(), kind, key)?;
+            // Signatures name keys by these IDs.
+            if data.device(public.into()).is_some() {
+                return Err(SessionError::KeyInUse);
+            }
         }
         let master = keys.get("master").or_else(|| held.cross_signing("master"));
         let master = master.ok_or(SessionError::NoMasterKey)?;
@@ -55,7 +68,8 @@ fn public_key(key: &Value) -> Option<(&str, &str)> {
     Some((name, value.as_str()?))
 }
 
-fn check_key(user_id: &UserId, kind: &str, key: &Value) -> Result<(), SessionError> {
+/// Checks a cross-signing key; returns its public part.
+fn check_key<'a>(user_id: &UserId, kind: &str, key: &'a Value) -> Result<&'a str, SessionError> {
     let invalid = |message: &str| Err(SessionError::Invalid(message.to_owned()));
     if key["user_id"] != user_id.as_str() {
         return invalid("user_id must be the user's own");
@@ -63,8 +77,11 @@ fn check_key(user_id: &UserId, kind: &str, key: &Value) -> Result<(), SessionErr
     if !key["usage"].as_array().is_some_and(|usage| usage.iter().any(|usage| usage == kind)) {
         return invalid("the key is not for this usage");
     }
+    if key.to_string().len() > KEY_MAX {
+        return invalid("the key is too large");
+    }
     match public_key(key) {
-        Some((name, value)) if name.strip_prefix("ed25519:") == Some(value) => Ok(()),
+        Some((name, value)) if name.strip_prefix("ed25519:") == Some(value) => Ok(value),
         _ => invalid("a cross-signing key has one ed25519 key, named by itself"),
     }
 }
@@ -114,6 +131,9 @@ impl Homeserver {
         signer: &UserId,
         signed: BTreeMap<OwnedUserId, Map<String, Value>>,
     ) -> Result<SignatureFailures, SessionError> {
+        if signed.values().map(Map::len).sum::<usize>() > SIGNED_MAX {
+            return Err(SessionError::Invalid(format!("at most {SIGNED_MAX} keys are signed at a time")));
+        }
         let session = self.session(signer).await?;
         let mut failures = SignatureFailures::new();
         for (target, keys) in signed {
@@ -130,6 +150,17 @@ impl Homeserver {
         Ok(failures)
     }
 
+    /// The master key of a user, of whichever server.
+    async fn master_key_of(&self, user_id: &OwnedUserId) -> Result<Option<Value>, SessionError> {
+        if user_id.server_name() == self.server_name() {
+            return Ok(self.session(user_id).await?.data().keys().cross_signing("master").cloned());
+        }
+        let wanted = BTreeMap::from([(user_id.clone(), Vec::new())]);
+        let (mut lists, _) = self.query_remote_keys(wanted, QUERY_TIMEOUT).await?;
+        let master = lists.remove(user_id).and_then(|list| list.master);
+        Ok(master.and_then(|json| serde_json::from_str(&json).ok()))
+    }
+
     async fn take_signature(
         &self,
         session: &SessionHandle,
@@ -137,23 +168,19 @@ impl Homeserver {
         key_id: &str,
         object: &Value,
     ) -> Result<(), SessionError> {
-        if target.server_name() != self.server_name() {
-            return Err(SessionError::KeyNotFound);
-        }
         let is_own = session.user_id() == target;
-        let owner = if is_own { session.clone() } else { self.session(target).await? };
-        let (owner, signer) = (owner.data(), session.data());
-        let names_key = |key: &&Value| key["keys"].get(format!("ed25519:{key_id}")).is_some();
+        let signer = session.data();
+        let names_key = |key: &Value| key["keys"].get(format!("ed25519:{key_id}")).is_some();
         let held = if is_own {
-            let crossing =
-                || CROSS_SIGNING.iter().filter_map(|kind| owner.keys().cross_signing(kind)).find(names_key);
-            owner.keys().device(key_id.into()).or_else(crossing)
+            let mut crossing = CROSS_SIGNING.iter().filter_map(|kind| signer.keys().cross_signing(kind));
+            let device = signer.keys().device(key_id.into());
+            device.or_else(|| crossing.find(|key| names_key(key))).cloned()
         } else {
             // Spec: of other users' keys, only the master key is signed.
-            owner.keys().cross_signing("master").filter(names_key)
+            self.master_key_of(target).await?.filter(names_key)
         };
         let held = held.ok_or(SessionError::KeyNotFound)?;
-        if bare(held) != bare(object) {
+        if bare(&held) != bare(object) {
             return Err(SessionError::InvalidSignature("the key is not the one that is known"));
         }
         let signatures = good_signatures(object, session.user_id(), signer.keys())

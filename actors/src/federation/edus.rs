@@ -5,16 +5,17 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, ServerName};
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
 use crate::{
     homeserver::Homeserver,
     room::{Receipt, RoomError},
+    session::SessionError,
 };
 
 /// How long a notice of another server's user lasts if it is not renewed.
-const TYPING_FOR: Duration = Duration::from_secs(30);
+const TYPING_FOR: Duration = Duration::from_secs(60);
 
 #[derive(Deserialize)]
 struct Edu<'a> {
@@ -49,17 +50,62 @@ struct ReceiptData {
     thread_id: Option<String>,
 }
 
+impl Edu<'_> {
+    fn read<T: DeserializeOwned>(&self) -> Result<T, EduError> {
+        Ok(serde_json::from_str(self.content.get())?)
+    }
+}
+
+/// Why an EDU was not taken in.
+#[derive(Debug, thiserror::Error)]
+enum EduError {
+    /// It is not what its type says.
+    #[error("unusable: {0}")]
+    Malformed(#[from] serde_json::Error),
+    /// Its room does not take it.
+    #[error(transparent)]
+    Room(#[from] RoomError),
+    /// It must not be lost, and could not be stored.
+    #[error(transparent)]
+    Lost(#[from] SessionError),
+}
+
 impl Homeserver {
-    /// Takes in one EDU; one that cannot be used is left out, since its sender learns nothing of it anyway.
-    pub async fn receive_edu(&self, origin: &ServerName, edu: &RawValue) {
-        let Ok(edu) = serde_json::from_str::<Edu<'_>>(edu.get()) else { return };
-        let result = match edu.edu_type.as_str() {
-            "m.typing" => self.receive_typing(origin, edu.content).await,
-            "m.receipt" => self.receive_receipts(origin, edu.content).await,
+    /// Takes in the EDUs of a transaction, one after the other.
+    ///
+    /// What cannot be used is left out, since its sender learns nothing of it anyway. After an error the transaction is
+    /// to be sent again: something that must not be lost could not be stored.
+    pub async fn receive_edus(
+        &self,
+        origin: &ServerName,
+        edus: Vec<Box<RawValue>>,
+    ) -> Result<(), SessionError> {
+        let Some(federation) = self.federation() else { return Ok(()) };
+        // Messages of one server stay in order, and one that is sent twice at a time is seen to be the same.
+        let turns = federation.inbound.origin(origin);
+        let _turn = turns.edus.lock().await;
+        for edu in edus {
+            let Ok(edu) = serde_json::from_str::<Edu<'_>>(edu.get()) else { continue };
+            match self.receive_edu(origin, &edu).await {
+                Ok(()) => {}
+                Err(EduError::Lost(error)) => return Err(error),
+                Err(error) => {
+                    tracing::debug!(%origin, edu_type = edu.edu_type, %error, "left out an EDU");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn receive_edu(&self, origin: &ServerName, edu: &Edu<'_>) -> Result<(), EduError> {
+        match edu.edu_type.as_str() {
+            "m.typing" => Ok(self.receive_typing(origin, edu.content).await?),
+            "m.receipt" => Ok(self.receive_receipts(origin, edu.content).await?),
+            "m.presence" => Ok(self.receive_presence(origin, edu.read()?).await?),
+            "m.direct_to_device" => Ok(self.receive_to_device(origin, edu.read()?).await?),
+            "m.device_list_update" => Ok(self.receive_device_list_update(origin, edu.read()?).await?),
+            "m.signing_key_update" => Ok(self.receive_signing_key_update(origin, edu.read()?).await?),
             _ => Ok(()),
-        };
-        if let Err(error) = result {
-            tracing::debug!(%origin, edu_type = edu.edu_type, %error, "left out an EDU");
         }
     }
 

@@ -90,7 +90,7 @@ impl Default for Inbound {
 }
 
 impl Inbound {
-    fn origin(&self, origin: &ServerName) -> Arc<Origin> {
+    pub(super) fn origin(&self, origin: &ServerName) -> Arc<Origin> {
         if self.origins.len() >= ORIGINS_MAX {
             // A transaction that comes again after that is dealt with again, which changes nothing.
             self.origins.retain(|_, origin| Arc::strong_count(origin) > 1);
@@ -100,8 +100,10 @@ impl Inbound {
 }
 
 #[derive(Default)]
-struct Origin {
+pub(super) struct Origin {
     last: Mutex<Option<LastTransaction>>,
+    /// Whose turn it is to have EDUs taken in.
+    pub(super) edus: Mutex<()>,
     under_way: AtomicUsize,
 }
 

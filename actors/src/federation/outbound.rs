@@ -2,14 +2,22 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use ruma::OwnedServerName;
 use tokio::{sync::mpsc, task::JoinHandle};
 
-use super::{inbound::Inbound, keys::KeyRing, spaces::KnownSpaces};
+use super::{
+    device_lists::DeviceLists,
+    inbound::Inbound,
+    keys::KeyRing,
+    query::{Profiles, profiles},
+    spaces::KnownSpaces,
+};
 use crate::{
     destination::{Announcement, DestinationActor, DestinationShared, dispatch},
     directory::{ClassConfig, Directory, Stats},
     federation::FederationClient,
+    homeserver::Homeserver,
 };
 
 /// What a server that federates runs besides its rooms and sessions.
@@ -18,6 +26,12 @@ pub(crate) struct Federation {
     destinations: Directory<DestinationActor>,
     dispatcher: JoinHandle<()>,
     resuming: JoinHandle<()>,
+    /// What goes on for as long as the server runs.
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+    pub(super) device_lists: DeviceLists,
+    pub(super) profiles: Profiles,
+    pub(super) shares_device_names: bool,
+    sends_presence: bool,
     pub(super) inbound: Inbound,
     pub(super) keys: KeyRing,
     pub(super) spaces: KnownSpaces,
@@ -32,6 +46,10 @@ pub struct FederationConfig {
     pub trusted_key_servers: Vec<OwnedServerName>,
     /// Limits of the destination actors.
     pub destinations: ClassConfig,
+    /// Whether other servers may know the names of local users' devices.
+    pub shares_device_names: bool,
+    /// Whether other servers are told of local users' presence.
+    pub sends_presence: bool,
 }
 
 impl Federation {
@@ -49,10 +67,28 @@ impl Federation {
             destinations,
             dispatcher,
             resuming,
+            tasks: Mutex::default(),
+            device_lists: DeviceLists::default(),
+            profiles: profiles(),
+            shares_device_names: config.shares_device_names,
+            sends_presence: config.sends_presence,
             inbound: Inbound::default(),
             keys: KeyRing::default(),
             spaces: KnownSpaces::default(),
             trusted_key_servers: config.trusted_key_servers,
+        }
+    }
+
+    /// Starts what goes on for as long as the server runs.
+    pub(crate) fn run(&self, homeserver: &Homeserver) {
+        let mut tasks = self.tasks.lock();
+        let own = homeserver.clone();
+        tasks.push(tokio::spawn(async move { own.announce_device_lists().await }));
+        let own = homeserver.clone();
+        tasks.push(tokio::spawn(async move { own.refresh_device_lists().await }));
+        if self.sends_presence {
+            let own = homeserver.clone();
+            tasks.push(tokio::spawn(async move { own.announce_presence().await }));
         }
     }
 
@@ -74,6 +110,9 @@ impl Federation {
     /// Stops sending; what is not acknowledged is sent after the next start.
     pub(crate) async fn stop(&self) {
         self.resuming.abort();
+        for task in std::mem::take(&mut *self.tasks.lock()) {
+            task.abort();
+        }
         self.dispatcher.abort();
         self.destinations.drain_all().await;
     }

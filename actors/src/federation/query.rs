@@ -2,8 +2,11 @@
 //!
 //! Spec: server-server API, "Querying for information", "Published Room Directory".
 
+use std::sync::Arc;
+
 use http::StatusCode;
-use ruma::{OwnedRoomId, OwnedServerName, RoomAliasId, ServerName, UserId};
+use quick_cache::{Weighter, sync::Cache};
+use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomAliasId, ServerName, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -34,6 +37,41 @@ pub struct PublicRoomsPage {
     /// How many rooms there are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total_room_count_estimate: Option<u64>,
+}
+
+/// How long another server's user is believed to have the same profile.
+const PROFILE_FOR_MS: u64 = 60 * 1000;
+
+/// Bytes of profiles that are kept.
+const PROFILES_SIZE: u64 = 4 << 20;
+
+/// Profiles of other servers' users that were asked for lately.
+pub(super) type Profiles = Cache<OwnedUserId, KnownProfile, ProfileWeight>;
+
+/// A profile as it was a short while ago.
+#[derive(Clone)]
+pub(super) struct KnownProfile {
+    /// None if there is no such user.
+    fields: Option<Arc<Map<String, Value>>>,
+    fetched_ms: u64,
+}
+
+#[derive(Clone)]
+pub(super) struct ProfileWeight;
+
+impl Weighter<OwnedUserId, KnownProfile> for ProfileWeight {
+    fn weight(&self, _user: &OwnedUserId, known: &KnownProfile) -> u64 {
+        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string().len(), str::len);
+        let size = |fields: &Map<String, Value>| -> usize {
+            fields.iter().map(|(name, value)| 64 + name.len() + text(value)).sum()
+        };
+        256 + known.fields.as_ref().map_or(0, |fields| size(fields) as u64)
+    }
+}
+
+/// An empty cache of profiles.
+pub(super) fn profiles() -> Profiles {
+    Cache::with_weighter(1000, PROFILES_SIZE, ProfileWeight)
 }
 
 impl Homeserver {
@@ -77,19 +115,26 @@ impl Homeserver {
         Ok(std::iter::once(own.clone()).chain(others).take(SERVERS_MAX).collect())
     }
 
-    /// The profile of another server's user, or one field of it; none if there is no such user.
-    pub async fn remote_profile(
-        &self,
-        user: &UserId,
-        field: Option<&str>,
-    ) -> Result<Option<Map<String, Value>>, RoomError> {
-        let field = field.map_or_else(String::new, |field| format!("&field={}", encode(field)));
-        let path = format!("/_matrix/federation/v1/query/profile?user_id={}{field}", encode(user.as_str()));
-        match self.remote(user.server_name())?.get(path).await {
-            Ok(profile) => Ok(Some(profile)),
-            Err(FederationError::Status { status: StatusCode::NOT_FOUND, .. }) => Ok(None),
-            Err(error) => Err(error.into()),
+    /// The profile of another server's user; none if there is no such user.
+    ///
+    /// It may be a minute old: clients ask for the same profiles again and again.
+    pub async fn remote_profile(&self, user: &UserId) -> Result<Option<Arc<Map<String, Value>>>, RoomError> {
+        let federation = self.federation().ok_or(FederationError::Disabled)?;
+        let now_ms = self.env().clock.now_ms();
+        if let Some(known) = federation.profiles.get(user)
+            && now_ms.saturating_sub(known.fetched_ms) < PROFILE_FOR_MS
+        {
+            return Ok(known.fields);
         }
+        let path = format!("/_matrix/federation/v1/query/profile?user_id={}", encode(user.as_str()));
+        let fields = match self.remote(user.server_name())?.get::<Map<String, Value>>(path).await {
+            Ok(fields) => Some(Arc::new(fields)),
+            Err(FederationError::Status { status: StatusCode::NOT_FOUND, .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let profile = KnownProfile { fields: fields.clone(), fetched_ms: now_ms };
+        federation.profiles.insert(user.to_owned(), profile);
+        Ok(fields)
     }
 
     /// A page of another server's public rooms.

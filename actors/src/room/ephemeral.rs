@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ractor::{ActorRef, RpcReplyPort};
 use ruma::{OwnedUserId, UserId};
-use serde_json::json;
+use serde_json::{json, value::RawValue};
 use storage::{
     Batch,
     schema::{self, ReceiptRecord},
@@ -12,11 +12,23 @@ use storage::{
 use tokio::time::Instant;
 
 use super::{ActiveRoom, Receipt, RoomError, RoomMessage, Typing};
-use crate::hub::Changed;
+use crate::{
+    destination::{Ephemeral, EphemeralContent},
+    hub::Changed,
+};
 
 /// Who is typing, and until when.
 #[derive(Default)]
-pub(super) struct Typists(BTreeMap<OwnedUserId, Instant>);
+pub(super) struct Typists(BTreeMap<OwnedUserId, Typist>);
+
+struct Typist {
+    until: Instant,
+    /// When other servers were last told.
+    told: Instant,
+}
+
+/// Other servers believe a notice for a minute or so; of one that goes on they are told again.
+const TELL_AGAIN: Duration = Duration::from_secs(20);
 
 /// Clients ask for up to 30 s at a time; a longer notice would outlive a client that vanished.
 const TYPING_MAX: Duration = Duration::from_secs(120);
@@ -29,18 +41,25 @@ impl ActiveRoom {
         user: &UserId,
         timeout: Option<Duration>,
     ) {
-        let is_typing = timeout.is_some();
-        let changed = match timeout {
-            Some(timeout) => {
-                let timeout = timeout.min(TYPING_MAX);
-                myself.send_after(timeout, || RoomMessage::TypingDue);
-                self.typists.0.insert(user.to_owned(), Instant::now() + timeout).is_none()
+        let now = Instant::now();
+        let Some(timeout) = timeout else {
+            if self.typists.0.remove(user).is_some() {
+                self.publish_typing();
+                self.send_typing(user, false);
             }
-            None => self.typists.0.remove(user).is_some(),
+            return;
         };
-        if changed {
+        let timeout = timeout.min(TYPING_MAX);
+        myself.send_after(timeout, || RoomMessage::TypingDue);
+        let before = self.typists.0.get(user).map(|typist| typist.told);
+        let told = before.filter(|told| now.duration_since(*told) < TELL_AGAIN);
+        let typist = Typist { until: now + timeout, told: told.unwrap_or(now) };
+        self.typists.0.insert(user.to_owned(), typist);
+        if before.is_none() {
             self.publish_typing();
-            self.send_typing(user, is_typing);
+        }
+        if told.is_none() {
+            self.send_typing(user, true);
         }
     }
 
@@ -49,7 +68,9 @@ impl ActiveRoom {
     /// Spec: server-server API, "Typing Notifications".
     fn send_typing(&self, user: &UserId, typing: bool) {
         let content = json!({ "room_id": self.room_id, "user_id": user, "typing": typing });
-        self.send_edu(user, format!("typing {} {user}", self.room_id), "m.typing", &content);
+        self.send_ephemeral(user, &format!("typing {} {user}", self.room_id), &content, |content| {
+            EphemeralContent::Typing(content)
+        });
     }
 
     /// Tells other servers of a local user's receipt.
@@ -61,30 +82,49 @@ impl ActiveRoom {
         if let Some(thread) = &receipt.thread {
             data["thread_id"] = thread.as_str().into();
         }
-        let read = json!({ user.as_str(): { "data": data, "event_ids": [receipt.event_id] } });
-        let content = json!({ self.room_id.as_str(): { "m.read": read } });
+        let content = json!({ "data": data, "event_ids": [receipt.event_id] });
         let thread = receipt.thread.as_deref().unwrap_or_default();
-        self.send_edu(user, format!("receipt {} {user} {thread}", self.room_id), "m.receipt", &content);
+        self.send_ephemeral(
+            user,
+            &format!("receipt {} {user} {thread}", self.room_id),
+            &content,
+            |receipt| EphemeralContent::Receipt {
+                room_id: self.room_id.clone(),
+                user_id: user.clone(),
+                receipt,
+            },
+        );
     }
 
-    fn send_edu(&self, user: &UserId, key: String, edu_type: &str, content: &serde_json::Value) {
+    fn send_ephemeral(
+        &self,
+        user: &UserId,
+        key: &str,
+        content: &serde_json::Value,
+        kind: impl FnOnce(Arc<RawValue>) -> EphemeralContent,
+    ) {
         if user.server_name() != self.shared.server_name || !self.shared.outbox.is_open() {
             return;
         }
         let servers = self.shared.outbox.others(self.head.servers.keys());
-        let edu = json!({ "edu_type": edu_type, "content": content });
-        if let Ok(edu) = serde_json::value::to_raw_value(&edu) {
-            self.shared.outbox.send_ephemeral(key, edu, servers);
+        if let Ok(content) = serde_json::value::to_raw_value(content) {
+            let ephemeral = Ephemeral { key: key.to_owned(), content: kind(content.into()) };
+            self.shared.outbox.send_ephemeral(ephemeral, servers);
         }
     }
 
     /// Ends the notices that have run out.
     pub(super) fn typing_due(&mut self) {
         let now = Instant::now();
-        let before = self.typists.0.len();
-        self.typists.0.retain(|_, until| *until > now);
-        if self.typists.0.len() != before {
+        let all = std::mem::take(&mut self.typists.0);
+        let (left, over): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            all.into_iter().partition(|(_, typist)| typist.until > now);
+        self.typists.0 = left;
+        if !over.is_empty() {
             self.publish_typing();
+        }
+        for user in over.keys() {
+            self.send_typing(user, false);
         }
     }
 

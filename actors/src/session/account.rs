@@ -6,7 +6,7 @@ use ruma::{OwnedUserId, UserId};
 use serde_json::value::RawValue;
 use storage::{
     Batch, CommitError, Direction, KeyRange, StoreError,
-    schema::{self, AccountRecord, MembershipRecord, TokenKind},
+    schema::{self, AccountRecord, TokenKind},
 };
 
 use super::{
@@ -209,13 +209,13 @@ impl Homeserver {
         }
     }
 
-    /// Whether a session's user is joined to a room that a local user is joined to as well.
-    pub async fn shares_room(&self, session: &SessionHandle, other: &UserId) -> Result<bool, SessionError> {
-        let joined = session.view().rooms().into_iter().filter(|(_, entry)| entry.is_joined());
-        let keys: Vec<_> = joined.map(|(room_id, _)| (other.to_owned(), room_id)).collect();
-        let records = self.storage().get_many(&schema::MEMBERSHIPS, keys).await?;
-        let is_joined = |record: &MembershipRecord| record.membership == "join";
-        Ok(records.iter().flatten().any(is_joined))
+    /// Whether a session's user is joined to a room that another user is joined to as well.
+    pub async fn shares_room(
+        &self,
+        session: &SessionHandle,
+        other: &UserId,
+    ) -> Result<bool, crate::room::RoomError> {
+        Ok(!self.mutual_rooms(session.user_id(), other).await?.is_empty())
     }
 }
 

@@ -21,6 +21,8 @@ use super::{
     LoginTokenKey, NewPusher, PusherKey, Restriction, SessionData, SessionError, Upload,
     backup::BackupChange,
     data::{PUSH_RULES, stored_json},
+    inbox::ReceivedId,
+    keys::ListChange,
     profile, push_rules,
     sliding::ConnectionKey,
     tags,
@@ -119,8 +121,9 @@ pub enum SessionChange {
     SignOwn(String, Value),
     /// Keep the user's signatures on the master key of another user.
     SignOther(OwnedUserId, Value),
-    /// Put to-device messages, JSON, into the inboxes of devices; of all of them where none is named.
-    Deliver(Vec<(Option<OwnedDeviceId>, String)>),
+    /// Put to-device messages, JSON, into the inboxes of devices; of all of them where none is named. Another server's
+    /// message has an ID.
+    Deliver(Vec<(Option<OwnedDeviceId>, String)>, Option<ReceivedId>),
     /// Remember that a device has sent to-device messages.
     NoteTxn(OwnedDeviceId, [u8; 8]),
     /// Set what the algorithm of a backup needs.
@@ -160,10 +163,10 @@ pub(super) struct Draft {
     pub(super) rooms: Vec<OwnedRoomId>,
     /// Whether the part of `/sync` outside rooms changes.
     pub(super) is_news: bool,
-    /// Whether those who share rooms are to hear of the user's devices.
-    pub(super) device_list_changed: bool,
     /// Whether the user's pushers change.
     pub(super) pushers_changed: bool,
+    /// What those who share rooms are to hear of the user's devices.
+    pub(super) list_change: Option<ListChange>,
     /// When the change happens.
     pub(super) now: MilliSecondsSinceUnixEpoch,
     /// The position that the change takes.
@@ -178,8 +181,8 @@ impl Draft {
             revoked: Vec::new(),
             rooms: Vec::new(),
             is_news: false,
-            device_list_changed: false,
             pushers_changed: false,
+            list_change: None,
             now,
             ticket: storage.reserve(1),
         }
@@ -298,7 +301,7 @@ impl Draft {
             SessionChange::SetCrossSigning(keys) => self.set_cross_signing(keys),
             SessionChange::SignOwn(key_id, signatures) => self.sign_own(&key_id, &signatures)?,
             SessionChange::SignOther(target, signatures) => self.sign_other(&target, &signatures),
-            SessionChange::Deliver(messages) => self.deliver(messages),
+            SessionChange::Deliver(messages, received) => self.deliver(messages, received),
             SessionChange::NoteTxn(device_id, hash) => self.note_txn(&device_id, hash),
             SessionChange::UpdateBackup(version, algorithm, auth_data) => {
                 self.update_backup(version, &algorithm, auth_data)?;

@@ -178,8 +178,13 @@ impl Draft {
         if name.as_ref().is_some_and(|name| name.len() > 1024) {
             return Err(SessionError::Invalid("a device's name has at most 1024 bytes".to_owned()));
         }
+        let is_same = device.display_name == name;
         let device = DeviceRecord { display_name: name, ..(**device).clone() };
         self.put_device(device_id.to_owned(), device);
+        // The name goes with the keys.
+        if !is_same && self.data.keys.device(device_id).is_some() {
+            self.device_changed(device_id);
+        }
         Ok(())
     }
 

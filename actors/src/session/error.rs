@@ -64,6 +64,9 @@ pub enum SessionError {
     /// A cross-signing key needs a master key, and there is none.
     #[error("there is no master key")]
     NoMasterKey,
+    /// The public key is the ID of one of the user's devices.
+    #[error("the key has the ID of a device")]
+    KeyInUse,
     /// A key or a signature is not what it has to be.
     #[error("{0}")]
     InvalidSignature(&'static str),

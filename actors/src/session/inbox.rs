@@ -2,9 +2,8 @@
 //!
 //! Spec: client-server API, "Send-to-Device messaging".
 
-use bytes::Bytes;
 use engine::id::Position;
-use ruma::{DeviceId, OwnedDeviceId, TransactionId};
+use ruma::{DeviceId, OwnedDeviceId, OwnedServerName, TransactionId};
 use sha2::{Digest, Sha256};
 use storage::{Direction, KeyRange, schema};
 
@@ -21,6 +20,15 @@ const TXNS_MAX: usize = 128;
 
 const TXNS: &str = "txns";
 
+/// By what a message of another server is known if it comes again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReceivedId {
+    /// The server.
+    pub origin: OwnedServerName,
+    /// Its ID for the message.
+    pub message_id: String,
+}
+
 /// What waits for a device.
 #[derive(Debug, Default)]
 pub struct Waiting {
@@ -32,8 +40,16 @@ pub struct Waiting {
 
 impl Draft {
     /// Puts messages into inboxes: of one device each, or of all devices if none is named.
-    pub(super) fn deliver(&mut self, messages: Vec<(Option<OwnedDeviceId>, String)>) {
+    pub(super) fn deliver(
+        &mut self,
+        messages: Vec<(Option<OwnedDeviceId>, String)>,
+        received: Option<ReceivedId>,
+    ) {
         let position = self.position();
+        if let Some(ReceivedId { origin, message_id }) = received {
+            let row = (origin, message_id, self.user_id().clone());
+            self.batch.put(&schema::RECEIVED_MESSAGES, &row, &u64::from(self.now.get()));
+        }
         for (device_id, json) in messages {
             let devices = match device_id {
                 // Spec: messages to devices that do not exist are dropped.
@@ -76,11 +92,7 @@ impl Draft {
         if !self.data.devices.contains_key(device_id) {
             return;
         }
-        let held = self.data.keys.extra(device_id, TXNS).cloned().unwrap_or_default();
-        let from = (held.len() / 8 + 1).saturating_sub(TXNS_MAX) * 8;
-        let mut txns = held[from.min(held.len())..].to_vec();
-        txns.extend_from_slice(&hash);
-        self.put_extra(device_id, TXNS, Bytes::from(txns));
+        self.push_ring(device_id, TXNS, hash, TXNS_MAX);
     }
 }
 
@@ -95,9 +107,7 @@ impl SessionHandle {
     /// Whether a device has sent this transaction already.
     pub fn has_sent(&self, device_id: &DeviceId, kind: &str, txn_id: &TransactionId) -> bool {
         let hash = txn_hash(kind, txn_id);
-        let data = self.data();
-        let txns = data.keys().extra(device_id, TXNS);
-        txns.is_some_and(|txns| txns.chunks_exact(8).any(|known| known == hash))
+        self.data().keys().ring(device_id, TXNS).any(|known| known == hash)
     }
 
     /// Remembers that a device has sent a transaction.

@@ -7,13 +7,31 @@ use std::{collections::BTreeMap, sync::Arc};
 use bytes::Bytes;
 use engine::id::Position;
 use ruma::{DeviceId, OwnedDeviceId, OwnedUserId, UserId};
-use serde_json::{Map, Value, value::RawValue};
-use storage::schema::{self, BackupRecord, FallbackKeyRecord};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+use storage::schema::{self, BackupRecord, FallbackKeyRecord, OneTimeKeyRecord};
 
 use super::{SessionError, change::Draft};
 
 /// One-time keys of one device that are kept; clients keep 50 to 100.
 const ONE_TIME_MAX: usize = 1000;
+
+/// One-time keys in one request: clients upload 50 to 100.
+const UPLOAD_MAX: usize = 1000;
+
+/// Fallback keys of one device, one for each algorithm. There is one algorithm.
+const FALLBACK_MAX: usize = 10;
+
+/// Bytes of a one-time or fallback key, which clients sign once.
+const KEY_MAX: usize = 8 << 10;
+
+/// Bytes of a device's identity keys, with signatures.
+const DEVICE_KEYS_MAX: usize = 32 << 10;
+
+/// One-time keys of a device that were given away and are remembered, in case an upload is repeated that had arrived.
+const CLAIMED_MAX: usize = 200;
+
+const CLAIMED: &str = "claimed";
 
 /// The kinds of cross-signing key.
 pub const CROSS_SIGNING: [&str; 3] = ["master", "self_signing", "user_signing"];
@@ -27,7 +45,7 @@ pub(super) type OneTimeKey = (OwnedDeviceId, String, String);
 #[derive(Clone, Default)]
 pub struct Keys {
     pub(super) devices: imbl::OrdMap<OwnedDeviceId, Arc<Value>>,
-    pub(super) one_time: imbl::OrdMap<OneTimeKey, Arc<RawValue>>,
+    pub(super) one_time: imbl::OrdMap<OneTimeKey, Arc<OneTimeKeyRecord>>,
     pub(super) fallback: imbl::OrdMap<(OwnedDeviceId, String), Arc<FallbackKeyRecord>>,
     /// By kind, and by whose key is signed.
     pub(super) cross_signing: imbl::OrdMap<(String, String), Arc<Value>>,
@@ -40,6 +58,8 @@ pub struct Keys {
     pub(super) touched: imbl::OrdMap<OwnedDeviceId, Position>,
     /// When the device list last changed.
     pub(super) list_changed: Position,
+    /// When the user last signed the master key of others.
+    pub(super) signed: imbl::OrdMap<OwnedUserId, Position>,
 }
 
 /// Keys that a device uploads.
@@ -83,7 +103,10 @@ impl Keys {
         counts
     }
 
-    fn one_time_of(&self, device_id: &DeviceId) -> impl Iterator<Item = (&OneTimeKey, &Arc<RawValue>)> {
+    fn one_time_of(
+        &self,
+        device_id: &DeviceId,
+    ) -> impl Iterator<Item = (&OneTimeKey, &Arc<OneTimeKeyRecord>)> {
         let from = (device_id.to_owned(), String::new(), String::new());
         let device_id = device_id.to_owned();
         self.one_time.range(from..).take_while(move |((device, ..), _)| *device == device_id)
@@ -125,6 +148,16 @@ impl Keys {
         self.extras.get(&(device_id.to_owned(), kind.to_owned()))
     }
 
+    /// The hashes in a row of them.
+    pub(super) fn ring(&self, device_id: &DeviceId, kind: &str) -> impl Iterator<Item = &[u8]> {
+        self.extra(device_id, kind).into_iter().flat_map(|ring| ring.chunks_exact(8))
+    }
+
+    /// Users whose master key the user signed after a position.
+    pub fn signed_since(&self, since: Position) -> impl Iterator<Item = &OwnedUserId> {
+        self.signed.iter().filter(move |(_, at)| **at > since).map(|(user_id, _)| user_id)
+    }
+
     /// Versions of the key backup that are not deleted, oldest first.
     pub fn backups(&self) -> impl DoubleEndedIterator<Item = (u64, &BackupRecord)> {
         self.backups
@@ -148,9 +181,33 @@ fn parts(name: &str) -> Result<(&str, &str), SessionError> {
     parts.ok_or_else(|| SessionError::Invalid(format!("{name} is not algorithm:id")))
 }
 
-fn raw(value: &Value) -> Result<Arc<RawValue>, SessionError> {
-    let raw = serde_json::value::to_raw_value(value);
-    raw.map(Arc::from).map_err(|error| SessionError::Invalid(error.to_string()))
+/// A one-time or fallback key as it is stored.
+fn checked_key(key: &Value) -> Result<String, SessionError> {
+    if !key.is_object() && !key.is_string() {
+        return Err(SessionError::Invalid("a key is text or an object".to_owned()));
+    }
+    let key = key.to_string();
+    if key.len() > KEY_MAX {
+        return Err(SessionError::Invalid(format!("a key has at most {KEY_MAX} bytes")));
+    }
+    Ok(key)
+}
+
+/// Names a one-time key among those that were given away.
+fn claimed_hash(algorithm: &str, key_id: &str, key: &str) -> [u8; 8] {
+    let digest = Sha256::digest(format!("{algorithm}:{key_id}\0{key}").as_bytes());
+    let mut hash = [0; 8];
+    hash.copy_from_slice(&digest[..8]);
+    hash
+}
+
+/// What others are to hear of a device list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ListChange {
+    /// Devices that changed.
+    pub(super) devices: std::collections::BTreeSet<OwnedDeviceId>,
+    /// Whether the cross-signing keys that others see changed.
+    pub(super) signing_keys: bool,
 }
 
 /// Adds signatures to an object's own, by user and key; returns whether there were new ones.
@@ -174,19 +231,23 @@ pub(crate) fn merge_signatures(target: &mut Value, from: &Value) -> bool {
 }
 
 impl Draft {
-    pub(super) fn bump_device_list(&mut self) {
-        if self.device_list_changed {
-            return;
+    /// Tells others that a device changed.
+    pub(super) fn device_changed(&mut self, device_id: &DeviceId) {
+        self.bump_device_list().devices.insert(device_id.to_owned());
+    }
+
+    fn bump_device_list(&mut self) -> &mut ListChange {
+        if self.list_change.is_none() {
+            self.is_news = true;
+            let (position, user_id) = (self.position(), self.user_id().clone());
+            let before = std::mem::replace(&mut self.data.keys.list_changed, position);
+            if before != Position(0) {
+                self.batch.delete(&schema::DEVICE_LIST_CHANGES, &before);
+            }
+            self.batch.put(&schema::DEVICE_LISTS, &user_id, &position);
+            self.batch.put(&schema::DEVICE_LIST_CHANGES, &position, &user_id);
         }
-        self.device_list_changed = true;
-        self.is_news = true;
-        let (position, user_id) = (self.position(), self.user_id().clone());
-        let before = std::mem::replace(&mut self.data.keys.list_changed, position);
-        if before != Position(0) {
-            self.batch.delete(&schema::DEVICE_LIST_CHANGES, &before);
-        }
-        self.batch.put(&schema::DEVICE_LISTS, &user_id, &position);
-        self.batch.put(&schema::DEVICE_LIST_CHANGES, &position, &user_id);
+        self.list_change.get_or_insert_default()
     }
 
     fn touch_keys(&mut self, device_id: &DeviceId) {
@@ -201,6 +262,12 @@ impl Draft {
         if !self.data.devices.contains_key(&device_id) {
             return Err(SessionError::DeviceNotFound);
         }
+        if upload.one_time_keys.len() > UPLOAD_MAX {
+            return Err(SessionError::TooMany("one-time keys"));
+        }
+        if upload.fallback_keys.len() > FALLBACK_MAX {
+            return Err(SessionError::TooMany("fallback keys"));
+        }
         if let Some(keys) = upload.device_keys {
             self.set_device_keys(&device_id, keys)?;
         }
@@ -214,7 +281,7 @@ impl Draft {
         }
         for (name, key) in &upload.fallback_keys {
             let (algorithm, key_id) = parts(name)?;
-            self.set_fallback_key(&device_id, algorithm, key_id, key);
+            self.set_fallback_key(&device_id, algorithm, key_id, key)?;
         }
         if has_new {
             self.touch_keys(&device_id);
@@ -229,6 +296,13 @@ impl Draft {
         }
         if !keys["keys"].is_object() || !keys["algorithms"].is_array() {
             return Err(SessionError::Invalid("device_keys lacks algorithms or keys".to_owned()));
+        }
+        if keys.to_string().len() > DEVICE_KEYS_MAX {
+            return Err(SessionError::Invalid(format!("device_keys has at most {DEVICE_KEYS_MAX} bytes")));
+        }
+        if let Some(keys) = keys.as_object_mut() {
+            // The server's own to say.
+            keys.remove("unsigned");
         }
         let known = self.data.keys.device(device_id);
         if let Some(known) = known
@@ -246,7 +320,6 @@ impl Draft {
         }
         if known != Some(&keys) {
             self.put_device_keys(device_id, keys);
-            self.bump_device_list();
         }
         Ok(())
     }
@@ -255,6 +328,7 @@ impl Draft {
         let row = (self.user_id().clone(), device_id.to_owned());
         self.batch.put(&schema::DEVICE_KEYS, &row, &keys.to_string());
         self.data.keys.devices.insert(device_id.to_owned(), Arc::new(keys));
+        self.device_changed(device_id);
     }
 
     fn add_one_time_key(
@@ -264,10 +338,10 @@ impl Draft {
         key_id: &str,
         key: &Value,
     ) -> Result<(), SessionError> {
-        let key = raw(key)?;
+        let key = checked_key(key)?;
         let place = (device_id.to_owned(), algorithm.to_owned(), key_id.to_owned());
         match self.data.keys.one_time.get(&place) {
-            Some(known) if known.get() == key.get() => return Ok(()),
+            Some(known) if known.key == key => return Ok(()),
             Some(_) => {
                 return Err(SessionError::Invalid(format!(
                     "one-time key {algorithm}:{key_id} already exists with another value"
@@ -275,20 +349,32 @@ impl Draft {
             }
             None => {}
         }
+        let hash = claimed_hash(algorithm, key_id, &key);
+        if self.data.keys.ring(device_id, CLAIMED).any(|claimed| claimed == hash) {
+            return Ok(());
+        }
         let row = (self.user_id().clone(), place.0.clone(), place.1.clone(), place.2.clone());
-        self.batch.put(&schema::ONE_TIME_KEYS, &row, &key.get().to_owned());
-        self.data.keys.one_time.insert(place, key);
+        let record = OneTimeKeyRecord { key, uploaded: self.position() };
+        self.batch.put(&schema::ONE_TIME_KEYS, &row, &record);
+        self.data.keys.one_time.insert(place, Arc::new(record));
         Ok(())
     }
 
-    fn set_fallback_key(&mut self, device_id: &DeviceId, algorithm: &str, key_id: &str, key: &Value) {
-        let key = key.to_string();
+    fn set_fallback_key(
+        &mut self,
+        device_id: &DeviceId,
+        algorithm: &str,
+        key_id: &str,
+        key: &Value,
+    ) -> Result<(), SessionError> {
+        let key = checked_key(key)?;
         let place = (device_id.to_owned(), algorithm.to_owned());
         let known = self.data.keys.fallback.get(&place);
-        if known.is_some_and(|known| known.key_id == key_id && known.key == key) {
-            return;
+        if !known.is_some_and(|known| known.key_id == key_id && known.key == key) {
+            let record = FallbackKeyRecord { key_id: key_id.to_owned(), key, is_used: false };
+            self.put_fallback_key(place, record);
         }
-        self.put_fallback_key(place, FallbackKeyRecord { key_id: key_id.to_owned(), key, is_used: false });
+        Ok(())
     }
 
     fn put_fallback_key(&mut self, place: (OwnedDeviceId, String), record: FallbackKeyRecord) {
@@ -311,13 +397,17 @@ impl Draft {
     }
 
     fn claim_key(&mut self, device_id: &DeviceId, algorithm: &str) -> Option<(String, Value)> {
-        let found = self.data.keys.one_time_of(device_id).find(|((_, known, _), _)| known == algorithm);
+        let of_algorithm =
+            self.data.keys.one_time_of(device_id).filter(|((_, known, _), _)| known == algorithm);
+        // Spec: in the order that they were uploaded.
+        let found = of_algorithm.min_by_key(|(_, key)| key.uploaded);
         if let Some((place, key)) = found.map(|(place, key)| (place.clone(), key.clone())) {
             self.data.keys.one_time.remove(&place);
+            self.push_ring(device_id, CLAIMED, claimed_hash(algorithm, &place.2, &key.key), CLAIMED_MAX);
             let row = (self.user_id().clone(), place.0, place.1, place.2);
             self.batch.delete(&schema::ONE_TIME_KEYS, &row);
             self.touch_keys(device_id);
-            return Some((format!("{algorithm}:{}", row.3), serde_json::from_str(key.get()).ok()?));
+            return Some((format!("{algorithm}:{}", row.3), serde_json::from_str(&key.key).ok()?));
         }
         let place = (device_id.to_owned(), algorithm.to_owned());
         let fallback = (**self.data.keys.fallback.get(&place)?).clone();
@@ -340,19 +430,20 @@ impl Draft {
             {
                 let mut known = known.clone();
                 if merge_signatures(&mut known, &key["signatures"]) {
-                    self.put_cross_signing(&kind, "", known);
+                    self.put_cross_signing(&kind, known);
                 }
                 continue;
             }
-            self.put_cross_signing(&kind, "", key);
+            self.put_cross_signing(&kind, key);
         }
     }
 
-    fn put_cross_signing(&mut self, kind: &str, target: &str, key: Value) {
-        let row = (self.user_id().clone(), kind.to_owned(), target.to_owned());
+    fn put_cross_signing(&mut self, kind: &str, key: Value) {
+        let row = (self.user_id().clone(), kind.to_owned(), String::new());
         self.batch.put(&schema::CROSS_SIGNING, &row, &key.to_string());
         self.data.keys.cross_signing.insert((row.1, row.2), Arc::new(key));
-        self.bump_device_list();
+        // Nobody else sees the user-signing key.
+        self.bump_device_list().signing_keys |= kind != "user_signing";
     }
 
     /// Adds signatures to a device's keys or to a cross-signing key of this user.
@@ -362,7 +453,6 @@ impl Draft {
             let mut keys = keys.clone();
             if merge_signatures(&mut keys, signatures) {
                 self.put_device_keys(&device_id, keys);
-                self.bump_device_list();
             }
             return Ok(());
         }
@@ -372,7 +462,7 @@ impl Draft {
             {
                 let mut key = key.clone();
                 if merge_signatures(&mut key, signatures) {
-                    self.put_cross_signing(kind, "", key);
+                    self.put_cross_signing(kind, key);
                 }
                 return Ok(());
             }
@@ -384,7 +474,14 @@ impl Draft {
     pub(super) fn sign_other(&mut self, target: &OwnedUserId, signatures: &Value) {
         let mut held = self.data.keys.signatures_on(target).cloned().unwrap_or_default();
         if merge_signatures(&mut held, signatures) {
-            self.put_cross_signing(SIGNATURE, target.as_str(), held);
+            let row = (self.user_id().clone(), SIGNATURE.to_owned(), target.to_string());
+            self.batch.put(&schema::CROSS_SIGNING, &row, &held.to_string());
+            self.data.keys.cross_signing.insert((row.1, row.2), Arc::new(held));
+            // The user's other devices look at the target's keys again; nobody else has reason to.
+            let position = self.position();
+            self.batch.put(&schema::SIGNED_USERS, &(row.0, target.clone()), &position);
+            self.data.keys.signed.insert(target.clone(), position);
+            self.is_news = true;
         }
     }
 
@@ -413,8 +510,17 @@ impl Draft {
         keys.touched.remove(device_id);
         if keys.devices.remove(device_id).is_some() {
             self.batch.delete(&schema::DEVICE_KEYS, &(user_id, device_id.to_owned()));
-            self.bump_device_list();
+            self.device_changed(device_id);
         }
+    }
+
+    /// Adds a hash to a row of them, from which the oldest give way.
+    pub(super) fn push_ring(&mut self, device_id: &DeviceId, kind: &str, hash: [u8; 8], most: usize) {
+        let held = self.data.keys.extra(device_id, kind).cloned().unwrap_or_default();
+        let from = (held.len() / 8 + 1).saturating_sub(most) * 8;
+        let mut ring = held[from.min(held.len())..].to_vec();
+        ring.extend_from_slice(&hash);
+        self.put_extra(device_id, kind, Bytes::from(ring));
     }
 
     /// Keeps something else that belongs to a device.

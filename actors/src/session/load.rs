@@ -133,9 +133,8 @@ impl SessionShared {
         let rows = storage
             .range(&schema::ONE_TIME_KEYS, KeyRange::prefix(&(user_id,)), ascending, usize::MAX)
             .await?;
-        for ((_, device_id, algorithm, key_id), json) in rows {
-            let key = shared_json(json).map_err(|error| damaged(&error))?;
-            keys.one_time.insert((device_id, algorithm, key_id), key);
+        for ((_, device_id, algorithm, key_id), record) in rows {
+            keys.one_time.insert((device_id, algorithm, key_id), Arc::new(record));
         }
         let rows = storage
             .range(&schema::FALLBACK_KEYS, KeyRange::prefix(&(user_id,)), ascending, usize::MAX)
@@ -160,6 +159,10 @@ impl SessionShared {
         let rows =
             storage.range(&schema::BACKUPS, KeyRange::prefix(&(user_id,)), ascending, usize::MAX).await?;
         keys.backups = rows.into_iter().map(|((_, version), record)| (version, Arc::new(record))).collect();
+        let rows = storage
+            .range(&schema::SIGNED_USERS, KeyRange::prefix(&(user_id,)), ascending, usize::MAX)
+            .await?;
+        keys.signed = rows.into_iter().map(|((_, target), position)| (target, position)).collect();
         keys.list_changed = storage.get(&schema::DEVICE_LISTS, user_id).await?.unwrap_or_default();
         Ok(())
     }

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use engine::{
-    id::{Position, TimelineIndex},
+    id::{Position, ShortRoomId, TimelineIndex},
     state::StateRoot,
 };
 use ruma::{OwnedUserId, RoomId, UserId};
@@ -76,15 +76,20 @@ impl Homeserver {
             }
         }
         let mut lists = DeviceLists { changed: neighbors.came, left: BTreeSet::new() };
+        let rooms = session.view().rooms().into_iter();
+        let rooms: BTreeSet<_> =
+            rooms.filter(|(_, entry)| entry.is_joined()).map(|(_, entry)| entry.room).collect();
+        self.users().settle().await;
         for user_id in self.changed_devices(session, since, upto).await? {
-            if user_id == own || self.share_a_room(own, &user_id).await? {
+            if user_id == own || self.is_in_any(&rooms, &user_id).await? {
                 lists.changed.insert(user_id);
             }
         }
+        lists.changed.extend(session.data().keys().signed_since(since).cloned());
         for user_id in neighbors.went {
             if user_id != own
                 && !lists.changed.contains(&user_id)
-                && !self.share_a_room(own, &user_id).await?
+                && !self.is_in_any(&rooms, &user_id).await?
             {
                 lists.left.insert(user_id);
             }
@@ -92,11 +97,11 @@ impl Homeserver {
         Ok(lists)
     }
 
-    async fn share_a_room(&self, own: &UserId, other: &UserId) -> Result<bool, RoomError> {
-        Ok(!self.mutual_rooms(own, other).await?.is_empty())
+    async fn is_in_any(&self, rooms: &BTreeSet<ShortRoomId>, user_id: &UserId) -> Result<bool, RoomError> {
+        Ok(self.joined_rooms_of(user_id).await?.iter().any(|room| rooms.contains(room)))
     }
 
-    /// Local users whose devices changed: those who share a room among them.
+    /// Users whose devices changed: those who share a room among them.
     async fn changed_devices(
         &self,
         session: &SessionHandle,

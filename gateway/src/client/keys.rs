@@ -2,7 +2,7 @@
 //!
 //! Spec: client-server API, "Key management", "Cross-signing".
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use actors::{
     encryption::Viewpoint,
@@ -66,10 +66,24 @@ pub async fn upload(
     Ok(Json(json!({ "one_time_key_counts": counts })))
 }
 
+/// How long other servers may take to give keys, unless the client says something else.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What clients may say, at most: a request of theirs would not wait longer either.
+const TIMEOUT_MAX: Duration = Duration::from_secs(60);
+
+fn wait_for(timeout_ms: Option<u64>) -> Duration {
+    timeout_ms.map_or(TIMEOUT, |timeout_ms| Duration::from_millis(timeout_ms).min(TIMEOUT_MAX))
+}
+
 #[derive(Deserialize)]
 struct QueryBody {
-    device_keys: BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>,
+    device_keys: WantedDevices,
+    timeout: Option<u64>,
 }
+
+/// Devices by user; all of them where none is named.
+pub(crate) type WantedDevices = BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>;
 
 /// `POST /_matrix/client/v3/keys/query`
 pub async fn query(
@@ -77,9 +91,10 @@ pub async fn query(
     requester: Requester,
     JsonBody(body): JsonBody,
 ) -> ApiResult<Json<Value>> {
-    let QueryBody { device_keys } = parse(body)?;
+    let QueryBody { device_keys, timeout } = parse(body)?;
     check_number(device_keys.len())?;
-    let mut found = app.homeserver().query_keys(Viewpoint::User(&requester.user_id), device_keys).await?;
+    let viewpoint = Viewpoint::User(&requester.user_id);
+    let mut found = app.homeserver().query_keys(viewpoint, device_keys, wait_for(timeout)).await?;
     let mut crossing = |kind| found.cross_signing.remove(kind).unwrap_or_default();
     Ok(Json(json!({
         "master_keys": crossing("master"),
@@ -93,17 +108,19 @@ pub async fn query(
 #[derive(Deserialize)]
 struct ClaimBody {
     one_time_keys: BTreeMap<OwnedUserId, Wanted>,
+    timeout: Option<u64>,
 }
 
 /// `POST /_matrix/client/v3/keys/claim`
 pub async fn claim(State(app): State<App>, _: Requester, JsonBody(body): JsonBody) -> ApiResult<Json<Value>> {
-    let ClaimBody { one_time_keys } = parse(body)?;
+    let ClaimBody { one_time_keys, timeout } = parse(body)?;
     check_number(one_time_keys.values().map(BTreeMap::len).sum())?;
-    let (claimed, failures) = app.homeserver().claim_keys(one_time_keys).await?;
+    let (claimed, failures) = app.homeserver().claim_keys(one_time_keys, wait_for(timeout)).await?;
     Ok(Json(json!({ "one_time_keys": claimed, "failures": failures })))
 }
 
-fn check_number(wanted: usize) -> ApiResult<()> {
+/// Checks how many keys one request asks for.
+pub(crate) fn check_number(wanted: usize) -> ApiResult<()> {
     if wanted <= WANTED_MAX { Ok(()) } else { Err(ApiError::invalid_param("too many keys for one request")) }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Spec: client-server API, "Profiles".
 
+use std::sync::Arc;
+
 use actors::session::{Profile, SessionError};
 use axum::{Json, extract::State};
 use ruma::{OwnedUserId, UserId};
@@ -19,8 +21,8 @@ type Object = Map<String, Value>;
 /// `GET /_matrix/client/v3/profile/{userId}`
 pub async fn get_profile(State(app): State<App>, Path(user_id): Path<String>) -> ApiResult<Json<Object>> {
     let user_id = parse(&user_id)?;
-    if let Some(profile) = remote(&app, &user_id, None).await? {
-        return Ok(Json(profile));
+    if let Some(profile) = remote(&app, &user_id).await? {
+        return Ok(Json((*profile).clone()));
     }
     public_fields(&app, &user_id).await.map(Json)
 }
@@ -32,12 +34,12 @@ pub async fn public_fields(app: &App, user_id: &UserId) -> ApiResult<Object> {
 }
 
 /// The profile of another server's user; none for users of this one.
-async fn remote(app: &App, user_id: &UserId, field: Option<&str>) -> ApiResult<Option<Object>> {
+async fn remote(app: &App, user_id: &UserId) -> ApiResult<Option<Arc<Object>>> {
     let homeserver = app.homeserver();
     if user_id.server_name() == homeserver.server_name() || !homeserver.federates() {
         return Ok(None);
     }
-    let profile = homeserver.remote_profile(user_id, field).await?;
+    let profile = homeserver.remote_profile(user_id).await?;
     profile.map(Some).ok_or_else(|| ApiError::not_found("the user is not known"))
 }
 
@@ -47,9 +49,9 @@ pub async fn get_field(
     Path((user_id, name)): Path<(String, String)>,
 ) -> ApiResult<Json<Object>> {
     let user_id = parse(&user_id)?;
-    if let Some(mut profile) = remote(&app, &user_id, Some(&name)).await? {
-        let value =
-            profile.remove(&name).ok_or_else(|| ApiError::not_found("the profile has no such field"))?;
+    if let Some(profile) = remote(&app, &user_id).await? {
+        let value = profile.get(&name).cloned();
+        let value = value.ok_or_else(|| ApiError::not_found("the profile has no such field"))?;
         return Ok(Json(Object::from_iter([(name, value)])));
     }
     let profile = profile(&app, &user_id).await?;

@@ -19,6 +19,9 @@ use crate::{
     extract::{JsonBody, Path, Requester},
 };
 
+/// Bytes of an event type, as in rooms.
+const KIND_MAX: usize = 255;
+
 #[derive(Deserialize)]
 struct Body {
     messages: Messages,
@@ -32,6 +35,9 @@ pub async fn send(
     JsonBody(body): JsonBody,
 ) -> ApiResult<Json<Value>> {
     let Body { messages } = parse(body)?;
+    if kind.len() > KIND_MAX {
+        return Err(ApiError::invalid_param(format!("an event type has at most {KIND_MAX} bytes")));
+    }
     if !messages.values().flat_map(|by_device| by_device.values()).all(Value::is_object) {
         return Err(ApiError::bad_json("a message's content is an object"));
     }

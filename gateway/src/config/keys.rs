@@ -20,6 +20,8 @@ pub const KEYS: &[&str] = &[
     "federation.allow_private_addresses",
     "federation.max_concurrent_connects",
     "federation.trusted_key_servers",
+    "federation.share_device_names",
+    "federation.send_presence",
     "storage.backend",
     "storage.durability",
     "storage.cache",

@@ -40,9 +40,7 @@ pub async fn send(
     }
     let homeserver = app.homeserver();
     let results = homeserver.receive_transaction(&signed.origin, &txn_id, transaction.pdus).await?;
-    for edu in transaction.edus {
-        homeserver.receive_edu(&signed.origin, &edu).await;
-    }
+    homeserver.receive_edus(&signed.origin, transaction.edus).await?;
     let pdus: Map<String, Value> = results
         .into_iter()
         .map(|(event_id, result)| match result {

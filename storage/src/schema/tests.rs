@@ -38,6 +38,7 @@ fn rows() -> Vec<String> {
     rows.extend(federation_rows());
     rows.extend(media_rows());
     rows.extend(push_rows());
+    rows.extend(encryption_rows());
     rows
 }
 
@@ -71,6 +72,32 @@ fn push_rows() -> Vec<String> {
     ]
 }
 
+/// What encryption across servers needs.
+fn encryption_rows() -> Vec<String> {
+    let server = owned_server_name!("example.org");
+    let list = RemoteDeviceListRecord {
+        stream_id: Some(6),
+        is_stale: false,
+        devices: [(phone(), "{}".to_owned())].into(),
+        master: Some("{}".to_owned()),
+        self_signing: None,
+    };
+    let change = DeviceListOutboxRecord {
+        devices: vec![phone()],
+        signing_keys: true,
+        joined: Some(owned_room_id!("!room:example.org")),
+    };
+    vec![
+        row(&REMOTE_DEVICE_LISTS, &alice(), &list),
+        row(&STALE_DEVICE_LISTS, &(server.clone(), alice()), &()),
+        row(&DEPARTED_USERS, &alice(), &()),
+        row(&DEVICE_LIST_OUTBOX, &(Position(5), alice()), &change),
+        row(&DEVICE_STREAMS, &alice(), &Position(5)),
+        row(&RECEIVED_MESSAGES, &(server, "message".to_owned(), alice()), &1_000_000),
+        row(&SIGNED_USERS, &(alice(), owned_user_id!("@bob:example.org")), &Position(5)),
+    ]
+}
+
 fn federation_rows() -> Vec<String> {
     let room_id = owned_room_id!("!room:example.org");
     let server = owned_server_name!("example.org");
@@ -98,11 +125,12 @@ fn key_rows() -> Vec<String> {
         count: 4,
         is_deleted: false,
     };
+    let one_time = OneTimeKeyRecord { key: json.clone(), uploaded: Position(5) };
     let curve = "signed_curve25519".to_owned();
     let room_id = owned_room_id!("!room:example.org");
     vec![
         row(&DEVICE_KEYS, &(alice(), phone()), &json),
-        row(&ONE_TIME_KEYS, &(alice(), phone(), curve.clone(), "AAAA".to_owned()), &json),
+        row(&ONE_TIME_KEYS, &(alice(), phone(), curve.clone(), "AAAA".to_owned()), &one_time),
         row(&FALLBACK_KEYS, &(alice(), phone(), curve), &fallback),
         row(&TO_DEVICE, &(alice(), phone(), Position(5)), &json),
         row(&CROSS_SIGNING, &(alice(), "master".to_owned(), String::new()), &json),

@@ -6,6 +6,7 @@ import { createInterface } from "node:readline";
 for (const level of ["debug", "error", "info", "log", "trace", "warn"]) console[level] = () => {};
 
 const sdk = await import("matrix-js-sdk");
+const encryption = await import("./encryption.mjs");
 const baseUrl = process.argv[2];
 let client;
 
@@ -27,6 +28,10 @@ function onEvent(event, room, isOld) {
     const about = { room_id: room.roomId, event_id: event.getId(), sender: event.getSender() };
     // One's own event is first shown without waiting for the server; it counts once it has come back.
     if (isOld || event.isRedacted() || event.status !== null) return;
+    if (event.isEncrypted() && (event.isDecryptionFailure() || !event.getClearContent())) {
+        event.once(sdk.MatrixEventEvent.Decrypted, () => onEvent(event, room, isOld));
+        return;
+    }
     switch (event.getType()) {
         case "m.room.message":
             if (relation.rel_type === "m.replace") {
@@ -49,8 +54,9 @@ function onEvent(event, room, isOld) {
     }
 }
 
-async function started(account) {
+async function started(account, { encrypted, limit = 20 } = {}) {
     client = sdk.createClient({
+        cryptoCallbacks: encryption.cryptoCallbacks,
         baseUrl,
         accessToken: account.access_token,
         userId: account.user_id,
@@ -74,22 +80,28 @@ async function started(account) {
     const synced = new Promise((resolve) => {
         client.on(sdk.ClientEvent.Sync, (state) => state === "PREPARED" && resolve());
     });
-    await client.startClient({ initialSyncLimit: 20 });
+    if (encrypted) await encryption.start(client, saw);
+    await client.startClient({ initialSyncLimit: limit });
     await synced;
-    return { user_id: account.user_id };
+    return { user_id: account.user_id, device_id: account.device_id };
 }
 
 const commands = {
+    ...encryption.commands,
     async register({ user, password }) {
         const auth = { type: "m.login.dummy" };
         return started(await sdk.createClient({ baseUrl }).registerRequest({ username: user, password, auth }));
     },
-    async login({ user, password }) {
+    async login({ user, password, ...options }) {
         const identifier = { type: "m.id.user", user };
         const request = { type: "m.login.password", identifier, password };
-        return started(await sdk.createClient({ baseUrl }).loginRequest(request));
+        return started(await sdk.createClient({ baseUrl }).loginRequest(request), options);
     },
-    create_room: ({ public: isPublic }) => client.createRoom({ preset: isPublic ? "public_chat" : "private_chat" }),
+    create_room: ({ public: isPublic, encrypted }) => {
+        const content = { algorithm: "m.megolm.v1.aes-sha2" };
+        const initial_state = encrypted ? [{ type: "m.room.encryption", state_key: "", content }] : [];
+        return client.createRoom({ preset: isPublic ? "public_chat" : "private_chat", initial_state });
+    },
     invite: ({ room_id, user_id }) => client.invite(room_id, user_id),
     join: ({ room_id }) => client.joinRoom(room_id),
     leave: ({ room_id }) => client.leave(room_id),
@@ -135,7 +147,7 @@ for await (const line of createInterface({ input: process.stdin })) {
     try {
         const result = await commands[command](parameters);
         // Results may be objects of the library: only plain members go out.
-        const keys = ["user_id", "room_id", "event_id", "bodies"];
+        const keys = ["user_id", "device_id", "room_id", "event_id", "bodies", "body", "flow", "key"];
         answer = { ok: command === "wait" ? result : Object.fromEntries(keys.map((key) => [key, result?.[key]])) };
     } catch (error) {
         answer = { error: error.stack ?? String(error) };

@@ -1,0 +1,104 @@
+//! What may be lost on the way: presence, receipts; and profiles, which are asked for.
+
+use serde_json::{Value, json};
+use tests::{Server, Synapse, segment};
+
+use super::{User, eventually, path};
+
+/// Two users of two servers in one room.
+async fn in_one_room(alice: &User, bob: &User) -> String {
+    let room = alice.create("11", json!({})).await;
+    bob.join(&room, alice.0.server_name()).await;
+    alice.sees(&room, bob, "join").await;
+    room
+}
+
+/// `watcher` learns of the presence of `shower`, from the server that is asked and from `/sync`.
+async fn sees_presence(watcher: &User, shower: &User, status: &str) {
+    let path = format!("/_matrix/client/v3/presence/{}/status", segment(shower.id()));
+    let mut since = watcher.sync_token().await;
+    shower.0.put(&path, &json!({ "presence": "online", "status_msg": status })).await.ok();
+    eventually("presence arrives", async || {
+        let query = format!("since={}&timeout=500&set_presence=offline", segment(&since));
+        let sync = watcher.0.sync(&query).await;
+        sync["next_batch"].as_str().unwrap().clone_into(&mut since);
+        let events = sync["presence"]["events"].as_array().cloned().unwrap_or_default();
+        let is_it =
+            |event: &Value| event["sender"] == shower.id() && event["content"]["status_msg"] == status;
+        events.iter().any(is_it).then_some(())
+    })
+    .await;
+    assert_eq!(watcher.0.get(&path).await.ok()["status_msg"], status);
+}
+
+/// Receipts of threads do not stand in the way of each other.
+async fn sees_threaded_receipts(watcher: &User, reader: &User, room: &str) {
+    let root = watcher.say(room, "a root").await;
+    let content = json!({
+        "msgtype": "m.text", "body": "in a thread",
+        "m.relates_to": { "rel_type": "m.thread", "event_id": root },
+    });
+    let threaded = watcher.send(room, "m.room.message", "thread", &content).await;
+    reader.hears(room, "in a thread").await;
+    let mut since = watcher.sync_token().await;
+    for (event, thread) in [(&root, "main"), (&threaded, &root)] {
+        let body = json!({ "thread_id": thread });
+        reader.0.post(&path(room, &format!("receipt/m.read/{event}")), &body).await.ok();
+    }
+    let (mut main, mut thread) = (false, false);
+    eventually("both receipts arrive", async || {
+        for event in watcher.ephemeral(room, &mut since).await {
+            main |= event["content"][&root]["m.read"][reader.id()]["thread_id"] == "main";
+            thread |= event["content"][&threaded]["m.read"][reader.id()]["thread_id"] == root.as_str();
+        }
+        (main && thread).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn presence_and_threaded_receipts_go_between_synapse_and_ganglion() {
+    let (server, synapse) = (Server::start_federating("").await, Synapse::start().await);
+    let (alice, bob) = (User(server.client("alice").await), User(synapse.client("bob").await));
+    let room = in_one_room(&alice, &bob).await;
+    sees_presence(&alice, &bob, "from synapse").await;
+    sees_presence(&bob, &alice, "from ganglion").await;
+    sees_threaded_receipts(&alice, &bob, &room).await;
+    sees_threaded_receipts(&bob, &alice, &room).await;
+}
+
+#[tokio::test]
+async fn presence_is_kept_where_the_operator_wants_it_and_seen_by_those_who_share_a_room() {
+    let quiet = Server::start_federating("send_presence = false\n").await;
+    let other = Server::start_federating("").await;
+    let (alice, bob) = (User(quiet.client("alice").await), User(other.client("bob").await));
+    let (carol, dave) = (User(quiet.client("carol").await), User(other.client("dave").await));
+    let room = in_one_room(&alice, &bob).await;
+    carol.join(&room, quiet.name()).await;
+    sees_presence(&alice, &bob, "here").await;
+    // A client that starts later is told of all who are there.
+    let first = carol.0.sync("timeout=0&set_presence=offline").await;
+    let events = first["presence"]["events"].as_array().unwrap();
+    assert!(events.iter().any(|event| event["sender"] == bob.id()), "{first}");
+    let path = |user: &User| format!("/_matrix/client/v3/presence/{}/status", segment(user.id()));
+    alice.0.put(&path(&alice), &json!({ "presence": "online", "status_msg": "hush" })).await.ok();
+    sees_threaded_receipts(&bob, &alice, &room).await;
+    assert_eq!(bob.0.get(&path(&alice)).await.ok()["presence"], "offline");
+    alice.0.get(&path(&dave)).await.is(403, "M_FORBIDDEN");
+}
+
+#[tokio::test]
+async fn profiles_of_other_servers_are_kept_for_a_moment() {
+    let (one, mut two) = (Server::start_federating("").await, Server::start_federating("").await);
+    let (alice, bob) = (User(one.client("alice").await), User(two.client("bob").await));
+    let path = format!("/_matrix/client/v3/profile/{}", segment(bob.id()));
+    bob.0.put(&format!("{path}/displayname"), &json!({ "displayname": "Bob" })).await.ok();
+    assert_eq!(alice.0.get(&path).await.ok()["displayname"], "Bob");
+    let nobody = format!("/_matrix/client/v3/profile/{}", segment(&format!("@nobody:{}", two.name())));
+    alice.0.get(&nobody).await.is(404, "M_NOT_FOUND");
+    two.kill();
+    assert_eq!(alice.0.get(&format!("{path}/displayname")).await.ok()["displayname"], "Bob");
+    alice.0.get(&format!("{path}/avatar_url")).await.is(404, "M_NOT_FOUND");
+    let other = format!("/_matrix/client/v3/profile/{}", segment(&format!("@other:{}", two.name())));
+    assert_eq!(alice.0.get(&other).await.status, 502);
+}
