@@ -78,13 +78,19 @@ impl Hub {
 
     /// The active sessions that share a joined room with a session, its own included.
     pub fn neighbors(&self, view: &SessionView) -> Vec<Arc<SessionView>> {
-        let mut neighbors = BTreeMap::new();
-        for (_, entry) in view.rooms().iter().filter(|(_, entry)| entry.is_joined()) {
-            if let Some(members) = self.rooms.get(&entry.room) {
-                neighbors.extend(members.views.iter().map(|(user, view)| (user.clone(), view.clone())));
+        let rooms = view.rooms().into_iter().filter(|(_, entry)| entry.is_joined());
+        self.members_of(rooms.map(|(_, entry)| entry.room))
+    }
+
+    /// The active sessions that are joined to one of these rooms.
+    pub fn members_of(&self, rooms: impl IntoIterator<Item = ShortRoomId>) -> Vec<Arc<SessionView>> {
+        let mut found = BTreeMap::new();
+        for room in rooms {
+            if let Some(members) = self.rooms.get(&room) {
+                found.extend(members.views.iter().map(|(user, view)| (user.clone(), view.clone())));
             }
         }
-        neighbors.into_values().collect()
+        found.into_values().collect()
     }
 
     /// Sets a local user's relation to a room, if the user's session is active.

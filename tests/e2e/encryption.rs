@@ -333,6 +333,14 @@ async fn cross_signing_keys_are_replaced_only_with_the_password() {
             "user_id": alice.user_id, "usage": ["master"], "keys": { format!("ed25519:{public}"): public },
         } })
     };
+    alice
+        .post(
+            &format!("{KEYS}/upload"),
+            &json!({ "device_keys": device_keys(&alice.user_id, &alice.device_id) }),
+        )
+        .await
+        .ok();
+    alice.post(&path, &master(&alice.device_id)).await.is(403, "M_FORBIDDEN");
     alice.post(&path, &master("Zmlyc3Q")).await.ok();
     alice.post(&path, &master("Zmlyc3Q")).await.ok();
     assert_eq!(alice.post(&path, &master("c2Vjb25k")).await.status, 401);

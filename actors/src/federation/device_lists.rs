@@ -364,12 +364,8 @@ impl Homeserver {
         &self,
         user_id: &UserId,
     ) -> Result<Vec<Arc<SessionView>>, SessionError> {
-        let mut views = BTreeMap::new();
-        for room in self.joined_rooms_of(user_id).await? {
-            let subscribers = self.room_shared().hub.subscribers(room);
-            views.extend(subscribers.into_iter().map(|view| (view.user_id().to_owned(), view)));
-        }
-        Ok(views.into_values().collect())
+        let rooms = self.joined_rooms_of(user_id).await?;
+        Ok(self.room_shared().hub.members_of(rooms))
     }
 
     /// Keeps a list that was fetched.

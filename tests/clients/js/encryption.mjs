@@ -21,6 +21,8 @@ export const cryptoCallbacks = {
 export async function start(ofClient, tell) {
     [client, saw] = [ofClient, tell];
     await client.initRustCrypto({ useIndexedDB: false });
+    // The library knows how to ask its user's other devices for keys, but leaves it off.
+    client.getCrypto().olmMachine.roomKeyRequestsEnabled = true;
     client.on(CryptoEvent.VerificationRequestReceived, async (request) => {
         whenIn(VerificationPhase.Started, request, () => follow(request.verifier, request.otherUserId));
         await request.accept();

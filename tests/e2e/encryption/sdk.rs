@@ -139,9 +139,14 @@ pub(super) async fn verify(asker: &Client, asked: &Client) {
     .await;
 }
 
-pub(super) async fn is_verified(client: &Client, user: &UserId) -> bool {
-    let identity = client.encryption().get_user_identity(user).await.unwrap();
-    identity.is_some_and(|identity| identity.is_verified())
+/// Waits until a client has its own signature on a user's keys back from the server.
+pub(super) async fn trusts(client: &Client, user: &UserId) {
+    eventually(&format!("{} trusts {user}", client.user_id().unwrap()), async || {
+        sync(client).await;
+        let identity = client.encryption().get_user_identity(user).await.unwrap()?;
+        identity.is_verified().then_some(())
+    })
+    .await;
 }
 
 /// Verification, messages both ways, a further device, and the rotation when a device goes.
@@ -163,7 +168,8 @@ async fn converse(
 
     verify(&one, &two).await;
     let (alice_id, bob_id) = (one.user_id().unwrap(), two.user_id().unwrap());
-    assert!(is_verified(&one, bob_id).await && is_verified(&two, alice_id).await);
+    trusts(&one, bob_id).await;
+    trusts(&two, alice_id).await;
 
     let phone = log_in(bob_url, bob).await;
     eventually("the phone is known", async || {
