@@ -100,6 +100,7 @@ fn config(key: SigningKey) -> Result<HomeserverConfig> {
         sessions: ClassConfig::default(),
         media: MediaConfig::default(),
         conversation: ConversationConfig::default(),
+        push: Arc::new(actors::push::NoPushGateways),
     })
 }
 
