@@ -3,9 +3,11 @@
 //! Spec: client-server API, "Content repository".
 
 mod content;
+mod flights;
 mod lookup;
 mod quota;
 mod remote;
+mod thumbnail;
 mod upload;
 mod waiting;
 
@@ -20,9 +22,10 @@ pub use self::{
     content::{Contents, Reader, hex},
     lookup::{Lookup, MediaFile},
     remote::{RemoteContent, RemoteError, RemoteMedia},
+    thumbnail::{Method, ThumbnailError, Wanted},
     upload::{Created, Meta},
 };
-use self::{remote::Remotes, waiting::Waiting};
+use self::{remote::Remotes, thumbnail::Thumbnails, waiting::Waiting};
 use crate::env::Env;
 
 /// What the content repository needs to know.
@@ -95,6 +98,14 @@ pub enum MediaError {
     /// The other server did not give its media.
     #[error(transparent)]
     Remote(#[from] RemoteError),
+    /// There is no smaller version of this.
+    #[error("{error}")]
+    Thumbnail {
+        /// Why.
+        error: ThumbnailError,
+        /// Whether the image is another server's.
+        is_remote: bool,
+    },
     /// The files failed.
     #[error("the media files failed: {0}")]
     Files(String),
@@ -124,6 +135,7 @@ struct Inner {
     contents: Contents,
     waiting: Waiting,
     remotes: Remotes,
+    thumbnails: Thumbnails,
     stopping: watch::Sender<bool>,
 }
 
@@ -139,6 +151,7 @@ impl MediaRepository {
             contents,
             waiting: Waiting::default(),
             remotes: Remotes::default(),
+            thumbnails: Thumbnails::default(),
             stopping: watch::Sender::new(false),
         }))
     }

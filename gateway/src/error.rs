@@ -8,7 +8,7 @@ use actors::{
     delayed::DelayedError,
     directory::{ActivateError, CallError},
     federation::FederationError,
-    media::{MediaError, RemoteError},
+    media::{MediaError, RemoteError, ThumbnailError},
     room::RoomError,
     session::SessionError,
     sync::SyncError,
@@ -310,6 +310,14 @@ impl From<MediaError> for ApiError {
             MediaError::Remote(RemoteError::Unreachable(_)) => {
                 Self::new(StatusCode::BAD_GATEWAY, "M_UNKNOWN", message)
             }
+            MediaError::Thumbnail { error, is_remote } => match error {
+                ThumbnailError::Undecodable(_) => Self::bad_request("M_UNKNOWN", message),
+                ThumbnailError::TooLarge if is_remote => {
+                    Self::new(StatusCode::BAD_GATEWAY, "M_TOO_LARGE", message)
+                }
+                ThumbnailError::TooLarge => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "M_TOO_LARGE", message),
+                ThumbnailError::Busy => Self::limit_exceeded(Duration::from_secs(1)),
+            },
             MediaError::Files(_) | MediaError::Store(_) | MediaError::Commit(_) => Self::internal(&message),
         }
     }

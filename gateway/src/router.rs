@@ -136,6 +136,7 @@ fn media_routes() -> Router<App> {
         .route("/config", get(media::config))
         .route("/download/{server}/{media}", get(media::download))
         .route("/download/{server}/{media}/{name}", get(media::download_as))
+        .route("/thumbnail/{server}/{media}", get(media::thumbnail))
 }
 
 /// Uploads, and the endpoints that [`media_routes`] superseded.
@@ -147,6 +148,7 @@ fn old_media_routes() -> Router<App> {
         .route("/config", get(media::config))
         .route("/download/{server}/{media}", get(media::old_download))
         .route("/download/{server}/{media}/{name}", get(media::old_download_as))
+        .route("/thumbnail/{server}/{media}", get(media::old_thumbnail))
 }
 
 fn account_routes() -> Router<App> {

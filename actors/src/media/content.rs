@@ -5,8 +5,8 @@ use std::{io, ops::Range, path::Path as FilePath, sync::Arc};
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream::BoxStream};
 use object_store::{
-    GetOptions, GetRange, GetResultPayload, MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload,
-    local::LocalFileSystem, path::Path,
+    GetOptions, GetRange, GetResult, GetResultPayload, MultipartUpload, ObjectStore, ObjectStoreExt,
+    PutPayload, local::LocalFileSystem, path::Path,
 };
 use sha2::{Digest, Sha256};
 use storage::schema::{ContentHash, ContentRecord};
@@ -15,7 +15,7 @@ use tokio::{
     sync::RwLock,
 };
 
-use super::MediaError;
+use super::{MediaError, thumbnail::Source};
 use crate::env::Entropy;
 
 /// Bytes that are written, and read, at a time: large enough that the calls do not matter, small beside a request.
@@ -84,9 +84,16 @@ impl Contents {
         }
     }
 
-    /// Reads all bytes at once; for small ones.
-    pub async fn read_all(&self, content: &ContentRecord) -> Result<Bytes, MediaError> {
-        Ok(self.objects.get(&place(&content.hash)).await?.bytes().await?)
+    /// The bytes, for those who read here and there, on a thread that may block.
+    pub(super) async fn open(&self, content: &ContentRecord) -> Result<Box<dyn Source>, MediaError> {
+        let result = self.objects.get(&place(&content.hash)).await?;
+        match result.payload {
+            GetResultPayload::File(file, _) => Ok(Box::new(io::BufReader::new(file))),
+            payload @ GetResultPayload::Stream(_) => {
+                let bytes = GetResult { payload, ..result }.bytes().await?;
+                Ok(Box::new(io::Cursor::new(bytes)))
+            }
+        }
     }
 }
 

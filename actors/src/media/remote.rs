@@ -1,13 +1,12 @@
 //! Media of other servers: fetched once, then kept here.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, future::BoxFuture};
-use parking_lot::Mutex;
 use ruma::ServerName;
 use storage::schema::MediaRecord;
 
-use super::{MediaError, MediaRepository, Meta, Reader};
+use super::{MediaError, MediaRepository, Meta, Reader, flights::Flights};
 
 /// How long another server may say nothing while it sends.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -54,8 +53,8 @@ pub enum RemoteError {
 #[derive(Default)]
 pub(super) struct Remotes {
     client: std::sync::OnceLock<Arc<dyn RemoteMedia>>,
-    /// One lock for each URI that is being fetched: many ask for the same picture at the same time.
-    fetching: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// What is being fetched.
+    flights: Flights,
 }
 
 impl MediaRepository {
@@ -75,22 +74,18 @@ impl MediaRepository {
     ) -> Result<MediaRecord, MediaError> {
         let client = self.0.remotes.client.get().ok_or(RemoteError::NotFound)?.clone();
         let uri = format!("mxc://{server_name}/{media_id}");
-        let lock = self.0.remotes.fetching.lock().entry(uri.clone()).or_default().clone();
-        let fetched = async {
-            let _fetching = lock.lock().await;
-            // Whoever had the lock before may have got them.
-            match self.record(server_name, media_id).await? {
+        let flight = self.0.remotes.flights.board(uri).await;
+        let (repository, server_name, media_id) = (self.clone(), server_name.to_owned(), media_id.to_owned());
+        // Whoever asked may hang up: the next one finds it.
+        let fetched = tokio::spawn(async move {
+            let _flight = flight;
+            // Whoever was first may have got them.
+            match repository.record(&server_name, &media_id).await? {
                 Some(record) => Ok(record),
-                None => self.fetch(&*client, server_name, media_id, timeout).await,
+                None => repository.fetch(&*client, &server_name, &media_id, timeout).await,
             }
-        }
-        .await;
-        let mut fetching = self.0.remotes.fetching.lock();
-        // The map's and ours: nobody else waits.
-        if Arc::strong_count(&lock) <= 2 {
-            fetching.remove(&uri);
-        }
-        fetched
+        });
+        fetched.await.map_err(|error| MediaError::Files(error.to_string()))?
     }
 
     async fn fetch(

@@ -6,7 +6,7 @@ mod serve;
 
 use std::time::Duration;
 
-use actors::media::{Lookup, Meta, is_media_id};
+use actors::media::{Lookup, MediaFile, Meta, Method, Wanted, is_media_id};
 use axum::{Json, body::Body, extract::State, response::Response};
 use http::{HeaderMap, header};
 use ruma::{OwnedServerName, ServerName};
@@ -40,6 +40,57 @@ pub struct DownloadQuery {
 impl Default for DownloadQuery {
     fn default() -> Self {
         Self { allow_remote: true, timeout_ms: 20_000 }
+    }
+}
+
+/// The query of a thumbnail.
+#[derive(Debug, Deserialize)]
+pub struct ThumbnailQuery {
+    width: u32,
+    height: u32,
+    #[serde(default)]
+    method: ThumbnailMethod,
+    #[serde(default)]
+    animated: bool,
+    #[serde(default = "ThumbnailQuery::allow_remote")]
+    allow_remote: bool,
+    #[serde(default = "ThumbnailQuery::timeout_ms")]
+    timeout_ms: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ThumbnailMethod {
+    Crop,
+    #[default]
+    Scale,
+}
+
+impl ThumbnailQuery {
+    fn allow_remote() -> bool {
+        DownloadQuery::default().allow_remote
+    }
+
+    fn timeout_ms() -> u64 {
+        DownloadQuery::default().timeout_ms
+    }
+
+    /// What is wanted, and how it is looked up.
+    fn split(&self) -> ApiResult<(Wanted, DownloadQuery)> {
+        if self.width == 0 || self.height == 0 {
+            return Err(ApiError::invalid_param("a thumbnail has a width and a height"));
+        }
+        let method = match self.method {
+            ThumbnailMethod::Crop => Method::Crop,
+            ThumbnailMethod::Scale => Method::Scale,
+        };
+        let wanted = Wanted { width: self.width, height: self.height, method, animated: self.animated };
+        Ok((wanted, DownloadQuery { allow_remote: self.allow_remote, timeout_ms: self.timeout_ms }))
+    }
+
+    /// What is wanted, and how long one waits for it.
+    pub fn wanted(&self) -> ApiResult<(Wanted, Duration)> {
+        Ok((self.split()?.0, Duration::from_millis(self.timeout_ms)))
     }
 }
 
@@ -126,9 +177,54 @@ pub async fn old_download_as(
     send(&app, lookup(&server, media_id, &query.0, true)?, &headers, Some(name)).await
 }
 
+/// `GET /_matrix/client/v1/media/thumbnail/{serverName}/{mediaId}`
+pub async fn thumbnail(
+    State(app): State<App>,
+    _: Requester,
+    ApiPath((server, media_id)): ApiPath<(String, String)>,
+    query: ApiQuery<ThumbnailQuery>,
+    headers: HeaderMap,
+) -> ApiResult<Response> {
+    send_thumbnail(&app, &server, media_id, &query.0, &headers, false).await
+}
+
+/// `GET /_matrix/media/v3/thumbnail/{serverName}/{mediaId}`
+pub async fn old_thumbnail(
+    State(app): State<App>,
+    ApiPath((server, media_id)): ApiPath<(String, String)>,
+    query: ApiQuery<ThumbnailQuery>,
+    headers: HeaderMap,
+) -> ApiResult<Response> {
+    send_thumbnail(&app, &server, media_id, &query.0, &headers, true).await
+}
+
+async fn send_thumbnail(
+    app: &App,
+    server: &str,
+    media_id: String,
+    query: &ThumbnailQuery,
+    headers: &HeaderMap,
+    only_open: bool,
+) -> ApiResult<Response> {
+    let (wanted, query) = query.split()?;
+    let lookup = lookup(server, media_id, &query, only_open)?;
+    let file = app.homeserver().media().thumbnail(&lookup, &wanted).await?;
+    present(app, &lookup, file, headers, None).await
+}
+
 async fn send(app: &App, lookup: Lookup, headers: &HeaderMap, name: Option<String>) -> ApiResult<Response> {
+    let file = app.homeserver().media().find(&lookup).await?;
+    present(app, &lookup, file, headers, name).await
+}
+
+async fn present(
+    app: &App,
+    lookup: &Lookup,
+    file: MediaFile,
+    headers: &HeaderMap,
+    name: Option<String>,
+) -> ApiResult<Response> {
     let media = app.homeserver().media();
-    let file = media.find(&lookup).await?;
     let audience = if lookup.only_open { serve::Audience::Everybody } else { serve::Audience::Users };
     let disposition = Disposition::of(file.content_type.as_deref(), name.or_else(|| file.filename.clone()));
     serve::serve(media, &file.content, &disposition, headers, audience).await
