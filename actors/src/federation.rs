@@ -6,6 +6,7 @@ mod edus;
 mod history;
 mod inbound;
 mod keys;
+mod media;
 mod membership;
 mod outbound;
 mod presence;
@@ -21,8 +22,8 @@ mod verify;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
-use http::{HeaderValue, Method, StatusCode};
+use futures_util::{StreamExt, future::BoxFuture, stream::BoxStream};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use ruma::ServerName;
 
 use crate::metrics::Metrics;
@@ -30,6 +31,7 @@ use crate::metrics::Metrics;
 pub use self::{
     inbound::Results,
     keys::{OldKey, WantedKeys},
+    media::FederatedMedia,
     outbound::FederationConfig,
     query::PublicRoomsPage,
     remote_keys::OwnDevices,
@@ -62,6 +64,14 @@ pub struct FederationResponse {
     pub content_type: Option<HeaderValue>,
     /// The body.
     pub body: Bytes,
+}
+
+/// What another server answers with success, its body on the way.
+pub struct FederationStream {
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body. It ends with an error where it is larger than it may be.
+    pub body: BoxStream<'static, Result<Bytes, FederationError>>,
 }
 
 /// Why another server did not answer with success.
@@ -145,6 +155,28 @@ impl FederationClient for Counted {
             answer
         })
     }
+
+    fn stream<'a>(
+        &'a self,
+        destination: &'a ServerName,
+        request: FederationRequest,
+    ) -> BoxFuture<'a, Result<FederationStream, FederationError>> {
+        Box::pin(async move {
+            let path = request.path_and_query.clone();
+            let answer = self.inner.stream(destination, request).await;
+            self.metrics.asked(&path, answer.as_ref().err());
+            answer
+        })
+    }
+
+    fn fetch<'a>(
+        &'a self,
+        url: &'a str,
+        timeout: Duration,
+        max: usize,
+    ) -> BoxFuture<'a, Result<FederationStream, FederationError>> {
+        self.inner.fetch(url, timeout, max)
+    }
 }
 
 /// Sends requests to other servers.
@@ -155,4 +187,35 @@ pub trait FederationClient: Send + Sync + 'static {
         destination: &'a ServerName,
         request: FederationRequest,
     ) -> BoxFuture<'a, Result<FederationResponse, FederationError>>;
+
+    /// Sends one request and gives the answer's body as it comes; its `timeout` is for what comes before the body.
+    ///
+    /// A client whose answers are in memory anyway needs no other implementation than this one.
+    fn stream<'a>(
+        &'a self,
+        destination: &'a ServerName,
+        request: FederationRequest,
+    ) -> BoxFuture<'a, Result<FederationStream, FederationError>> {
+        Box::pin(async move {
+            let response = self.request(destination, request).await?;
+            let mut headers = HeaderMap::new();
+            headers.extend(response.content_type.map(|value| (header::CONTENT_TYPE, value)));
+            let body = futures_util::stream::iter([Ok(response.body)]).boxed();
+            Ok(FederationStream { headers, body })
+        })
+    }
+
+    /// Gets what a server keeps at another place, as it says in `Location`; the request is not signed.
+    ///
+    /// `timeout` is for what comes before the body, `max` bounds the body in bytes.
+    fn fetch<'a>(
+        &'a self,
+        url: &'a str,
+        timeout: Duration,
+        max: usize,
+    ) -> BoxFuture<'a, Result<FederationStream, FederationError>> {
+        let _ = (timeout, max);
+        let refused = FederationError::BadBody(format!("this server does not follow {url}"));
+        Box::pin(std::future::ready(Err(refused)))
+    }
 }

@@ -24,7 +24,7 @@ use crate::{
     destination::{DestinationActor, DestinationShared, Outbox},
     directory::{ClassConfig, Directory, DirectoryActor, Handle, Stats},
     env::Env,
-    federation::{Counted, Federation, FederationConfig, OldKey},
+    federation::{Counted, FederatedMedia, Federation, FederationClient, FederationConfig, OldKey},
     hub::Hub,
     media::{MediaConfig, MediaRepository},
     metrics::{ActorClasses, Metrics},
@@ -99,6 +99,7 @@ struct Inner {
     federation: Option<Federation>,
     users: Arc<UserDirectory>,
     media: MediaRepository,
+    sweeping: parking_lot::Mutex<Option<tokio::task::JoinHandle<()>>>,
     metrics: Metrics,
     delayed: DelayedEvents,
     pushing: Pushing,
@@ -121,13 +122,19 @@ impl Homeserver {
         });
         let metrics = Metrics::default();
         let rooms = ClassConfig { budget_bytes: config.room_memory / 2, ..config.rooms };
+        let media =
+            MediaRepository::new(config.server_name.clone(), config.media, env.clone(), storage.clone());
         let federation = match (config.federation, announcements) {
             (Some(federation), Some(announcements)) => {
+                let client: Arc<dyn FederationClient> =
+                    Arc::new(Counted { inner: federation.client.clone(), metrics: metrics.clone() });
+                let size_max = media.config().upload_size_max;
+                media.set_remote(Arc::new(FederatedMedia::new(client.clone(), size_max)));
                 let shared = Arc::new(DestinationShared {
                     server_name: config.server_name.clone(),
                     env: env.clone(),
                     storage: storage.clone(),
-                    client: Arc::new(Counted { inner: federation.client.clone(), metrics: metrics.clone() }),
+                    client,
                     metrics: metrics.clone(),
                     outbox,
                     rooms: room_shared.clone(),
@@ -137,8 +144,6 @@ impl Homeserver {
             _ => None,
         };
         let session_shared = Arc::new(SessionShared::new(env.clone(), storage.clone(), room_shared.clone()));
-        let media =
-            MediaRepository::new(config.server_name.clone(), config.media, env.clone(), storage.clone());
         let homeserver = Self(Arc::new(Inner {
             server_name: config.server_name,
             old_keys: config.old_keys,
@@ -151,6 +156,7 @@ impl Homeserver {
             session_shared,
             users: UserDirectory::start(&room_shared),
             room_shared,
+            sweeping: parking_lot::Mutex::new(Some(tokio::spawn(media.clone().keep_sweeping()))),
             media,
             federation,
             metrics,
@@ -204,6 +210,7 @@ impl Homeserver {
     /// Another server gave a sign of life: what waits for it goes out at once.
     pub fn server_is_alive(&self, server: &ServerName) {
         self.0.room_shared.outbox.alive(server);
+        self.0.media.server_is_alive(server);
     }
 
     /// The room that an event belongs to, if the event is known.
@@ -465,6 +472,11 @@ impl Homeserver {
             federation.stop().await;
         }
         self.0.users.stop().await;
+        self.0.media.stop_waiting();
+        let sweeping = self.0.sweeping.lock().take();
+        if let Some(sweeping) = sweeping {
+            let _ = sweeping.await; // a sweep that failed has said so
+        }
         if let Err(error) = self.0.storage.close().await {
             tracing::error!(%error, "the store did not close cleanly");
         }

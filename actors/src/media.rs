@@ -5,27 +5,38 @@
 mod content;
 mod flights;
 mod lookup;
+mod multipart;
+mod origins;
+mod preview;
 mod quota;
 mod remote;
+mod removal;
+mod retention;
 mod thumbnail;
 mod upload;
 mod waiting;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use object_store::ObjectStore;
 use ruma::{OwnedServerName, ServerName};
 use storage::{CommitError, Storage, StoreError};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
+pub(crate) use self::multipart::second_part;
 pub use self::{
     content::{Contents, Reader, hex},
     lookup::{Lookup, MediaFile},
+    preview::{Page, PageClient, PageError, Pages, PreviewError},
     remote::{RemoteContent, RemoteError, RemoteMedia},
+    removal::Removed,
     thumbnail::{Method, ThumbnailError, Wanted},
     upload::{Created, Meta},
 };
-use self::{remote::Remotes, thumbnail::Thumbnails, waiting::Waiting};
+use self::{preview::Previews, remote::Remotes, thumbnail::Thumbnails, waiting::Waiting};
 use crate::env::Env;
 
 /// What the content repository needs to know.
@@ -43,6 +54,14 @@ pub struct MediaConfig {
     pub pending_max: usize,
     /// Whether media that arrive from now on may be had without authentication.
     pub is_open: bool,
+    /// How long other servers' media are kept that nobody asks for, if not for ever.
+    pub remote_age_max: Option<Duration>,
+    /// Bytes of other servers' media that are kept, if that is limited; those that nobody asked for longest go first.
+    pub remote_size_max: Option<u64>,
+    /// Who gets pages for previews; none if there are no previews.
+    pub pages: Option<Pages>,
+    /// How long what a page says of itself is believed.
+    pub preview_expiry: Duration,
 }
 
 impl Default for MediaConfig {
@@ -55,6 +74,10 @@ impl Default for MediaConfig {
             pending_expiry: Duration::from_secs(24 * 3600),
             pending_max: 32,
             is_open: false,
+            remote_age_max: None,
+            remote_size_max: None,
+            pages: None,
+            preview_expiry: Duration::from_secs(24 * 3600),
         }
     }
 }
@@ -106,6 +129,12 @@ pub enum MediaError {
         /// Whether the image is another server's.
         is_remote: bool,
     },
+    /// There is no preview of a page.
+    #[error(transparent)]
+    Preview(#[from] PreviewError),
+    /// There is no room left for files.
+    #[error("the server has no room for more media")]
+    NoSpace,
     /// The files failed.
     #[error("the media files failed: {0}")]
     Files(String),
@@ -119,6 +148,15 @@ pub enum MediaError {
 
 impl From<object_store::Error> for MediaError {
     fn from(error: object_store::Error) -> Self {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+        while let Some(error) = cause {
+            use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+            let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+            if kind.is_some_and(|kind| [StorageFull, QuotaExceeded].contains(&kind)) {
+                return Self::NoSpace;
+            }
+            cause = error.source();
+        }
         Self::Files(error.to_string())
     }
 }
@@ -136,6 +174,11 @@ struct Inner {
     waiting: Waiting,
     remotes: Remotes,
     thumbnails: Thumbnails,
+    previews: Previews,
+    /// Bytes that came from other servers since the last sweep was asked for.
+    fetched: AtomicU64,
+    /// So much came that there is something to sweep.
+    fetched_much: Notify,
     stopping: watch::Sender<bool>,
 }
 
@@ -152,6 +195,9 @@ impl MediaRepository {
             waiting: Waiting::default(),
             remotes: Remotes::default(),
             thumbnails: Thumbnails::default(),
+            previews: Previews::default(),
+            fetched: AtomicU64::new(0),
+            fetched_much: Notify::new(),
             stopping: watch::Sender::new(false),
         }))
     }
@@ -186,3 +232,22 @@ pub fn is_media_id(text: &str) -> bool {
 
 /// The specification has no limit; what is longer does not come from a server that means well.
 const MEDIA_ID_MAX: usize = 255;
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_apart() {
+        let failed = |kind: io::ErrorKind| {
+            // As the object store wraps what the system says.
+            let source = Box::new(io::Error::other(io::Error::from(kind)));
+            MediaError::from(object_store::Error::Generic { store: "LocalFileSystem", source })
+        };
+        assert!(matches!(failed(io::ErrorKind::StorageFull), MediaError::NoSpace));
+        assert!(matches!(failed(io::ErrorKind::QuotaExceeded), MediaError::NoSpace));
+        assert!(matches!(failed(io::ErrorKind::PermissionDenied), MediaError::Files(_)));
+    }
+}

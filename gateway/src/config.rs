@@ -227,6 +227,8 @@ section! {
         login: u32 = 3,
         /// Attempts to register.
         registration: u32 = 3,
+        /// Previews of pages.
+        url_preview: u32 = 2,
         /// Everything else.
         other: u32 = 200,
         /// Requests of one other server.
@@ -263,6 +265,22 @@ section! {
         max_pending_uploads: u32 = 32,
         /// Whether media that arrive from now on may be downloaded without authentication.
         legacy_endpoints: bool = false,
+        /// How long other servers' media are kept that nobody asks for.
+        remote_unused_max_age: Option<Span> = None,
+        /// What other servers' media may take up.
+        remote_max_size: Size = Size(20 << 30),
+        /// Whether the server gets pages that clients ask for, to make previews of them.
+        url_previews: bool = false,
+        /// The only hosts of pages with previews, with their subdomains; all if there is none.
+        url_preview_allow: Vec<String> = Vec::new(),
+        /// Hosts of pages without previews, with their subdomains.
+        url_preview_deny: Vec<String> = Vec::new(),
+        /// Whether pages at loopback and private addresses have previews.
+        url_preview_allow_private_addresses: bool = false,
+        /// The languages that pages are asked for, as in `Accept-Language`.
+        url_preview_languages: String = "en".to_owned(),
+        /// How long a preview is believed.
+        url_preview_max_age: Span = Span::from_secs(24 * 3600),
     }
 }
 section! {

@@ -5,12 +5,13 @@
 //! JSON goes in, one comes back.
 
 use std::{
-    io::ErrorKind,
+    io::{ErrorKind, Write},
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -19,14 +20,28 @@ use tokio::{
 
 use crate::{
     app::App,
+    media::{self, MediaCommand},
+    serve::{self, Options},
     users::{self, UserRequest},
 };
 
 /// The longest line; a list of users is what needs the most.
 const LINE_MAX: u64 = 64 << 20;
 
-/// How long a command may take.
+/// How long a command's line may take to come.
 const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a command may take: removing a million files is the longest.
+const EXECUTION_MAX: Duration = Duration::from_secs(3600);
+
+/// What a command asks for.
+#[derive(Clone, Serialize, Deserialize)]
+pub enum Request {
+    /// Something about accounts.
+    User(UserRequest),
+    /// Something about media.
+    Media(MediaCommand),
+}
 
 /// What a command leads to: lines to print, or what went wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,7 +77,7 @@ pub async fn is_running(data_dir: &Path) -> bool {
 pub async fn serve(listener: &UnixListener, app: &App) {
     loop {
         let result = match listener.accept().await {
-            Ok((stream, _)) => tokio::time::timeout(TIMEOUT, answer(stream, app)).await,
+            Ok((stream, _)) => tokio::time::timeout(EXECUTION_MAX, answer(stream, app)).await,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept connections on the control socket");
                 tokio::time::sleep(Duration::from_secs(1)).await;
@@ -78,19 +93,50 @@ pub async fn serve(listener: &UnixListener, app: &App) {
 }
 
 async fn answer(mut stream: UnixStream, app: &App) -> std::io::Result<()> {
-    let line = read_line(&mut stream).await?;
+    let line = tokio::time::timeout(TIMEOUT, read_line(&mut stream)).await??;
     if line.is_empty() {
         return Ok(()); // somebody looked whether the server runs
     }
     let answer = match serde_json::from_slice(&line) {
-        Ok(request) => users::execute(app, request).await,
+        Ok(request) => execute(app, request).await,
         Err(error) => Answer::Failed(format!("not a command: {error}")),
     };
     write_line(&mut stream, &answer).await
 }
 
+/// Carries out a command on this server.
+async fn execute(app: &App, request: Request) -> Answer {
+    match request {
+        Request::User(request) => users::execute(app, request).await,
+        Request::Media(command) => media::execute(app, command).await,
+    }
+}
+
+/// Carries out a command, through the running server or on the store if none runs, and prints what comes of it.
+pub async fn run(options: Options, request: Request, makes_store: bool) -> anyhow::Result<()> {
+    let asked = ask(&options.data_dir, &request).await;
+    let answer = if let Some(answer) = asked.context("cannot talk to the running server")? {
+        answer
+    } else {
+        let exists = options.data_dir.join("store").exists();
+        ensure!(exists || makes_store, "there is no store in {}", options.data_dir.display());
+        let server =
+            serve::start(Options { listen: Vec::new(), listen_metrics: Vec::new(), ..options }).await?;
+        let answer = execute(&server.app, request).await;
+        server.app.homeserver().shutdown().await;
+        answer
+    };
+    match answer {
+        Answer::Done(lines) => {
+            let mut out = std::io::stdout().lock();
+            lines.iter().try_for_each(|line| writeln!(out, "{line}")).context("cannot print")
+        }
+        Answer::Failed(message) => bail!(message),
+    }
+}
+
 /// Has the running server carry out a command; none if no server runs.
-pub async fn ask(data_dir: &Path, request: &UserRequest) -> std::io::Result<Option<Answer>> {
+pub async fn ask(data_dir: &Path, request: &Request) -> std::io::Result<Option<Answer>> {
     let mut stream = match UnixStream::connect(socket(data_dir)).await {
         Ok(stream) => stream,
         Err(error) if [ErrorKind::NotFound, ErrorKind::ConnectionRefused].contains(&error.kind()) => {

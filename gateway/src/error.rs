@@ -8,7 +8,7 @@ use actors::{
     delayed::DelayedError,
     directory::{ActivateError, CallError},
     federation::FederationError,
-    media::{MediaError, RemoteError, ThumbnailError},
+    media::{MediaError, PageError, PreviewError, RemoteError, ThumbnailError},
     room::RoomError,
     session::SessionError,
     sync::SyncError,
@@ -307,7 +307,7 @@ impl From<MediaError> for ApiError {
             MediaError::Remote(RemoteError::TooLarge) => {
                 Self::new(StatusCode::BAD_GATEWAY, "M_TOO_LARGE", message)
             }
-            MediaError::Remote(RemoteError::Unreachable(_)) => {
+            MediaError::Remote(RemoteError::Refused(_) | RemoteError::Unreachable(_)) => {
                 Self::new(StatusCode::BAD_GATEWAY, "M_UNKNOWN", message)
             }
             MediaError::Thumbnail { error, is_remote } => match error {
@@ -318,6 +318,18 @@ impl From<MediaError> for ApiError {
                 ThumbnailError::TooLarge => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "M_TOO_LARGE", message),
                 ThumbnailError::Busy => Self::limit_exceeded(Duration::from_secs(1)),
             },
+            MediaError::Preview(error) => match error {
+                PreviewError::Off => Self::new(StatusCode::NOT_FOUND, "M_UNRECOGNIZED", message),
+                PreviewError::Invalid(_) => Self::invalid_param(message),
+                PreviewError::Page(PageError::Refused(_)) => Self::forbidden(message),
+                PreviewError::Page(PageError::Failed(_)) => {
+                    Self::new(StatusCode::BAD_GATEWAY, "M_UNKNOWN", message)
+                }
+            },
+            MediaError::NoSpace => {
+                tracing::error!("there is no room for media left on the disk");
+                Self::new(StatusCode::INSUFFICIENT_STORAGE, "M_UNKNOWN", message)
+            }
             MediaError::Files(_) | MediaError::Store(_) | MediaError::Commit(_) => Self::internal(&message),
         }
     }

@@ -4,6 +4,7 @@ pub mod authentication;
 pub mod devices;
 pub mod events;
 pub mod keys;
+pub mod media;
 pub mod membership;
 pub mod origins;
 pub mod query;
@@ -25,6 +26,8 @@ pub fn routes() -> Router<App> {
         .route("/query/directory", get(query::directory))
         .route("/publicRooms", get(query::public_rooms).post(query::search_public_rooms))
         .route("/query/profile", get(query::profile))
+        .route("/media/download/{media}", get(media::download))
+        .route("/media/thumbnail/{media}", get(media::thumbnail))
         .route("/user/devices/{user}", get(devices::devices))
         .route("/user/keys/query", post(devices::query))
         .route("/user/keys/claim", post(devices::claim))

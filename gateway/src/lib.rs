@@ -14,6 +14,7 @@ pub mod error;
 pub mod extract;
 pub mod federation;
 pub mod guests;
+pub mod media;
 pub mod metrics;
 pub mod outbound;
 pub mod password;

@@ -7,6 +7,8 @@ use clap::{Args, Parser, Subcommand};
 use gateway::{
     check,
     config::{Config, Flags},
+    control::{self, Request},
+    media::MediaCommand,
     serve::{self, Options},
     telemetry,
     users::{self, UserCommand},
@@ -56,6 +58,11 @@ enum Command {
         #[command(subcommand)]
         command: UserCommand,
     },
+    /// Manage media, whether the server runs or not.
+    Media {
+        #[command(subcommand)]
+        command: MediaCommand,
+    },
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -84,6 +91,9 @@ fn main() -> anyhow::Result<ExitCode> {
             tell(&format!("This server signs with {id} from its next start on."));
         }
         Command::User { command } => runtime.block_on(users::run(Options::new(&config?), command))?,
+        Command::Media { command } => {
+            runtime.block_on(control::run(Options::new(&config?), Request::Media(command), false))?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -3,6 +3,7 @@
 //! Spec: server-server API, "Server discovery", "Request Authentication".
 
 pub mod guard;
+pub mod pages;
 pub mod push;
 mod resolve;
 
@@ -10,12 +11,14 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use actors::{
     env::Clock,
-    federation::{FederationClient, FederationError, FederationRequest, FederationResponse},
+    federation::{
+        FederationClient, FederationError, FederationRequest, FederationResponse, FederationStream,
+    },
 };
 use anyhow::Context;
 use bytes::{Bytes, BytesMut};
 use engine::pdu::SigningKey;
-use futures_util::future::BoxFuture;
+use futures_util::{StreamExt, future::BoxFuture};
 use http::{HeaderValue, StatusCode, header};
 use reqwest::{Certificate, Client};
 use ruma::{
@@ -34,6 +37,9 @@ use self::{
 
 /// How long setting up a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The largest answer with an error that is read, in bytes.
+const ERROR_MAX: usize = 64 << 10;
 
 /// Idle connections are kept this long.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
@@ -58,7 +64,10 @@ pub struct Outbound {
     direct: Client,
     /// For names whose addresses an SRV record gave.
     located: Client,
+    /// For what servers keep elsewhere: follows redirects, with the guard on all of them.
+    elsewhere: Client,
     addresses: Arc<Addresses>,
+    guard: Guard,
     budget: Semaphore,
 }
 
@@ -95,17 +104,19 @@ impl Outbound {
         let plain = || builder().redirect(reqwest::redirect::Policy::none());
         let direct = plain().dns_resolver(guard::GuardedDns::new(guard)).build()?;
         let located = plain().dns_resolver(guard::Located::new(guard, addresses.clone())).build()?;
-        let well_known = builder()
-            .redirect(guard::redirects(guard))
-            .dns_resolver(guard::GuardedDns::new(guard))
-            .build()?;
+        let following =
+            || builder().redirect(guard::redirects(guard)).dns_resolver(guard::GuardedDns::new(guard));
+        let well_known = following().build()?;
+        let elsewhere = following().https_only(true).no_proxy().referer(false).build()?;
         Ok(Self {
             own,
             key,
             resolver: Resolver::new(well_known, guard, clock)?,
             direct,
             located,
+            elsewhere,
             addresses,
+            guard,
             budget: Semaphore::new(options.max_concurrent_connects.max(1)),
         })
     }
@@ -128,6 +139,39 @@ impl Outbound {
         request: FederationRequest,
     ) -> Result<FederationResponse, FederationError> {
         let _permit = self.budget.acquire().await.map_err(|_| FederationError::Disabled)?;
+        let (timeout, max) = (request.timeout, request.max_response);
+        let outgoing = self.outgoing(destination, request).await?.timeout(timeout);
+        let response = outgoing.send().await.map_err(|error| failure(&error))?;
+        let status = response.status();
+        let content_type = response.headers().get(header::CONTENT_TYPE).cloned();
+        let body = read(response, max).await?;
+        if status.is_success() {
+            return Ok(FederationResponse { status, content_type, body });
+        }
+        Err(refusal(status, &body))
+    }
+
+    /// Takes no part of the budget: a server may let one wait for an upload, and others must not wait for that.
+    async fn open(
+        &self,
+        destination: &ServerName,
+        request: FederationRequest,
+    ) -> Result<FederationStream, FederationError> {
+        let (timeout, max) = (request.timeout, request.max_response);
+        let sent = async {
+            let outgoing = self.outgoing(destination, request).await?;
+            outgoing.send().await.map_err(|error| failure(&error))
+        };
+        let response = tokio::time::timeout(timeout, sent).await.map_err(|_| FederationError::Timeout)??;
+        stream(response, max).await
+    }
+
+    /// A request to where the destination is, signed.
+    async fn outgoing(
+        &self,
+        destination: &ServerName,
+        request: FederationRequest,
+    ) -> Result<reqwest::RequestBuilder, FederationError> {
         let place = self.resolver.resolve(destination).await?;
         let client = match &place.located {
             Some(addresses) => {
@@ -138,22 +182,31 @@ impl Outbound {
         };
         let url = format!("https://{}{}", place.authority(), request.path_and_query);
         let authorization = self.authorization(destination, &request)?;
-        let mut outgoing = client
+        let outgoing = client
             .request(request.method, url)
-            .timeout(request.timeout)
             .header(header::AUTHORIZATION, authorization)
             .header(header::HOST, place.host_header);
-        if let Some(body) = request.body {
-            outgoing = outgoing.header(header::CONTENT_TYPE, "application/json").body(body);
+        Ok(match request.body {
+            Some(body) => outgoing.header(header::CONTENT_TYPE, "application/json").body(body),
+            None => outgoing,
+        })
+    }
+
+    /// Gets what a server keeps elsewhere.
+    async fn follow(
+        &self,
+        url: &str,
+        timeout: Duration,
+        max: usize,
+    ) -> Result<FederationStream, FederationError> {
+        let bad = |error: &dyn std::fmt::Display| FederationError::BadBody(format!("{url}: {error}"));
+        let parsed = reqwest::Url::parse(url).map_err(|error| bad(&error))?;
+        if !parsed.host_str().is_some_and(|host| self.guard.permits_host(host)) {
+            return Err(FederationError::PrivateAddress);
         }
-        let response = outgoing.send().await.map_err(|error| failure(&error))?;
-        let status = response.status();
-        let content_type = response.headers().get(header::CONTENT_TYPE).cloned();
-        let body = read(response, request.max_response).await?;
-        if status.is_success() {
-            return Ok(FederationResponse { status, content_type, body });
-        }
-        Err(refusal(status, &body))
+        let sent = self.elsewhere.get(parsed).send();
+        let sent = tokio::time::timeout(timeout, sent).await.map_err(|_| FederationError::Timeout)?;
+        stream(sent.map_err(|error| failure(&error))?, max).await
     }
 
     /// The `Authorization` header of a request.
@@ -191,6 +244,43 @@ impl FederationClient for Outbound {
     ) -> BoxFuture<'a, Result<FederationResponse, FederationError>> {
         Box::pin(self.send(destination, request))
     }
+
+    fn stream<'a>(
+        &'a self,
+        destination: &'a ServerName,
+        request: FederationRequest,
+    ) -> BoxFuture<'a, Result<FederationStream, FederationError>> {
+        Box::pin(self.open(destination, request))
+    }
+
+    fn fetch<'a>(
+        &'a self,
+        url: &'a str,
+        timeout: Duration,
+        max: usize,
+    ) -> BoxFuture<'a, Result<FederationStream, FederationError>> {
+        Box::pin(self.follow(url, timeout, max))
+    }
+}
+
+/// An answer with its body on the way, if it is a success.
+async fn stream(response: reqwest::Response, max: usize) -> Result<FederationStream, FederationError> {
+    let status = response.status();
+    if !status.is_success() {
+        let body = tokio::time::timeout(CONNECT_TIMEOUT, read(response, ERROR_MAX)).await;
+        return Err(refusal(status, &body.map_err(|_| FederationError::Timeout)??));
+    }
+    if response.content_length().is_some_and(|length| length > max as u64) {
+        return Err(FederationError::TooLarge { max });
+    }
+    let headers = response.headers().clone();
+    let mut size = 0;
+    let body = response.bytes_stream().map(move |chunk| {
+        let chunk = chunk.map_err(|error| failure(&error))?;
+        size += chunk.len();
+        if size > max { Err(FederationError::TooLarge { max }) } else { Ok(chunk) }
+    });
+    Ok(FederationStream { headers, body: body.boxed() })
 }
 
 /// Reads a body that may not be larger than `max`.

@@ -25,6 +25,8 @@ pub struct Rates {
     pub login: u32,
     /// Registrations, of one address.
     pub registration: u32,
+    /// Previews of pages.
+    pub url_preview: u32,
     /// Everything else.
     pub other: u32,
 }
@@ -36,6 +38,7 @@ pub struct RateLimits(Option<Limiters>);
 struct Limiters {
     message: DefaultKeyedRateLimiter<OwnedUserId>,
     membership: DefaultKeyedRateLimiter<OwnedUserId>,
+    url_preview: DefaultKeyedRateLimiter<OwnedUserId>,
     other: DefaultKeyedRateLimiter<OwnedUserId>,
     login: DefaultKeyedRateLimiter<IpAddr>,
     registration: DefaultKeyedRateLimiter<IpAddr>,
@@ -48,6 +51,7 @@ impl RateLimits {
         Self(Some(Limiters {
             message: limiter(rates.message),
             membership: limiter(rates.membership),
+            url_preview: limiter(rates.url_preview),
             other: limiter(rates.other),
             login: limiter(rates.login),
             registration: limiter(rates.registration),
@@ -87,6 +91,8 @@ impl Limiters {
             &self.message
         } else if *method == Method::POST && MEMBERSHIP.iter().any(|end| route.ends_with(end)) {
             &self.membership
+        } else if route.ends_with("/preview_url") {
+            &self.url_preview
         } else {
             &self.other
         }
@@ -95,7 +101,7 @@ impl Limiters {
     fn tidy(&self) {
         let requests = self.requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         if requests.is_multiple_of(TIDY_EVERY) {
-            for limiter in [&self.message, &self.membership, &self.other] {
+            for limiter in [&self.message, &self.membership, &self.url_preview, &self.other] {
                 limiter.retain_recent();
             }
             self.login.retain_recent();
@@ -132,7 +138,8 @@ mod tests {
 
     #[test]
     fn a_burst_passes_and_then_no_more() {
-        let rates = Rates { message: 1, membership: 1, login: 1, registration: 1, other: 1000 };
+        let rates =
+            Rates { message: 1, membership: 1, login: 1, registration: 1, url_preview: 1, other: 1000 };
         let limits = RateLimits::new(rates);
         let alice = user_id!("@alice:example.org");
         for _ in 0..BURST {

@@ -137,6 +137,7 @@ fn media_routes() -> Router<App> {
         .route("/download/{server}/{media}", get(media::download))
         .route("/download/{server}/{media}/{name}", get(media::download_as))
         .route("/thumbnail/{server}/{media}", get(media::thumbnail))
+        .route("/preview_url", get(media::preview_url))
 }
 
 /// Uploads, and the endpoints that [`media_routes`] superseded.
@@ -149,6 +150,7 @@ fn old_media_routes() -> Router<App> {
         .route("/download/{server}/{media}", get(media::old_download))
         .route("/download/{server}/{media}/{name}", get(media::old_download_as))
         .route("/thumbnail/{server}/{media}", get(media::old_thumbnail))
+        .route("/preview_url", get(media::preview_url))
 }
 
 fn account_routes() -> Router<App> {

@@ -13,7 +13,7 @@ use actors::{
     env::{Clock, Entropy, Env},
     federation::FederationConfig,
     homeserver::{ConversationConfig, Homeserver, HomeserverConfig},
-    media::{Contents, MediaConfig},
+    media::{Contents, MediaConfig, Pages},
 };
 use anyhow::Context;
 use axum::{Router, body::Body};
@@ -42,7 +42,12 @@ use crate::{
     extract::ClientIp,
     federation::origins::OriginRates,
     metrics,
-    outbound::{Outbound, OutboundOptions, push::PushClient},
+    outbound::{
+        Outbound, OutboundOptions,
+        guard::Guard,
+        pages::{PagePolicy, Web},
+        push::PushClient,
+    },
     password::{PasswordCost, Passwords},
     rate_limit::Rates,
     router, signing,
@@ -217,6 +222,7 @@ fn rates(limits: &config::RateLimits) -> Rates {
         membership: limits.membership,
         login: limits.login,
         registration: limits.registration,
+        url_preview: limits.url_preview,
         other: limits.other,
     }
 }
@@ -238,7 +244,20 @@ fn media(settings: &config::Media, folder: &Path) -> anyhow::Result<MediaConfig>
         pending_expiry: settings.unused_expires_after.0,
         pending_max: usize::try_from(settings.max_pending_uploads).unwrap_or(usize::MAX),
         is_open: settings.legacy_endpoints,
+        remote_age_max: settings.remote_unused_max_age.map(|age| age.0),
+        remote_size_max: Some(settings.remote_max_size.0),
+        pages: if settings.url_previews { Some(pages(settings)?) } else { None },
+        preview_expiry: settings.url_preview_max_age.0,
     })
+}
+
+fn pages(settings: &config::Media) -> anyhow::Result<Pages> {
+    let policy = PagePolicy {
+        guard: Guard { allow_private: settings.url_preview_allow_private_addresses },
+        allow: settings.url_preview_allow.clone(),
+        deny: settings.url_preview_deny.clone(),
+    };
+    Ok(Arc::new(Web::new(policy, &settings.url_preview_languages).context("cannot make previews of pages")?))
 }
 
 fn well_known(settings: &config::WellKnown) -> WellKnown {

@@ -3,13 +3,13 @@
 use std::io::{BufRead, IsTerminal, Write};
 
 use actors::session::{AccountRecord, LogOut, NewAccount, Restriction, SessionChange, SessionError};
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use ruma::{OwnedUserId, UserId};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     app::App,
-    control::{self, Answer},
+    control::{self, Answer, Request},
     password::PasswordError,
     serve,
 };
@@ -79,27 +79,7 @@ pub async fn run(options: serve::Options, command: UserCommand) -> anyhow::Resul
     let needs_password = matches!(command, UserCommand::Create { .. } | UserCommand::SetPassword { .. });
     let makes_user = matches!(command, UserCommand::Create { .. });
     let password = if needs_password { Some(read_password()?) } else { None };
-    let request = UserRequest { command, password };
-    let asked = control::ask(&options.data_dir, &request).await;
-    let answer = if let Some(answer) = asked.context("cannot talk to the running server")? {
-        answer
-    } else {
-        let exists = options.data_dir.join("store").exists();
-        ensure!(exists || makes_user, "there is no store in {}", options.data_dir.display());
-        let server =
-            serve::start(serve::Options { listen: Vec::new(), listen_metrics: Vec::new(), ..options })
-                .await?;
-        let answer = execute(&server.app, request).await;
-        server.app.homeserver().shutdown().await;
-        answer
-    };
-    match answer {
-        Answer::Done(lines) => {
-            let mut out = std::io::stdout().lock();
-            lines.iter().try_for_each(|line| writeln!(out, "{line}")).context("cannot print")
-        }
-        Answer::Failed(message) => bail!(message),
-    }
+    control::run(options, Request::User(UserRequest { command, password }), makes_user).await
 }
 
 fn read_password() -> anyhow::Result<String> {
@@ -212,14 +192,18 @@ fn line(user_id: &UserId, account: &AccountRecord) -> String {
 }
 
 fn user(app: &App, name: &str) -> Result<OwnedUserId, UserError> {
+    local_user(app, name).ok_or_else(|| UserError::InvalidName(name.to_owned()))
+}
+
+/// The user of this server whom a name or ID means.
+pub(crate) fn local_user(app: &App, name: &str) -> Option<OwnedUserId> {
     let server_name = app.homeserver().server_name();
     let user_id = if name.starts_with('@') {
         UserId::parse(name)
     } else {
         UserId::parse_with_server_name(name, server_name)
     };
-    let user_id = user_id.ok().filter(|user_id| user_id.server_name() == server_name);
-    user_id.ok_or_else(|| UserError::InvalidName(name.to_owned()))
+    user_id.ok().filter(|user_id| user_id.server_name() == server_name)
 }
 
 async fn hash(app: &App, password: Option<String>) -> Result<String, UserError> {

@@ -7,7 +7,7 @@ use std::{os::unix::fs::PermissionsExt, path::Path};
 use actors::directory::ClassConfig;
 use gateway::{
     app::Settings,
-    control::{self, Answer},
+    control::{self, Answer, Request},
     password::PasswordCost,
     serve::{self, Options, StoreKind},
     users::{self, UserCommand, UserRequest},
@@ -56,7 +56,11 @@ fn done(line: &str) -> Answer {
 async fn commands_reach_a_running_server() {
     let data = tempfile::tempdir().unwrap();
     let list = without_password(UserCommand::List);
-    assert_eq!(control::ask(data.path(), &list).await.unwrap(), None, "no server runs");
+    assert_eq!(
+        control::ask(data.path(), &Request::User(list.clone())).await.unwrap(),
+        None,
+        "no server runs"
+    );
     let listen = vec!["127.0.0.1:0".parse().unwrap()];
     let server = serve::start(Options { listen, ..options(data.path()) }).await.unwrap();
     let mode = std::fs::metadata(data.path().join("control")).unwrap().permissions().mode();
@@ -65,14 +69,20 @@ async fn commands_reach_a_running_server() {
     let running = tokio::spawn(server.serve(async {
         let _ = stopped.await;
     }));
-    let ask = async |request: UserRequest| control::ask(data.path(), &request).await.unwrap().unwrap();
+    let ask = async |request: UserRequest| {
+        control::ask(data.path(), &Request::User(request)).await.unwrap().unwrap()
+    };
     assert_eq!(ask(create("alice", false)).await, done("created @alice:a.example"));
     assert_eq!(ask(list.clone()).await, done("@alice:a.example"));
     assert!(matches!(ask(create("alice", false)).await, Answer::Failed(_)));
     assert!(matches!(ask(create("@alice:b.example", false)).await, Answer::Failed(_)));
     stop.send(()).unwrap();
     running.await.unwrap();
-    assert_eq!(control::ask(data.path(), &list).await.unwrap(), None, "it has stopped");
+    assert_eq!(
+        control::ask(data.path(), &Request::User(list.clone())).await.unwrap(),
+        None,
+        "it has stopped"
+    );
 }
 
 #[tokio::test]

@@ -419,6 +419,21 @@ tables! {
     /// Key: URL. Writer: `Media`. Changes: overwritten; deletion when they are old.
     44 => URL_PREVIEWS: String => UrlPreviewRecord;
 
+    /// Thumbnails that other servers made of images that this one did not get or cannot read.
+    ///
+    /// Key: server, media ID, the thumbnail's kind. Writer: `Media`. Changes: deletion when they are old.
+    45 => REMOTE_THUMBNAILS: (OwnedServerName, String, String) => RemoteThumbnailRecord;
+
+    /// Images of previews of pages, by when they go.
+    ///
+    /// Key: milliseconds since the epoch, media ID. Writer: `Media`, with the preview. Changes: deletion.
+    46 => PREVIEW_IMAGES: (u64, String) => ();
+
+    /// Bytes that are not served any more, whatever URI names them, and since when in milliseconds since the epoch.
+    ///
+    /// Key: hash. Writer: `Media`, for an administrator. Changes: deletion.
+    47 => QUARANTINE: ContentHash => u64;
+
     /// Where each user's notifications go.
     ///
     /// Key: user, app ID, pushkey; one user is one range. Writer: `SessionActor`. Changes: overwritten; deletion with the

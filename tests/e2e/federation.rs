@@ -7,6 +7,7 @@ mod conversation;
 mod ephemeral;
 mod forks;
 mod identity;
+mod media;
 mod receiving;
 
 use std::time::Duration;

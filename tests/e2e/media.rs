@@ -1,5 +1,11 @@
 //! The content repository: uploads and downloads.
 
+mod administration;
+mod clients;
+mod memory;
+mod previews;
+pub(crate) mod thumbnails;
+
 use std::time::Duration;
 
 use reqwest::{Method, Response, header};
@@ -63,7 +69,7 @@ pub(crate) async fn get(server: &Server, client: &Client, path: &str, headers: &
     request(server, client, Method::GET, path, headers, Vec::new()).await
 }
 
-fn header_of(response: &Response, name: header::HeaderName) -> String {
+pub(crate) fn header_of(response: &Response, name: header::HeaderName) -> String {
     response.headers().get(name).map_or(String::new(), |value| value.to_str().unwrap().to_owned())
 }
 

@@ -138,6 +138,20 @@ impl Client {
         request.send().await.expect("the server answers")
     }
 
+    /// Uploads bytes and returns the `server/media ID` of their URI.
+    pub async fn upload(&self, content_type: &str, filename: &str, body: Vec<u8>) -> String {
+        let url = format!("{}/_matrix/media/v3/upload?filename={}", self.base, segment(filename));
+        let mut request = self.http.post(url).header("Content-Type", content_type).body(body);
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token);
+        }
+        let response = request.send().await.expect("the server answers");
+        assert_eq!(response.status(), 200, "an upload is refused");
+        let body: Value = response.json().await.expect("the answer is JSON");
+        let uri = body["content_uri"].as_str().expect("a URI");
+        uri.strip_prefix("mxc://").expect("a URI of media").to_owned()
+    }
+
     /// `GET` with another `Authorization` than the user's token.
     pub async fn get_as(&self, path: &str, authorization: Option<&str>) -> Answer {
         let mut request = self.http.get(format!("{}{path}", self.base));

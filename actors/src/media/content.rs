@@ -84,6 +84,25 @@ impl Contents {
         }
     }
 
+    /// Removes the bytes of a hash; those who read them go on.
+    pub(super) async fn delete(&self, hash: &ContentHash) -> Result<(), MediaError> {
+        match self.objects.delete(&place(hash)).await {
+            Err(object_store::Error::NotFound { .. }) => Ok(()),
+            deleted => Ok(deleted?),
+        }
+    }
+
+    /// The hashes of all bytes that are in their place.
+    pub(super) fn hashes(&self) -> BoxStream<'static, Result<ContentHash, MediaError>> {
+        let listing = self.objects.list(Some(&Path::from(CONTENT)));
+        listing
+            .filter_map(async |file| match file {
+                Ok(file) => file.location.filename().and_then(unhex).map(Ok),
+                Err(error) => Some(Err(error.into())),
+            })
+            .boxed()
+    }
+
     /// The bytes, for those who read here and there, on a thread that may block.
     pub(super) async fn open(&self, content: &ContentRecord) -> Result<Box<dyn Source>, MediaError> {
         let result = self.objects.get(&place(&content.hash)).await?;
@@ -100,10 +119,13 @@ impl Contents {
 /// Where bytes are until all have come.
 const STAGING: &str = "staging";
 
+/// Where the bytes are that are all here.
+const CONTENT: &str = "content";
+
 /// Where the bytes of a hash are.
 fn place(hash: &ContentHash) -> Path {
     let name = hex(hash);
-    Path::from_iter(["content", &name[..2], &name[2..4], &name])
+    Path::from_iter([CONTENT, &name[..2], &name[2..4], &name])
 }
 
 /// A hash in hexadecimal.
@@ -113,6 +135,18 @@ pub fn hex(hash: &ContentHash) -> String {
         let _ = write!(hex, "{byte:02x}");
         hex
     })
+}
+
+/// A hash that is written in hexadecimal.
+fn unhex(text: &str) -> Option<ContentHash> {
+    let mut hash = [0; 32];
+    if text.len() != 64 {
+        return None;
+    }
+    for (byte, digits) in hash.iter_mut().zip(text.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    Some(hash)
 }
 
 fn read_file(

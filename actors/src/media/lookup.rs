@@ -63,8 +63,9 @@ impl MediaRepository {
             }
             None => self.fetch_remote(&lookup.server_name, &lookup.media_id, lookup.timeout).await?,
         };
+        let file = self.media(record.clone(), lookup.only_open, true).await?;
         self.note_use(&lookup.server_name, &lookup.media_id, &record).await;
-        media(record, lookup.only_open, true)
+        Ok(file)
     }
 
     /// Finds media of this server, as other servers and its own users ask for them.
@@ -83,7 +84,21 @@ impl MediaRepository {
             }
             record = self.wait(media_id, timeout.min(WAIT_MAX)).await?;
         }
-        media(record, only_open, false)
+        self.media(record, only_open, false).await
+    }
+
+    /// What may be served of a record.
+    async fn media(
+        &self,
+        record: MediaRecord,
+        only_open: bool,
+        is_remote: bool,
+    ) -> Result<MediaFile, MediaError> {
+        let content = record.content.filter(|_| record.is_open || !only_open).ok_or(MediaError::NotFound)?;
+        if self.is_quarantined(&content.hash).await? {
+            return Err(MediaError::NotFound);
+        }
+        Ok(MediaFile { content, content_type: record.content_type, filename: record.filename, is_remote })
     }
 
     /// Waits until the bytes of a URI come.
@@ -138,9 +153,4 @@ impl MediaRepository {
             Err(error) => tracing::warn!(%error, "the use of media is not noted"),
         }
     }
-}
-
-fn media(record: MediaRecord, only_open: bool, is_remote: bool) -> Result<MediaFile, MediaError> {
-    let content = record.content.filter(|_| record.is_open || !only_open).ok_or(MediaError::NotFound)?;
-    Ok(MediaFile { content, content_type: record.content_type, filename: record.filename, is_remote })
 }

@@ -18,13 +18,13 @@ use storage::{
 };
 use tokio::sync::Semaphore;
 
-pub(super) use self::picture::Source;
 use self::picture::Thumbnail;
+pub(super) use self::picture::{Facts, Source};
 pub use self::{
     picture::ThumbnailError,
     size::{Method, Wanted},
 };
-use super::{Lookup, MediaError, MediaFile, MediaRepository, flights::Flights, hex};
+use super::{Lookup, MediaError, MediaFile, MediaRepository, RemoteError, flights::Flights, hex};
 
 /// Images that are decoded at a time: one core stays for everybody else, and memory is bounded.
 const CONCURRENT: usize = 2;
@@ -58,6 +58,22 @@ impl Default for Thumbnails {
 }
 
 impl Thumbnails {
+    /// Makes sure that bytes are an image, and one that moves only if it may; gives it with its type.
+    pub(super) async fn inspect(
+        &self,
+        bytes: Vec<u8>,
+        animated: bool,
+    ) -> Result<(Vec<u8>, &'static str), ThumbnailError> {
+        self.blocking(move || {
+            let mut source = std::io::Cursor::new(bytes);
+            match picture::make(&mut source, None, animated)? {
+                Thumbnail::Original(content_type) => Ok((source.into_inner(), content_type)),
+                Thumbnail::Made { bytes, content_type } => Ok((bytes, content_type)),
+            }
+        })
+        .await
+    }
+
     /// Does something with an image on a thread that may block.
     async fn blocking<T: Send + 'static>(
         &self,
@@ -89,33 +105,38 @@ impl MediaRepository {
     ///
     /// Spec: client-server API, `GET /_matrix/client/v1/media/thumbnail/{serverName}/{mediaId}`.
     pub async fn thumbnail(&self, lookup: &Lookup, wanted: &Wanted) -> Result<MediaFile, MediaError> {
-        let file = self.find(lookup).await?;
-        self.thumbnail_of(file, wanted).await
+        let found = match self.find(lookup).await {
+            Ok(file) => self.thumbnail_of(file, wanted).await,
+            Err(error) => Err(error),
+        };
+        match found {
+            // What is too much for this server, or nothing that it reads, need not be so for the image's own.
+            Err(
+                error @ (MediaError::Remote(RemoteError::TooLarge)
+                | MediaError::Thumbnail {
+                    error: ThumbnailError::TooLarge | ThumbnailError::Undecodable(_),
+                    is_remote: true,
+                }),
+            ) => self.remote_thumbnail(lookup, wanted).await.map_err(|_| error),
+            found => found,
+        }
     }
 
     /// A smaller version of an image whose bytes are here.
     pub async fn thumbnail_of(&self, file: MediaFile, wanted: &Wanted) -> Result<MediaFile, MediaError> {
         let is_remote = file.is_remote;
-        let thumbnail = match self.stored_thumbnail(file.content, wanted).await? {
-            Some(thumbnail) => thumbnail,
-            None => {
-                let (repository, wanted) = (self.clone(), *wanted);
-                // Whoever asked may hang up: the next one finds it.
-                let made =
-                    tokio::spawn(async move { repository.make_thumbnail(file.content, wanted).await }).await;
-                made.map_err(|error| MediaError::Files(error.to_string()))?.map_err(|error| match error {
-                    MediaError::Thumbnail { error, .. } => MediaError::Thumbnail { error, is_remote },
-                    error => error,
-                })?
-            }
-        };
-        let extension = thumbnail.content_type.strip_prefix("image/").unwrap_or("png");
-        Ok(MediaFile {
-            content: thumbnail.content,
-            filename: Some(format!("thumbnail.{extension}")),
-            content_type: Some(thumbnail.content_type),
-            is_remote,
-        })
+        if let Some(thumbnail) = self.stored_thumbnail(file.content, wanted).await? {
+            return Ok(thumbnail_file(thumbnail, is_remote));
+        }
+        let (repository, wanted) = (self.clone(), *wanted);
+        // Whoever asked may hang up: the next one finds it.
+        let made = tokio::spawn(async move { repository.make_thumbnail(file.content, wanted).await }).await;
+        let thumbnail =
+            made.map_err(|error| MediaError::Files(error.to_string()))?.map_err(|error| match error {
+                MediaError::Thumbnail { error, .. } => MediaError::Thumbnail { error, is_remote },
+                error => error,
+            })?;
+        Ok(thumbnail_file(thumbnail, is_remote))
     }
 
     async fn stored_thumbnail(
@@ -156,6 +177,11 @@ impl MediaRepository {
         }
     }
 
+    /// What an image is; an error if it is none.
+    pub(super) async fn image_facts(&self, image: ContentRecord) -> Result<Facts, MediaError> {
+        self.decode(image, picture::facts).await
+    }
+
     async fn decode<T: Send + 'static>(
         &self,
         image: ContentRecord,
@@ -185,6 +211,10 @@ impl MediaRepository {
         let mut staged = self.0.contents.stage().await?;
         staged.write(bytes).await?;
         let _placing = self.0.contents.placing.read().await;
+        // The image may have gone meanwhile, and its thumbnails with it.
+        if !self.is_used(&image.hash).await? {
+            return Err(MediaError::NotFound);
+        }
         let content = self.0.contents.place(staged).await?;
         let record = ThumbnailRecord { content, content_type: content_type.to_owned() };
         let mut batch = Batch::new();
@@ -195,18 +225,23 @@ impl MediaRepository {
     }
 }
 
+/// A thumbnail as it is sent.
+pub(super) fn thumbnail_file(thumbnail: ThumbnailRecord, is_remote: bool) -> MediaFile {
+    let extension = thumbnail.content_type.strip_prefix("image/").unwrap_or("png");
+    MediaFile {
+        content: thumbnail.content,
+        filename: Some(format!("thumbnail.{extension}")),
+        content_type: Some(thumbnail.content_type),
+        is_remote,
+    }
+}
+
 /// What a thumbnail is called in `THUMBNAILS`.
-fn kind(wanted: &Wanted) -> String {
+pub(super) fn kind(wanted: &Wanted) -> String {
     let animated = if wanted.animated { "-animated" } else { "" };
     match wanted.size() {
         None => format!("whole{animated}"),
-        Some(size) => {
-            let method = match size.method {
-                Method::Crop => "crop",
-                Method::Scale => "scale",
-            };
-            format!("{}x{}-{method}{animated}", size.width, size.height)
-        }
+        Some(size) => format!("{}x{}-{}{animated}", size.width, size.height, size.method),
     }
 }
 

@@ -176,16 +176,6 @@ impl MediaRepository {
         done.await.map_err(|error| MediaError::Files(error.to_string()))?
     }
 
-    /// Stores bytes that this server has in memory, as media of its own.
-    pub async fn keep(&self, meta: Meta, bytes: &[u8]) -> Result<OwnedMxcUri, MediaError> {
-        let mut staged = self.0.contents.stage().await?;
-        staged.write(bytes).await?;
-        let media_id = self.0.env.entropy.token(24);
-        let record = self.new_record(meta, None);
-        self.keep_staged(&self.0.server_name, &media_id, record, staged).await?;
-        Ok(self.uri(&media_id))
-    }
-
     /// Stores bytes that no local user uploaded.
     pub(super) async fn keep_staged(
         &self,
@@ -222,7 +212,7 @@ impl MediaRepository {
         }
     }
 
-    fn uri(&self, media_id: &str) -> OwnedMxcUri {
+    pub(super) fn uri(&self, media_id: &str) -> OwnedMxcUri {
         format!("mxc://{}/{media_id}", self.0.server_name).into()
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use actors::media::{Lookup, MediaFile, Meta, Method, Wanted, is_media_id};
 use axum::{Json, body::Body, extract::State, response::Response};
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderValue, header};
 use ruma::{OwnedServerName, ServerName};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -39,7 +39,14 @@ pub struct DownloadQuery {
 
 impl Default for DownloadQuery {
     fn default() -> Self {
-        Self { allow_remote: true, timeout_ms: 20_000 }
+        Self { allow_remote: true, timeout_ms: Self::timeout_ms() }
+    }
+}
+
+impl DownloadQuery {
+    /// How long one waits who does not say how long.
+    pub(crate) fn timeout_ms() -> u64 {
+        20_000
     }
 }
 
@@ -54,7 +61,7 @@ pub struct ThumbnailQuery {
     animated: bool,
     #[serde(default = "ThumbnailQuery::allow_remote")]
     allow_remote: bool,
-    #[serde(default = "ThumbnailQuery::timeout_ms")]
+    #[serde(default = "DownloadQuery::timeout_ms")]
     timeout_ms: u64,
 }
 
@@ -69,10 +76,6 @@ enum ThumbnailMethod {
 impl ThumbnailQuery {
     fn allow_remote() -> bool {
         DownloadQuery::default().allow_remote
-    }
-
-    fn timeout_ms() -> u64 {
-        DownloadQuery::default().timeout_ms
     }
 
     /// What is wanted, and how it is looked up.
@@ -97,6 +100,26 @@ impl ThumbnailQuery {
 /// `GET /_matrix/client/v1/media/config`, and `GET /_matrix/media/v3/config`
 pub async fn config(State(app): State<App>, _: Requester) -> Json<Value> {
     Json(json!({ "m.upload.size": app.homeserver().media().config().upload_size_max }))
+}
+
+/// The query of a preview; of which time it is makes no difference: only the newest is kept.
+#[derive(Debug, Deserialize)]
+pub struct PreviewQuery {
+    url: String,
+    #[serde(rename = "ts")]
+    _ts: Option<i64>,
+}
+
+/// `GET /_matrix/client/v1/media/preview_url`, and `GET /_matrix/media/v3/preview_url`
+pub async fn preview_url(
+    State(app): State<App>,
+    _: Requester,
+    query: ApiQuery<PreviewQuery>,
+) -> ApiResult<Response> {
+    let json = app.homeserver().media().preview(&query.0.url).await?;
+    let mut response = Response::new(Body::from(json));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
 }
 
 /// `POST /_matrix/media/v3/upload`

@@ -22,6 +22,11 @@ impl Span {
     pub const fn from_millis(milliseconds: u64) -> Self {
         Self(Duration::from_millis(milliseconds))
     }
+
+    /// What text like `30s` or `15 min` stands for.
+    pub fn parse(text: &str) -> Option<Self> {
+        parse(text, &SPANS).map(|ms| Self(Duration::from_millis(ms)))
+    }
 }
 
 const SIZES: [(&str, u64); 7] = [
@@ -58,7 +63,7 @@ impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         let wrong = || D::Error::custom(format!("{text:?} is not a time like \"30s\" or \"15 min\""));
-        parse(&text, &SPANS).map(|ms| Self(Duration::from_millis(ms))).ok_or_else(wrong)
+        Self::parse(&text).ok_or_else(wrong)
     }
 }
 

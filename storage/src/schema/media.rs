@@ -61,6 +61,17 @@ pub struct ThumbnailRecord {
     pub content_type: String,
 }
 
+/// A smaller version of an image that another server made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteThumbnailRecord {
+    /// The image.
+    pub thumbnail: ThumbnailRecord,
+    /// When it was fetched.
+    pub created: MilliSecondsSinceUnixEpoch,
+    /// It may be had without authentication.
+    pub is_open: bool,
+}
+
 /// What a page says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UrlPreviewRecord {
@@ -79,6 +90,10 @@ impl Record for UploaderRecord {
 }
 
 impl Record for ThumbnailRecord {
+    const VERSION: u8 = 1;
+}
+
+impl Record for RemoteThumbnailRecord {
     const VERSION: u8 = 1;
 }
 

@@ -160,6 +160,9 @@ fn media_rows() -> Vec<String> {
         pending: [("pending".to_owned(), NOW)].into_iter().collect(),
     };
     let thumbnail = ThumbnailRecord { content, content_type: "image/png".to_owned() };
+    let remote_thumbnail =
+        RemoteThumbnailRecord { thumbnail: thumbnail.clone(), created: NOW, is_open: false };
+    let kind = "96x96-crop".to_owned();
     let preview = UrlPreviewRecord { json: Some(Bytes::from_static(b"{}")), fetched: NOW };
     vec![
         row(&MEDIA, &(owned_server_name!("example.org"), "media".to_owned()), &media),
@@ -167,6 +170,13 @@ fn media_rows() -> Vec<String> {
         row(&UPLOADERS, &alice(), &uploader),
         row(&THUMBNAILS, &([4; 32], "96x96-crop".to_owned()), &thumbnail),
         row(&URL_PREVIEWS, &"https://example.org/".to_owned(), &preview),
+        row(
+            &REMOTE_THUMBNAILS,
+            &(owned_server_name!("example.org"), "media".to_owned(), kind),
+            &remote_thumbnail,
+        ),
+        row(&PREVIEW_IMAGES, &(1_700_000_000_000, "media".to_owned()), &()),
+        row(&QUARANTINE, &[4; 32], &1_700_000_000_000),
     ]
 }
 

@@ -36,7 +36,7 @@ pub(super) fn moves(source: &mut dyn Source, format: ImageFormat) -> Result<bool
             PngDecoder::with_limits(source, limits())?.is_apng()?
         }
         // The format does not say it in advance.
-        ImageFormat::Gif => frames(source, format)?.take(2).filter(Result::is_ok).count() == 2,
+        ImageFormat::Gif => frames(source, format)?.take(2).flatten().count() == 2,
         _ => false,
     })
 }

@@ -71,13 +71,13 @@ pub(super) enum Thumbnail {
 
 /// What the image's first bytes say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Facts {
+pub(crate) struct Facts {
     /// The width in pixels, as the image is shown.
-    width: u32,
+    pub(crate) width: u32,
     /// The height in pixels, as the image is shown.
-    height: u32,
+    pub(crate) height: u32,
     /// The `Content-Type`.
-    content_type: &'static str,
+    pub(crate) content_type: &'static str,
 }
 
 /// Makes a thumbnail of a size, or of the size that the image has.
@@ -103,6 +103,12 @@ pub(super) fn make(
         _ => {}
     }
     still(source, format, plan, orientation)
+}
+
+/// What an image is, without decoding all of it.
+pub(super) fn facts(source: &mut dyn Source) -> Result<Facts, ThumbnailError> {
+    let format = format(source)?;
+    Ok(examine(source, format)?.0)
 }
 
 /// The format that the first bytes tell, whatever the upload was called.

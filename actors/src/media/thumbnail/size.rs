@@ -9,6 +9,16 @@ pub enum Method {
     Scale,
 }
 
+impl std::fmt::Display for Method {
+    /// As the query parameter has it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Crop => "crop",
+            Self::Scale => "scale",
+        })
+    }
+}
+
 /// What someone wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wanted {
@@ -58,6 +68,17 @@ impl Wanted {
         let (width, height) =
             *large_enough.min_by(|one, other| self.cost(**one).total_cmp(&self.cost(**other)))?;
         Some(Size { width, height, method: self.method })
+    }
+
+    /// The same, as large as the set has it.
+    pub(in crate::media) fn of_the_set(&self) -> Self {
+        let sizes = match self.method {
+            Method::Crop => &CROPPED[..],
+            Method::Scale => &SCALED[..],
+        };
+        let largest = sizes[sizes.len() - 1];
+        let (width, height) = self.size().map_or(largest, |size| (size.width, size.height));
+        Self { width, height, ..*self }
     }
 
     /// How badly a size does: for what is cropped the aspect ratio counts first, and then how large it is.
