@@ -25,7 +25,7 @@ fn entry(membership: &str, event: u64) -> RoomEntry {
 fn hub_with(view: &Arc<SessionView>) -> Hub {
     let hub = Hub::default();
     hub.add_session(view);
-    hub.set_membership(view.user_id(), room_id!("!room"), entry("join", 1));
+    hub.set_membership(view.user_id(), room_id!("!room"), &entry("join", 1));
     hub
 }
 
@@ -68,10 +68,10 @@ fn who_waits_is_woken_by_the_first_change_after_a_look() {
 fn who_left_hears_of_nothing_more_and_who_comes_back_does() {
     let view = alice();
     let hub = hub_with(&view);
-    hub.set_membership(view.user_id(), room_id!("!room"), entry("leave", 5));
+    hub.set_membership(view.user_id(), room_id!("!room"), &entry("leave", 5));
     hub.room_changed(ROOM, EVENT, Position(6));
     assert_eq!(view.latest(), Position(5));
-    hub.set_membership(view.user_id(), room_id!("!room"), entry("join", 7));
+    hub.set_membership(view.user_id(), room_id!("!room"), &entry("join", 7));
     hub.room_changed(ROOM, EVENT, Position(8));
     assert_eq!(view.latest(), Position(8));
     hub.remove_session(&view);
@@ -88,7 +88,7 @@ async fn all_who_wait_in_a_large_room_are_woken() {
         .collect();
     for view in &views {
         hub.add_session(view);
-        hub.set_membership(view.user_id(), room_id!("!room"), entry("join", 1));
+        hub.set_membership(view.user_id(), room_id!("!room"), &entry("join", 1));
         assert_eq!(view.latest(), Position(1));
     }
     let waiting: Vec<_> = views.iter().map(|view| view.subscribe()).collect();
