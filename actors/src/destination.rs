@@ -19,6 +19,7 @@ use std::{
 };
 
 use engine::id::Position;
+use http::StatusCode;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use ruma::{OwnedRoomId, OwnedServerName};
 use storage::{
@@ -26,18 +27,18 @@ use storage::{
     schema::{self, DestinationRecord},
 };
 
-use self::{
-    ephemeral::Waiting,
-    transaction::{Outcome, Transaction},
-};
 pub use self::{
     ephemeral::{Ephemeral, EphemeralContent},
     outbox::{Announcement, Outbox, dispatch},
 };
+use self::{
+    ephemeral::{Taken, Waiting},
+    transaction::{CaughtUp, EDUS_MAX as EDUS_MAX_SENT, Outcome, Transaction},
+};
 use crate::{
     directory::{DirectoryActor, Meter, Place},
     env::Env,
-    federation::FederationClient,
+    federation::{FederationClient, FederationError},
     metrics::Metrics,
     room::{RoomShared, StoredEvent},
 };
@@ -50,6 +51,9 @@ const RETRY_FIRST: Duration = Duration::from_secs(2);
 
 /// Retries are never further apart than this.
 const RETRY_MAX: Duration = Duration::from_secs(3600);
+
+/// A server that gives signs of life and takes nothing is not asked more often than this.
+const ALIVE_PAUSE_MS: u64 = 2000;
 
 /// What all destinations share.
 pub struct DestinationShared {
@@ -116,6 +120,42 @@ pub struct Destination {
     catching: BTreeSet<OwnedRoomId>,
     failures: u32,
     retry_at_ms: Option<u64>,
+    /// When the last transaction was sent.
+    attempted_ms: u64,
+    /// Most PDUs, and most EDUs, of a transaction: fewer after the server refused one for what is in it.
+    size_max: usize,
+}
+
+/// What to do about a transaction that a server did not take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reaction {
+    /// Something in it is not to the server's liking: it is found by sending less at a time.
+    SendLess,
+    /// It is all that was in it: sending it again and again would lead nowhere.
+    Drop,
+    /// The server, or the way to it, is in trouble; it is left alone for a while, and at least for so long.
+    BackOff(Duration),
+}
+
+impl Reaction {
+    /// The reaction to an error, for a transaction of so many events and EDUs.
+    fn to(error: &FederationError, items: usize) -> Self {
+        const CONTENT: [StatusCode; 3] =
+            [StatusCode::BAD_REQUEST, StatusCode::PAYLOAD_TOO_LARGE, StatusCode::UNPROCESSABLE_ENTITY];
+        match error {
+            FederationError::Status { status, .. } if CONTENT.contains(status) && items > 1 => Self::SendLess,
+            FederationError::Status { status, .. } if CONTENT.contains(status) => Self::Drop,
+            FederationError::Status { retry_after, .. } => Self::BackOff(retry_after.unwrap_or_default()),
+            FederationError::Dns(_)
+            | FederationError::Connect(_)
+            | FederationError::Tls(_)
+            | FederationError::Timeout
+            | FederationError::TooLarge { .. }
+            | FederationError::PrivateAddress
+            | FederationError::BadBody(_)
+            | FederationError::Disabled => Self::BackOff(Duration::ZERO),
+        }
+    }
 }
 
 impl Actor for DestinationActor {
@@ -144,7 +184,7 @@ impl Actor for DestinationActor {
             DestinationMessage::Pdu(outgoing, _place) => destination.enqueue(outgoing),
             DestinationMessage::Edu(edu, _place) => destination.enqueue_edu(edu),
             DestinationMessage::Queued(_place) => destination.has_queued_edus = true,
-            DestinationMessage::Alive(_place) => destination.retry_at_ms = None,
+            DestinationMessage::Alive(_place) => destination.alive(&myself),
             DestinationMessage::RetryDue => destination.retry_due(),
             DestinationMessage::Done(outcome) => destination.done(&myself, *outcome),
         }
@@ -192,7 +232,20 @@ impl Destination {
             failures: record.failures,
             // After a restart every server gets a chance at once: it, or the way to it, may be back.
             retry_at_ms: None,
+            attempted_ms: 0,
+            size_max: EDUS_MAX_SENT,
         })
+    }
+
+    /// The server gave a sign of life: it is tried at once, unless that was done just now.
+    fn alive(&mut self, myself: &ActorRef<DestinationMessage>) {
+        if self.retry_at_ms.is_none() {
+            return;
+        }
+        self.failures = self.failures.min(1);
+        let again_ms = self.attempted_ms.saturating_add(ALIVE_PAUSE_MS);
+        self.retry_at_ms = (again_ms > self.shared.env.clock.now_ms()).then_some(again_ms);
+        self.schedule_retry(myself);
     }
 
     fn enqueue(&mut self, outgoing: Outgoing) {
@@ -250,7 +303,9 @@ impl Destination {
         }
         let Some(transaction) = self.next_transaction().await? else { return Ok(()) };
         self.in_flight = true;
-        self.catching = transaction.rooms.iter().cloned().collect();
+        self.attempted_ms = self.shared.env.clock.now_ms();
+        let whole = transaction.rooms.iter().filter(|room| room.rest.is_none());
+        self.catching = whole.map(|room| room.room_id.clone()).collect();
         let (shared, server, myself) = (self.shared.clone(), self.server.clone(), myself.clone());
         tokio::spawn(async move {
             let outcome = transaction.send(&shared, &server).await;
@@ -266,50 +321,84 @@ impl Destination {
         let Outcome { transaction, result } = outcome;
         match result {
             Ok(()) => self.succeeded(transaction),
-            Err(error) => {
-                self.failed(&error, transaction);
-                self.schedule_retry(myself);
-            }
+            Err(error) => match Reaction::to(&error, transaction.item_count()) {
+                Reaction::SendLess => {
+                    self.size_max = (transaction.item_count() / 2).max(1);
+                    let items_max = self.size_max;
+                    tracing::info!(destination = %self.server, %error, items_max, "a server refuses a transaction; sending less at a time");
+                    self.put_off(RETRY_FIRST / 2, transaction.pdus, transaction.ephemeral);
+                    self.schedule_retry(myself);
+                }
+                Reaction::Drop => {
+                    tracing::warn!(destination = %self.server, %error, "a server refuses an event or EDU for good; it is left out");
+                    self.take_off(transaction);
+                    self.put_off(RETRY_FIRST / 2, Vec::new(), Taken::default());
+                    self.schedule_retry(myself);
+                }
+                Reaction::BackOff(at_least) => {
+                    self.failed(&error, at_least, transaction);
+                    self.schedule_retry(myself);
+                }
+            },
         }
     }
 
     fn succeeded(&mut self, transaction: Transaction) {
         self.shared.metrics.sent(transaction.pdu_count(), transaction.edu_count());
+        self.size_max = (2 * self.size_max).min(EDUS_MAX_SENT);
+        if self.failures > 0 {
+            tracing::info!(destination = %self.server, "a server takes events again");
+            let mut batch = Batch::default();
+            batch.delete(&schema::DESTINATIONS, &self.server);
+            self.shared.storage.submit(batch, None, |_| {});
+        }
+        self.failures = 0;
+        self.take_off(transaction);
+    }
+
+    /// What was in a transaction is not sent again.
+    fn take_off(&mut self, transaction: Transaction) {
         let mut batch = Batch::default();
         for key in transaction.queued {
             batch.delete(&schema::EDU_QUEUE, &key);
             self.deleting.insert(key.1);
         }
-        for room_id in transaction.rooms {
-            batch.delete(&schema::CATCH_UP, &(self.server.clone(), room_id.clone()));
-            self.catch_up.remove(&room_id);
+        for CaughtUp { room_id, rest } in transaction.rooms {
+            let key = (self.server.clone(), room_id.clone());
+            if let Some(from) = rest {
+                batch.put(&schema::CATCH_UP, &key, &from);
+                self.catch_up.insert(room_id, from);
+            } else {
+                batch.delete(&schema::CATCH_UP, &key);
+                self.catch_up.remove(&room_id);
+            }
         }
-        if self.failures > 0 {
-            tracing::info!(destination = %self.server, "a server takes events again");
-            batch.delete(&schema::DESTINATIONS, &self.server);
-        }
-        self.failures = 0;
         self.shared.storage.submit(batch, None, |_| {});
         let positions: Vec<_> = transaction.pdus.iter().map(|outgoing| outgoing.position).collect();
         self.shared.outbox.acknowledge(&positions);
     }
 
-    fn failed(&mut self, error: &crate::federation::FederationError, transaction: Transaction) {
+    fn failed(&mut self, error: &FederationError, at_least: Duration, transaction: Transaction) {
         self.failures = self.failures.saturating_add(1);
-        let delay = self.delay();
+        let delay = self.delay().max(at_least).min(RETRY_MAX);
         let delay_s = delay.as_secs();
         tracing::info!(destination = %self.server, %error, delay_s, "a server does not take events; will retry");
-        let retry_at_ms =
-            self.shared.env.clock.now_ms() + u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
-        self.retry_at_ms = Some(retry_at_ms);
+        self.put_off(delay, transaction.pdus, transaction.ephemeral);
         self.shared.outbox.backs_off(&self.server);
         let mut batch = Batch::default();
+        let retry_at_ms = self.retry_at_ms.unwrap_or_default();
         let record = DestinationRecord { failures: self.failures, retry_at_ms };
         batch.put(&schema::DESTINATIONS, &self.server, &record);
         self.shared.storage.submit(batch, None, |_| {});
-        let waiting: Vec<_> = transaction.pdus.into_iter().chain(self.pdus.drain(..)).collect();
+    }
+
+    /// Sends nothing for a while; what was not sent is noted durably.
+    fn put_off(&mut self, delay: Duration, events: Vec<Outgoing>, ephemeral: Taken) {
+        let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+        self.retry_at_ms = Some(self.shared.env.clock.now_ms().saturating_add(delay_ms));
+        let waiting: Vec<_> = events.into_iter().chain(self.pdus.drain(..)).collect();
         self.leave_to_catch_up(waiting);
-        self.ephemeral.restore(transaction.ephemeral);
+        self.ephemeral.restore(ephemeral);
         // What is queued durably is read again.
         self.has_queued_edus = true;
     }
@@ -332,5 +421,37 @@ impl Destination {
     fn weight(&self) -> u64 {
         let pdus: u64 = self.pdus.iter().map(|outgoing| outgoing.event.weight()).sum();
         2048 + pdus + 512 * self.ephemeral.len() as u64 + 128 * self.catch_up.len() as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(status: u16, retry_after: Option<u64>) -> FederationError {
+        FederationError::Status {
+            status: StatusCode::from_u16(status).unwrap(),
+            errcode: "M_UNKNOWN".to_owned(),
+            error: String::new(),
+            retry_after: retry_after.map(Duration::from_secs),
+        }
+    }
+
+    #[test]
+    fn what_a_server_says_decides_what_is_done() {
+        let wait = |seconds| Reaction::BackOff(Duration::from_secs(seconds));
+        for (error, items, expected) in [
+            (status(400, None), 50, Reaction::SendLess),
+            (status(413, None), 2, Reaction::SendLess),
+            (status(400, None), 1, Reaction::Drop),
+            (status(401, None), 1, wait(0)),
+            (status(404, None), 50, wait(0)),
+            (status(429, Some(30)), 50, wait(30)),
+            (status(502, None), 50, wait(0)),
+            (FederationError::Timeout, 50, wait(0)),
+            (FederationError::BadBody("HTML".to_owned()), 1, wait(0)),
+        ] {
+            assert_eq!(Reaction::to(&error, items), expected, "{error}, {items} items");
+        }
     }
 }

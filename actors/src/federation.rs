@@ -26,7 +26,7 @@ use futures_util::{StreamExt, future::BoxFuture, stream::BoxStream};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use ruma::ServerName;
 
-use crate::metrics::Metrics;
+use crate::{destination::Outbox, metrics::Metrics};
 
 pub use self::{
     inbound::Results,
@@ -136,10 +136,11 @@ impl FederationError {
     }
 }
 
-/// A client that counts what goes through it.
+/// A client that counts what goes through it, and takes every good answer for a sign of life.
 pub(crate) struct Counted {
     pub(crate) inner: Arc<dyn FederationClient>,
     pub(crate) metrics: Metrics,
+    pub(crate) outbox: Arc<Outbox>,
 }
 
 impl FederationClient for Counted {
@@ -152,6 +153,9 @@ impl FederationClient for Counted {
             let path = request.path_and_query.clone();
             let answer = self.inner.request(destination, request).await;
             self.metrics.asked(&path, answer.as_ref().err());
+            if answer.is_ok() {
+                self.outbox.alive(destination);
+            }
             answer
         })
     }

@@ -126,8 +126,11 @@ impl Homeserver {
             MediaRepository::new(config.server_name.clone(), config.media, env.clone(), storage.clone());
         let federation = match (config.federation, announcements) {
             (Some(federation), Some(announcements)) => {
-                let client: Arc<dyn FederationClient> =
-                    Arc::new(Counted { inner: federation.client.clone(), metrics: metrics.clone() });
+                let client: Arc<dyn FederationClient> = Arc::new(Counted {
+                    inner: federation.client.clone(),
+                    metrics: metrics.clone(),
+                    outbox: outbox.clone(),
+                });
                 let size_max = media.config().upload_size_max;
                 media.set_remote(Arc::new(FederatedMedia::new(client.clone(), size_max)));
                 let shared = Arc::new(DestinationShared {

@@ -17,6 +17,7 @@ use actors::{
 };
 use anyhow::Context;
 use bytes::{Bytes, BytesMut};
+use dashmap::DashMap;
 use engine::pdu::SigningKey;
 use futures_util::{StreamExt, future::BoxFuture};
 use http::{HeaderValue, StatusCode, header};
@@ -28,7 +29,10 @@ use ruma::{
     signatures::KeyPair,
 };
 use serde::Deserialize;
-use tokio::sync::Semaphore;
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::Instant,
+};
 
 use self::{
     guard::{Addresses, Guard},
@@ -68,8 +72,14 @@ pub struct Outbound {
     elsewhere: Client,
     addresses: Arc<Addresses>,
     guard: Guard,
+    /// Connections that may be set up at a time.
     budget: Semaphore,
+    /// When each server last answered: the way to it is likely open.
+    answered: DashMap<OwnedServerName, Instant>,
 }
+
+/// Servers whose last answer is remembered.
+const ANSWERED_MAX: usize = 20_000;
 
 /// The certificates of these PEM files.
 pub(crate) fn roots(paths: &[PathBuf]) -> anyhow::Result<Vec<Certificate>> {
@@ -118,6 +128,7 @@ impl Outbound {
             addresses,
             guard,
             budget: Semaphore::new(options.max_concurrent_connects.max(1)),
+            answered: DashMap::new(),
         })
     }
 
@@ -138,17 +149,26 @@ impl Outbound {
         destination: &ServerName,
         request: FederationRequest,
     ) -> Result<FederationResponse, FederationError> {
-        let _permit = self.budget.acquire().await.map_err(|_| FederationError::Disabled)?;
+        let permit = if self.is_warm(destination) {
+            None
+        } else {
+            Some(self.budget.acquire().await.map_err(|_| FederationError::Disabled)?)
+        };
         let (timeout, max) = (request.timeout, request.max_response);
         let outgoing = self.outgoing(destination, request).await?.timeout(timeout);
-        let response = outgoing.send().await.map_err(|error| failure(&error))?;
+        let response = within_budget(outgoing.send(), permit).await.map_err(|error| failure(&error))?;
+        self.note_answer(destination);
         let status = response.status();
         let content_type = response.headers().get(header::CONTENT_TYPE).cloned();
+        let retry_after = response
+            .headers()
+            .get(header::RETRY_AFTER)
+            .and_then(|value| value.to_str().ok()?.parse().ok().map(Duration::from_secs));
         let body = read(response, max).await?;
         if status.is_success() {
             return Ok(FederationResponse { status, content_type, body });
         }
-        Err(refusal(status, &body))
+        Err(refusal(status, retry_after, &body))
     }
 
     /// Takes no part of the budget: a server may let one wait for an upload, and others must not wait for that.
@@ -207,6 +227,18 @@ impl Outbound {
         let sent = self.elsewhere.get(parsed).send();
         let sent = tokio::time::timeout(timeout, sent).await.map_err(|_| FederationError::Timeout)?;
         stream(sent.map_err(|error| failure(&error))?, max).await
+    }
+
+    /// Whether there is likely a connection to a server already.
+    fn is_warm(&self, server: &ServerName) -> bool {
+        self.answered.get(server).is_some_and(|answered| answered.elapsed() < IDLE_TIMEOUT)
+    }
+
+    fn note_answer(&self, server: &ServerName) {
+        if self.answered.len() >= ANSWERED_MAX {
+            self.answered.retain(|_, answered| answered.elapsed() < IDLE_TIMEOUT);
+        }
+        self.answered.insert(server.to_owned(), Instant::now());
     }
 
     /// The `Authorization` header of a request.
@@ -268,7 +300,7 @@ async fn stream(response: reqwest::Response, max: usize) -> Result<FederationStr
     let status = response.status();
     if !status.is_success() {
         let body = tokio::time::timeout(CONNECT_TIMEOUT, read(response, ERROR_MAX)).await;
-        return Err(refusal(status, &body.map_err(|_| FederationError::Timeout)??));
+        return Err(refusal(status, None, &body.map_err(|_| FederationError::Timeout)??));
     }
     if response.content_length().is_some_and(|length| length > max as u64) {
         return Err(FederationError::TooLarge { max });
@@ -281,6 +313,19 @@ async fn stream(response: reqwest::Response, max: usize) -> Result<FederationStr
         if size > max { Err(FederationError::TooLarge { max }) } else { Ok(chunk) }
     });
     Ok(FederationStream { headers, body: body.boxed() })
+}
+
+/// Sends a request; the permit to set up a connection for it is given back once there can be one, so that servers that
+/// are slow to answer do not take it from others.
+async fn within_budget<T>(sending: impl Future<Output = T>, permit: Option<SemaphorePermit<'_>>) -> T {
+    let mut sending = std::pin::pin!(sending);
+    let Some(permit) = permit else { return sending.await };
+    tokio::select! {
+        biased;
+        response = &mut sending => return response,
+        () = tokio::time::sleep(CONNECT_TIMEOUT) => drop(permit),
+    }
+    sending.await
 }
 
 /// Reads a body that may not be larger than `max`.
@@ -306,7 +351,10 @@ fn failure(error: &reqwest::Error) -> FederationError {
         FederationError::Timeout
     } else if text.contains(guard::REFUSED) {
         FederationError::PrivateAddress
-    } else if text.contains("certificate") || text.contains("handshake") {
+    } else if ["certificate", "handshake", "corrupt message", "peer misbehaved"]
+        .iter()
+        .any(|part| text.contains(part))
+    {
         FederationError::Tls(text)
     } else if text.contains("dns") || text.contains("resolve") {
         FederationError::Dns(text)
@@ -326,9 +374,9 @@ struct ErrorBody {
     retry_after_ms: Option<u64>,
 }
 
-fn refusal(status: StatusCode, body: &[u8]) -> FederationError {
+fn refusal(status: StatusCode, retry_after: Option<Duration>, body: &[u8]) -> FederationError {
     let body: ErrorBody = serde_json::from_slice(body).unwrap_or_default();
     let errcode = if body.errcode.is_empty() { "M_UNKNOWN".to_owned() } else { body.errcode };
-    let retry_after = body.retry_after_ms.map(Duration::from_millis);
+    let retry_after = retry_after.or(body.retry_after_ms.map(Duration::from_millis));
     FederationError::Status { status, errcode, error: body.error, retry_after }
 }

@@ -9,6 +9,7 @@ mod forks;
 mod identity;
 mod media;
 mod receiving;
+mod sending;
 
 use std::time::Duration;
 

@@ -22,7 +22,7 @@ use crate::{
 const PDUS_MAX: usize = 50;
 
 /// EDUs in one transaction, at most, by the specification.
-const EDUS_MAX: usize = 100;
+pub(super) const EDUS_MAX: usize = 100;
 
 /// How long a transaction may take.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -37,12 +37,19 @@ pub(super) struct Transaction {
     /// Events of rooms that are caught up with.
     older: Vec<Arc<StoredEvent>>,
     /// Those rooms.
-    pub(super) rooms: Vec<OwnedRoomId>,
+    pub(super) rooms: Vec<CaughtUp>,
     edus: Vec<Arc<RawValue>>,
     /// EDUs that may be lost.
     pub(super) ephemeral: Taken,
     /// The rows of `EDU_QUEUE` among the EDUs.
     pub(super) queued: Vec<(OwnedServerName, Position)>,
+}
+
+/// A room that a server is caught up with.
+pub(super) struct CaughtUp {
+    pub(super) room_id: OwnedRoomId,
+    /// Where what is left over begins; nothing if none.
+    pub(super) rest: Option<Position>,
 }
 
 /// How sending a transaction ended.
@@ -63,9 +70,13 @@ impl Destination {
             queued: Vec::new(),
         };
         self.add_queued_edus(&mut transaction).await?;
-        transaction.ephemeral = self.ephemeral.take(EDUS_MAX.saturating_sub(transaction.edus.len()));
-        self.add_catch_up(&mut transaction).await?;
-        let places = PDUS_MAX.saturating_sub(transaction.older.len()).min(self.pdus.len());
+        let edus_max = EDUS_MAX.min(self.size_max);
+        transaction.ephemeral = self.ephemeral.take(edus_max.saturating_sub(transaction.edus.len()));
+        // One at a time is one event or one EDU.
+        let is_single = self.size_max == 1 && transaction.edu_count() > 0;
+        let pdus_max = if is_single { 0 } else { PDUS_MAX.min(self.size_max) };
+        self.add_catch_up(&mut transaction, pdus_max).await?;
+        let places = pdus_max.saturating_sub(transaction.older.len()).min(self.pdus.len());
         transaction.pdus.extend(self.pdus.drain(..places));
         let is_empty = transaction.pdus.is_empty()
             && transaction.queued.is_empty()
@@ -79,13 +90,14 @@ impl Destination {
             return Ok(());
         }
         let own = KeyRange::prefix(&(self.server.clone(),));
-        let most = EDUS_MAX + self.deleting.len();
+        let edus_max = EDUS_MAX.min(self.size_max);
+        let most = edus_max + self.deleting.len();
         let mut rows = self.shared.storage.range(&schema::EDU_QUEUE, own, Direction::Ascending, most).await?;
         let is_last = rows.len() < most;
         self.deleting.retain(|sent| rows.iter().any(|(key, _)| key.1 == *sent));
         rows.retain(|(key, _)| !self.deleting.contains(&key.1));
-        self.has_queued_edus = !is_last || rows.len() > EDUS_MAX;
-        rows.truncate(EDUS_MAX);
+        self.has_queued_edus = !is_last || rows.len() > edus_max;
+        rows.truncate(edus_max);
         for (key, edu) in rows {
             transaction.queued.push(key);
             transaction.edus.extend(serde_json::from_slice::<Box<RawValue>>(&edu).ok().map(Into::into));
@@ -94,14 +106,20 @@ impl Destination {
     }
 
     /// Takes rooms that the server has missed events of, as many as fit.
-    async fn add_catch_up(&mut self, transaction: &mut Transaction) -> Result<(), ReadError> {
+    async fn add_catch_up(&self, transaction: &mut Transaction, pdus_max: usize) -> Result<(), ReadError> {
+        if pdus_max == 0 {
+            return Ok(());
+        }
         for (room_id, from) in &self.catch_up {
-            let missed = missed(&self.shared, room_id, *from).await?;
-            if !transaction.older.is_empty() && transaction.older.len() + missed.len() > PDUS_MAX {
+            let mut missed = missed(&self.shared, room_id, *from).await?;
+            let places = pdus_max.saturating_sub(transaction.older.len());
+            if missed.len() > places && !transaction.older.is_empty() {
                 break;
             }
+            let left_over = missed.split_off(places.min(missed.len()));
+            let rest = left_over.first().and_then(|event| event.index).map(Position::from);
             transaction.older.extend(missed);
-            transaction.rooms.push(room_id.clone());
+            transaction.rooms.push(CaughtUp { room_id: room_id.clone(), rest });
         }
         Ok(())
     }
@@ -147,9 +165,14 @@ impl Transaction {
         (self.older.len() + self.pdus.len()).min(PDUS_MAX)
     }
 
+    /// Events and EDUs that it carries.
+    pub(super) fn item_count(&self) -> usize {
+        self.pdu_count() + self.edu_count()
+    }
+
     /// EDUs that it carries.
     pub(super) fn edu_count(&self) -> usize {
-        self.edus.len()
+        self.edus.len() + self.ephemeral.edus.len()
     }
 
     pub(super) async fn send(self, shared: &DestinationShared, server: &ServerName) -> Outcome {
@@ -162,13 +185,16 @@ impl Transaction {
             max_response: RESPONSE_MAX,
         };
         let answer = shared.client.request(server, request).await;
-        let result = answer.map(|answer| {
-            let response = serde_json::from_slice::<Response>(&answer.body);
-            for (event_id, result) in response.map(|response| response.pdus).unwrap_or_default() {
+        let result = answer.and_then(|answer| {
+            // Whatever answers otherwise, a proxy for example, has not taken the events.
+            let response: Response = serde_json::from_slice(&answer.body)
+                .map_err(|error| FederationError::BadBody(error.to_string()))?;
+            for (event_id, result) in response.pdus {
                 if let Some(error) = result.error {
                     tracing::debug!(destination = %server, event_id, error, "a server refused an event");
                 }
             }
+            Ok(())
         });
         Outcome { transaction: self, result }
     }

@@ -1,0 +1,250 @@
+//! What becomes of events for a server that does not take them, in every way in which it may not.
+//!
+//! Spec: server-server API, "Transactions".
+
+use std::{sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use serde_json::json;
+use tests::{Heard, Reply, Server, Stranger, free_port, segment};
+
+use super::{User, eventually};
+
+/// A server whose log says what became of transactions, and where it serves its metrics.
+async fn talkative() -> (Server, u16) {
+    let mut server = Server::start_federating("").await;
+    let port = free_port();
+    server.set("logging.level", "warn,actors::destination=info");
+    server.set("listen.metrics", &format!("['127.0.0.1:{port}']"));
+    server.restart().await;
+    (server, port)
+}
+
+fn is_transaction(heard: &Heard) -> bool {
+    heard.uri.starts_with("/_matrix/federation/v1/send/")
+}
+
+/// The bodies of the messages that a stranger got, each once, in the order in which they first came.
+fn texts(stranger: &Stranger) -> Vec<String> {
+    let mut texts = Vec::new();
+    for event in stranger.received() {
+        if let Some(body) = event["content"]["body"].as_str().map(ToOwned::to_owned)
+            && !texts.contains(&body)
+        {
+            texts.push(body);
+        }
+    }
+    texts
+}
+
+async fn gets(stranger: &Stranger, text: &str) {
+    eventually(&format!("{} gets {text:?}", stranger.name()), async || {
+        texts(stranger).iter().any(|known| known == text).then_some(())
+    })
+    .await;
+}
+
+/// Answers transactions with `fault` as long as the switch says so; answers that count are only given after that.
+fn fail(stranger: &Stranger, fault: Reply) -> Arc<Mutex<bool>> {
+    let broken = Arc::new(Mutex::new(true));
+    let is_broken = broken.clone();
+    stranger.on(move |heard| (is_transaction(heard) && *is_broken.lock()).then(|| fault.clone()));
+    broken
+}
+
+#[tokio::test]
+async fn every_fault_is_named_counted_and_overcome_and_holds_up_nobody_else() {
+    let (server, metrics) = talkative().await;
+    let alice = User(server.client("alice").await);
+    let room = alice.create("11", json!({})).await;
+    let healthy = Stranger::start().await;
+    healthy.join(&server, &room, "healthy").await;
+    let error = |code: &str| json!({ "errcode": code, "error": "the test says so" });
+    let faults = [
+        ("5xx", Reply::Json(503, error("M_UNKNOWN")), "503 Service Unavailable"),
+        ("4xx", Reply::Json(403, error("M_FORBIDDEN")), "403 Forbidden: the test says so"),
+        ("not found", Reply::Text(404, "<html>nothing here</html>".to_owned()), "404 Not Found"),
+        ("signature", Reply::Json(401, error("M_UNAUTHORIZED")), "401 Unauthorized: the test says so"),
+        ("wrong JSON", Reply::Text(200, "<html>welcome</html>".to_owned()), "unexpected answer"),
+        ("huge", Reply::Flood, "larger than"),
+        ("hang up", Reply::HangUp, "cannot connect"),
+    ];
+    let mut strangers = Vec::new();
+    for (name, fault, line) in faults {
+        let stranger = Stranger::start().await;
+        stranger.join(&server, &room, "guest").await;
+        gets_up_to_date(&alice, &room, &stranger, name).await;
+        let broken = fail(&stranger, fault);
+        strangers.push((name, stranger, broken, line));
+    }
+    for number in 0..3 {
+        alice.say(&room, &format!("message {number}")).await;
+    }
+    gets(&healthy, "message 2").await;
+    for (name, stranger, _, line) in &strangers {
+        eventually(&format!("{name}: the log names the cause"), async || {
+            let log = server.log();
+            let about = format!("destination={}", stranger.name());
+            let found = log.lines().any(|entry| {
+                entry.contains(&about)
+                    && (entry.contains(line) || *name == "hang up")
+                    && entry.contains("will retry")
+            });
+            found.then_some(())
+        })
+        .await;
+    }
+    let text =
+        reqwest::get(format!("http://127.0.0.1:{metrics}/metrics")).await.unwrap().text().await.unwrap();
+    for cause in ["status_5xx", "status_4xx", "bad_body", "too_large"] {
+        let name = format!("ganglion_federation_failures_total{{kind=\"send\",cause=\"{cause}\"}}");
+        assert!(text.contains(&name), "{name} is not in\n{text}");
+    }
+    for (_, stranger, broken, _) in &strangers {
+        *broken.lock() = false;
+        gets(stranger, "message 2").await;
+        let order: Vec<_> = texts(stranger).into_iter().filter(|text| text.starts_with("message")).collect();
+        assert_eq!(order, ["message 0", "message 1", "message 2"]);
+    }
+}
+
+/// Waits until a stranger got everything so far, so that its fault begins with the next event.
+async fn gets_up_to_date(alice: &User, room: &str, stranger: &Stranger, name: &str) {
+    let text = format!("before {name}");
+    alice.say(room, &text).await;
+    gets(stranger, &text).await;
+}
+
+#[tokio::test]
+async fn a_silent_server_and_a_dripping_one_hold_up_nobody_else() {
+    let (server, _) = talkative().await;
+    let alice = User(server.client("alice").await);
+    let room = alice.create("11", json!({})).await;
+    let healthy = Stranger::start().await;
+    healthy.join(&server, &room, "healthy").await;
+    let mut stuck = Vec::new();
+    for fault in [Reply::Silence, Reply::Drip] {
+        let stranger = Stranger::start().await;
+        stranger.join(&server, &room, "stuck").await;
+        fail(&stranger, fault);
+        stuck.push(stranger);
+    }
+    for number in 0..5 {
+        let text = format!("message {number}");
+        alice.say(&room, &text).await;
+        gets(&healthy, &text).await;
+    }
+    // One transaction at a time.
+    for stranger in &stuck {
+        eventually("it was tried", async || (!stranger.heard("/v1/send/").is_empty()).then_some(())).await;
+        assert_eq!(stranger.heard("/v1/send/").len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn an_event_that_a_server_refuses_is_left_out_and_the_others_arrive() {
+    let (server, _) = talkative().await;
+    let alice = User(server.client("alice").await);
+    let room = alice.create("11", json!({})).await;
+    let picky = Stranger::start().await;
+    picky.join(&server, &room, "picky").await;
+    gets_up_to_date(&alice, &room, &picky, "the poison").await;
+    let broken = Arc::new(Mutex::new(true));
+    let is_broken = broken.clone();
+    let taken = Arc::new(Mutex::new(Vec::<String>::new()));
+    let takes = taken.clone();
+    picky.on(move |heard| {
+        if !is_transaction(heard) {
+            return None;
+        }
+        if *is_broken.lock() {
+            return Some(Reply::Json(503, json!({})));
+        }
+        let body = heard.json().to_string();
+        if body.contains("poison") {
+            return Some(Reply::Json(400, json!({ "errcode": "M_BAD_JSON", "error": "poison" })));
+        }
+        let pdus = heard.json()["pdus"].as_array().cloned().unwrap_or_default();
+        takes.lock().extend(pdus.iter().filter_map(|pdu| Some(pdu["content"]["body"].as_str()?.to_owned())));
+        None
+    });
+    for text in ["one", "two", "the poison", "three", "four", "five"] {
+        alice.say(&room, text).await;
+    }
+    *broken.lock() = false;
+    eventually("everything else is taken", async || {
+        let taken = taken.lock();
+        ["one", "two", "three", "four", "five"]
+            .iter()
+            .all(|text| taken.iter().any(|known| known == text))
+            .then_some(())
+    })
+    .await;
+    assert!(server.log().contains("it is left out"), "{}", server.log());
+    let tried = picky
+        .heard("/v1/send/")
+        .iter()
+        .filter(|heard| heard.json().to_string().contains("the poison"))
+        .count();
+    // It is not sent again.
+    alice.say(&room, "six").await;
+    eventually("what follows is taken", async || {
+        taken.lock().iter().any(|known| known == "six").then_some(())
+    })
+    .await;
+    let tried_then = picky
+        .heard("/v1/send/")
+        .iter()
+        .filter(|heard| heard.json().to_string().contains("\"the poison\""))
+        .count();
+    assert!(tried_then <= tried, "{tried_then} after {tried}");
+}
+
+#[tokio::test]
+async fn a_server_is_left_alone_for_as_long_as_it_asks_for() {
+    let (server, _) = talkative().await;
+    let alice = User(server.client("alice").await);
+    let room = alice.create("11", json!({})).await;
+    let busy = Stranger::start().await;
+    busy.join(&server, &room, "busy").await;
+    gets_up_to_date(&alice, &room, &busy, "it is busy").await;
+    let times = Arc::new(Mutex::new(Vec::new()));
+    let noted = times.clone();
+    busy.on(move |heard| {
+        if !is_transaction(heard) {
+            return None;
+        }
+        let mut times = noted.lock();
+        times.push(tokio::time::Instant::now());
+        let body = json!({ "errcode": "M_LIMIT_EXCEEDED", "error": "later", "retry_after_ms": 6000 });
+        (times.len() == 1).then_some(Reply::Json(429, body))
+    });
+    alice.say(&room, "patience").await;
+    eventually("it is tried again", async || (times.lock().len() > 1).then_some(())).await;
+    let times = times.lock();
+    assert!(times[1] - times[0] >= Duration::from_secs(6), "{:?}", times[1] - times[0]);
+}
+
+#[tokio::test]
+async fn a_sign_of_life_ends_the_waiting() {
+    let (server, _) = talkative().await;
+    let alice = User(server.client("alice").await);
+    let room = alice.create("11", json!({})).await;
+    let away = Stranger::start().await;
+    away.join(&server, &room, "away").await;
+    gets_up_to_date(&alice, &room, &away, "it goes").await;
+    let body = json!({ "errcode": "M_LIMIT_EXCEEDED", "error": "later", "retry_after_ms": 3_000_000 });
+    let broken = fail(&away, Reply::Json(429, body));
+    let before = away.heard("/v1/send/").len();
+    alice.say(&room, "welcome back").await;
+    eventually("it is tried", async || (away.heard("/v1/send/").len() > before).then_some(())).await;
+    *broken.lock() = false;
+    let tried = away.heard("/v1/send/").len();
+    let uri = format!("/_matrix/federation/v1/query/profile?user_id={}", segment(alice.id()));
+    eventually("it is back in touch", async || {
+        away.get(&server, &uri).await.ok();
+        (away.heard("/v1/send/").len() > tried).then_some(())
+    })
+    .await;
+    gets(&away, "welcome back").await;
+}
