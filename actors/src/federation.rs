@@ -9,6 +9,7 @@ mod keys;
 mod media;
 mod membership;
 mod outbound;
+mod partial;
 mod presence;
 mod query;
 pub mod remote;
@@ -35,7 +36,7 @@ pub use self::{
     outbound::FederationConfig,
     query::PublicRoomsPage,
     remote_keys::OwnDevices,
-    resident::RoomState,
+    resident::{JoinAnswer, Omit, RoomState},
     third_party::{Bound, Exchange},
 };
 pub(crate) use self::{inbound::is_own_trouble, outbound::Federation, remote_keys::WantedDevices};
@@ -153,7 +154,8 @@ impl FederationClient for Counted {
             let path = request.path_and_query.clone();
             let answer = self.inner.request(destination, request).await;
             self.metrics.asked(&path, answer.as_ref().err());
-            if answer.is_ok() {
+            // What became of a transaction is its destination's to judge.
+            if answer.is_ok() && !path.starts_with("/_matrix/federation/v1/send/") {
                 self.outbox.alive(destination);
             }
             answer

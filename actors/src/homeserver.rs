@@ -182,6 +182,12 @@ impl Homeserver {
                     tracing::error!(%error, "cannot deal with events that were received before the restart");
                 }
             });
+            let homeserver = self.clone();
+            tokio::spawn(async move {
+                if let Err(error) = homeserver.resume_partial_joins().await {
+                    tracing::error!(%error, "cannot complete rooms that were joined before the restart");
+                }
+            });
         }
     }
 

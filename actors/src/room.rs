@@ -23,6 +23,7 @@ mod load;
 mod membership;
 mod merge;
 mod page;
+mod partial;
 mod permission;
 mod read;
 mod receive;
@@ -59,6 +60,7 @@ pub use self::{
     history::Backfill,
     membership::{MembershipAction, MembershipChange},
     page::{Page, PageDirection, PageQuery},
+    partial::Complete,
     read::{Access, Viewer},
     receive::{Receive, Received},
     related::{RECURSION_DEPTH, RelatedCache, RelationQuery},
@@ -147,6 +149,8 @@ pub enum RoomMessage {
     Backfill(Box<Backfill>, RpcReplyPort<Result<usize, RoomError>>),
     /// Take over the room as a resident server gave it.
     Adopt(Box<Adopt>, RpcReplyPort<Result<Adopted, RoomError>>),
+    /// Take in the members that the state lacked.
+    Complete(Box<Complete>, RpcReplyPort<Result<(), RoomError>>),
     /// Note a local user's membership in a room that this server is not in.
     Outside(Box<Outside>, RpcReplyPort<Result<(), RoomError>>),
     /// Hide the room from a user who has left it.
@@ -293,6 +297,7 @@ impl Empty {
             RoomMessage::Send(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
             RoomMessage::Membership(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
             RoomMessage::Outliers(_, reply)
+            | RoomMessage::Complete(_, reply)
             | RoomMessage::Forget(_, reply)
             | RoomMessage::Receipt(_, reply)
             | RoomMessage::Typing(_, _, reply) => drop(reply.send(Err(RoomError::NotFound))),
@@ -387,6 +392,11 @@ impl ActiveRoom {
             RoomMessage::Backfill(backfill, reply) => {
                 let mut change = Change::new(self);
                 let outcome = self.backfill(&mut change, *backfill).await;
+                self.conclude(myself, change, outcome, reply);
+            }
+            RoomMessage::Complete(complete, reply) => {
+                let mut change = Change::new(self);
+                let outcome = self.complete(&mut change, *complete).await;
                 self.conclude(myself, change, outcome, reply);
             }
             RoomMessage::Adopt(adopt, reply) => {

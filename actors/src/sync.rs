@@ -189,6 +189,8 @@ impl Pass<'_> {
         entry: &RoomEntry,
     ) -> Result<(), RoomError> {
         match entry.membership.as_str() {
+            // Who wants all members is told of the room once they are there.
+            "join" if !self.is_lazy() && self.homeserver.room(room_id).await?.lacks_members() => {}
             "join" => {
                 let room = self.joined_room(room_id, entry).await?;
                 if !room.is_empty() || self.since == Position(0) {
@@ -209,6 +211,11 @@ impl Pass<'_> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Whether members are told of only as far as they are needed.
+    pub(crate) fn is_lazy(&self) -> bool {
+        !self.request.filter.room.state.lazy_load_options.is_disabled()
     }
 
     /// Whether a room that the user is out of is part of the response.

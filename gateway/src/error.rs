@@ -170,6 +170,7 @@ impl From<RoomError> for ApiError {
             RoomError::BadRelation(_) => Self::bad_request("M_UNKNOWN", message),
             RoomError::DuplicateAnnotation => Self::bad_request("M_DUPLICATE_ANNOTATION", message),
             RoomError::UnableToAuthoriseJoin => Self::bad_request("M_UNABLE_TO_AUTHORISE_JOIN", message),
+            RoomError::Incomplete => Self::new(StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", message),
             RoomError::UnableToGrantJoin => Self::bad_request("M_UNABLE_TO_GRANT_JOIN", message),
             RoomError::IncompatibleVersion(version) => {
                 Self::bad_request("M_INCOMPATIBLE_ROOM_VERSION", message)

@@ -360,6 +360,8 @@ fn failure(error: &reqwest::Error) -> FederationError {
         FederationError::Dns(text)
     } else if error.is_connect() {
         FederationError::Connect(text)
+    } else if error.is_request() {
+        FederationError::Connect(format!("the connection ended: {text}"))
     } else {
         FederationError::BadBody(text)
     }

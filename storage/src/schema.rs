@@ -288,6 +288,11 @@ tables! {
     /// Key: server, position. Writer: whoever has one to send. Changes: deletion, by `DestinationActor`, once it is sent.
     69 => EDU_QUEUE: (OwnedServerName, Position) => Bytes;
 
+    /// Rooms that were joined with a state that lacked members.
+    ///
+    /// Key: room. Writer: `RoomActor`, in the same batch as the join. Changes: overwritten, when the members are there.
+    110 => PARTIAL_ROOMS: ShortRoomId => PartialRoomRecord;
+
     /// Local accounts; the row makes the user exist, and stays when the account is deactivated.
     ///
     /// Key: user. Writer: `SessionActor`; registration, under the condition that it is absent. Changes: overwritten.

@@ -7,6 +7,7 @@ mod conversation;
 mod ephemeral;
 mod forks;
 mod identity;
+mod joining;
 mod media;
 mod receiving;
 mod sending;

@@ -1,6 +1,6 @@
 //! The way to a server, which a test can cut for some other servers and heal again.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use http::header;
 use parking_lot::Mutex;
@@ -14,8 +14,12 @@ use crate::{
 pub struct Link {
     listener: TlsListener,
     cut: Arc<Mutex<BTreeSet<String>>>,
+    held: Arc<Mutex<Option<String>>>,
     target: u16,
 }
+
+/// How often a request that is held looks whether it may go on.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 impl Link {
     /// A way to the server that will listen, without TLS, on the port of [`Self::target`].
@@ -23,16 +27,20 @@ impl Link {
         let cut = Arc::new(Mutex::new(BTreeSet::<String>::new()));
         let target = free_port();
         let http = reqwest::Client::new();
-        let is_cut = cut.clone();
+        let held = Arc::new(Mutex::new(None::<String>));
+        let (is_cut, is_held) = (cut.clone(), held.clone());
         let listener = TlsListener::start(0, move |heard| {
-            let (http, is_cut) = (http.clone(), is_cut.clone());
+            let (http, is_cut, is_held) = (http.clone(), is_cut.clone(), is_held.clone());
             async move {
+                while is_held.lock().as_ref().is_some_and(|part| heard.uri.contains(part)) {
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
                 let is_cut = heard.origin().is_some_and(|origin| is_cut.lock().contains(&origin));
                 if is_cut { Reply::HangUp } else { pass_on(&http, target, heard).await }
             }
         })
         .await;
-        Self { listener, cut, target }
+        Self { listener, cut, held, target }
     }
 
     /// The name of the server behind it.
@@ -50,9 +58,15 @@ impl Link {
         self.cut.lock().insert(server.to_owned());
     }
 
-    /// Lets everybody through again.
+    /// Holds requests whose path contains something.
+    pub fn hold(&self, part: &str) {
+        *self.held.lock() = Some(part.to_owned());
+    }
+
+    /// Lets everybody and everything through again.
     pub fn heal(&self) {
         self.cut.lock().clear();
+        *self.held.lock() = None;
     }
 }
 

@@ -640,6 +640,7 @@ pub(crate) fn is_own_trouble(error: &RoomError) -> bool {
         | RoomError::AliasInUse
         | RoomError::UnableToAuthoriseJoin
         | RoomError::UnableToGrantJoin
+        | RoomError::Incomplete
         | RoomError::IncompatibleVersion(_)
         | RoomError::InviteBlocked
         | RoomError::Suspended

@@ -2,7 +2,7 @@
 //!
 //! Spec: server-server API, "Joining Rooms", "Knocking upon a room", "Inviting to a room", "Leaving Rooms".
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use engine::{
     pdu::{self, Pdu},
@@ -29,6 +29,9 @@ use crate::{
 
 /// Servers that are asked to let a user in, one after the other.
 const SERVERS_MAX: usize = 10;
+
+/// How long a join waits for the members of the room, if they come apart from it.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Versions from whose events on the room ID alone says nothing about a server to ask.
 const UNVERSIONED: RoomVersionId = RoomVersionId::V1;
@@ -117,9 +120,17 @@ impl Homeserver {
         };
         let state = self.verified(&answer.state, rules).await;
         let auth_chain = self.verified(&answer.auth_chain, rules).await;
-        let adopt = Adopt { version, state, auth_chain, join: join.clone(), origin: server.clone() };
+        let partial = answer.members_omitted.then_some(answer.servers_in_room);
+        let is_partial = partial.is_some();
+        let adopt = Adopt { version, state, auth_chain, join: join.clone(), origin: server.clone(), partial };
         let actor = self.room_actor(room_id).await?;
         match actor.call(|reply| RoomMessage::Adopt(Box::new(adopt), reply)).await?? {
+            Adopted::Done if is_partial => {
+                self.begin_completing(room_id).await?;
+                // Small rooms are complete before anybody looks; others are used as they are.
+                let _ = self.room(room_id).await?.wait_for_members(PATIENCE).await;
+                Ok(())
+            }
             Adopted::Done => Ok(()),
             Adopted::Resident => {
                 let room = self.room(room_id).await?;

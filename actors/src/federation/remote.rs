@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Method;
-use ruma::{EventId, OwnedEventId, RoomId, RoomVersionId, ServerName, UserId};
+use ruma::{EventId, OwnedEventId, OwnedServerName, RoomId, RoomVersionId, ServerName, UserId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
@@ -47,6 +47,12 @@ pub struct JoinedRoom {
     pub auth_chain: RawEvents,
     /// The join with the resident server's signature.
     pub event: Option<Box<RawValue>>,
+    /// Whether the state lacks members.
+    #[serde(default)]
+    pub members_omitted: bool,
+    /// The servers in the room.
+    #[serde(default)]
+    pub servers_in_room: Vec<OwnedServerName>,
 }
 
 /// The answer to `send_knock`.
@@ -216,7 +222,7 @@ impl<'a> Remote<'a> {
         event: Bytes,
     ) -> Result<JoinedRoom, FederationError> {
         let path = format!(
-            "/_matrix/federation/v2/send_join/{}/{}?omit_members=false",
+            "/_matrix/federation/v2/send_join/{}/{}?omit_members=true",
             encode(room_id.as_str()),
             encode(event_id.as_str())
         );

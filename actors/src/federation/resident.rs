@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use engine::{
@@ -45,7 +46,42 @@ pub struct RoomState {
     pub auth_chain: Vec<Arc<StoredEvent>>,
 }
 
+/// Whether members are wanted in the answer to a join.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Omit {
+    /// All of them.
+    Nothing,
+    /// Only those whom the room is named after.
+    Members,
+}
+
+/// What a server is told of a room that a user of it joins.
+pub struct JoinAnswer {
+    /// The state before the join.
+    pub state: Vec<Arc<StoredEvent>>,
+    /// What authorises it, and the join; without what is in the state anyway, if members are omitted.
+    pub auth_chain: Vec<Arc<StoredEvent>>,
+    /// The servers in the room before the join.
+    pub servers: Vec<OwnedServerName>,
+}
+
+/// Members whom a room without a name is named after.
+const HEROES: usize = 5;
+
+/// Members that are looked at to find those.
+const HERO_CANDIDATES: usize = 100;
+
+/// How long another server waits for a room that this one joined just now.
+const COMPLETE_MAX: Duration = Duration::from_secs(10);
+
 impl Homeserver {
+    /// A room that this server is in and another may ask about, with all of its members.
+    pub async fn whole_room(&self, origin: &ServerName, room_id: &RoomId) -> Result<RoomHandle, RoomError> {
+        let room = self.shared_room(origin, room_id).await?;
+        room.wait_for_members(COMPLETE_MAX).await?;
+        Ok(room)
+    }
+
     /// A room that this server is in and another may ask about.
     pub async fn shared_room(&self, origin: &ServerName, room_id: &RoomId) -> Result<RoomHandle, RoomError> {
         let room = self.room(room_id).await?;
@@ -69,7 +105,7 @@ impl Homeserver {
         if !belongs_to(user, origin) {
             return Err(RoomError::NotAllowed("the user belongs to another server".to_owned()));
         }
-        let room = self.shared_room(origin, room_id).await?;
+        let room = self.whole_room(origin, room_id).await?;
         let action = match membership {
             "join" => {
                 MembershipAction::Join { meets_allow_rule: self.meets_allow_rule(user, room_id).await? }
@@ -100,7 +136,7 @@ impl Homeserver {
         membership: &str,
         event: &RawValue,
     ) -> Result<(RoomHandle, Arc<StoredEvent>), RoomError> {
-        let room = self.shared_room(origin, room_id).await?;
+        let room = self.whole_room(origin, room_id).await?;
         let rules = room.snapshot().rules;
         let raw = [RawValue::from_string(event.get().to_owned())
             .map_err(|error| RoomError::Invalid(error.to_string()))?];
@@ -283,6 +319,47 @@ impl RoomHandle {
         let auth_chain =
             self.auth_chain(state.iter().flat_map(|event| event.pdu.auth_events().iter().cloned())).await?;
         Ok(RoomState { state, auth_chain })
+    }
+
+    /// What a server is told of the room that a user of it joins with `join`.
+    ///
+    /// Spec: server-server API, `PUT /_matrix/federation/v2/send_join/{roomId}/{eventId}`.
+    pub async fn join_answer(&self, join: &StoredEvent, omit: Omit) -> Result<JoinAnswer, RoomError> {
+        let joining = join.pdu.sender().server_name();
+        let servers = self.snapshot().head.servers.clone();
+        let is_before = |(server, count): &(OwnedServerName, u64)| *server != joining || *count > 1;
+        let servers = servers.into_iter().filter(is_before).map(|(server, _)| server).collect();
+        if omit == Omit::Nothing {
+            let RoomState { state, auth_chain } = self.state_at(join).await?;
+            return Ok(JoinAnswer { state, auth_chain, servers });
+        }
+        let mut state = self.state_without_members(join.before).await?;
+        let names_room = |event: &Arc<StoredEvent>| {
+            let field = match event.pdu.kind() {
+                "m.room.name" => "name",
+                "m.room.canonical_alias" => "alias",
+                _ => return false,
+            };
+            event.pdu.state_key() == Some("") && content_string(&event.pdu, field).is_some()
+        };
+        if !state.iter().any(names_room) {
+            state.extend(self.hero_events(join).await?);
+        }
+        let roots = state.iter().flat_map(|event| event.pdu.auth_events());
+        let roots: BTreeSet<_> = roots.chain(join.pdu.auth_events()).cloned().collect();
+        let mut auth_chain = self.auth_chain(roots).await?;
+        let known: BTreeSet<_> = state.iter().map(|event| event.short).collect();
+        auth_chain.retain(|event| !known.contains(&event.short));
+        Ok(JoinAnswer { state, auth_chain, servers })
+    }
+
+    async fn hero_events(&self, join: &StoredEvent) -> Result<Vec<Arc<StoredEvent>>, RoomError> {
+        let members = self.state_first(join.before, "m.room.member", HERO_CANDIDATES).await?;
+        let is_hero = |event: &Arc<StoredEvent>| {
+            matches!(membership_of(&event.pdu).as_str(), "join" | "invite")
+                && event.pdu.state_key() != join.pdu.state_key()
+        };
+        Ok(members.into_iter().filter(is_hero).take(HEROES).collect())
     }
 
     /// Some events with everything that authorises them.

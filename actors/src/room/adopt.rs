@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use engine::{
-    id::TimelineIndex,
+    id::{Position, TimelineIndex},
     pdu::{self, BuildContext, Draft, Pdu},
     room::receive::Verdict,
     state::StateRoot,
@@ -39,6 +39,8 @@ pub struct Adopt {
     pub join: Pdu,
     /// The resident server.
     pub origin: OwnedServerName,
+    /// The servers in the room, if the state lacks members.
+    pub partial: Option<Vec<OwnedServerName>>,
 }
 
 /// What became of a room that was to be taken over.
@@ -98,7 +100,7 @@ impl ActiveRoom {
 
     /// Starts (again) from the state that a resident server gave.
     pub(super) async fn adopt(&self, change: &mut Change, adopt: Adopt) -> Result<(), RoomError> {
-        let Adopt { state, auth_chain, join, origin, .. } = adopt;
+        let Adopt { state, auth_chain, join, origin, partial, .. } = adopt;
         let state_ids: Vec<_> = state.iter().map(|pdu| pdu.event_id().clone()).collect();
         self.store_outliers(change, auth_chain.into_iter().chain(state).collect()).await?;
         let before = self.state_of(change, &state_ids).await?;
@@ -113,9 +115,16 @@ impl ActiveRoom {
         (change.head.joined, change.head.invited) = (0, 0);
         change.head.root = StateRoot::default();
         change.head.tips = Vec::new();
+        change.head.lacks_members = false;
+        change.head.completed = Position(0);
+        change.batch.delete(&schema::PARTIAL_ROOMS, &self.room);
         change.hot = imbl::OrdMap::new();
         let floor = if change.head.latest == TimelineIndex(0) { BEFORE_ALL } else { change.head.latest };
         let (auth_events, _) = self.known_events(change, join.auth_events()).await?;
+        let before = match &partial {
+            Some(_) => self.with_members_of(change, before, &auth_events).await?,
+            None => before,
+        };
         let known = self.known_event(change, join.event_id()).await?;
         let at = TimelineIndex::from(self.shared.store.storage().reserve(1).last());
         self.move_state(change, before, at).await?;
@@ -132,6 +141,9 @@ impl ActiveRoom {
             missing: Vec::new(),
         };
         let event = self.accept(change, Arc::new(join), placement).await?;
+        if let Some(servers) = partial {
+            self.begin_partial(change, event.pdu.event_id().clone(), &origin, servers);
+        }
         if let Some(at) = event.index {
             self.open_gap(change, at, GapRecord { missing, floor, origin });
         }

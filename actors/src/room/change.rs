@@ -465,7 +465,11 @@ impl ActiveRoom {
 
     fn count_server(&self, change: &mut Change, server: &ServerName, leaves: bool) {
         let held = change.head.servers.get(server).copied().unwrap_or(0);
-        let count = if leaves { held.saturating_sub(1) } else { held + 1 };
+        let mut count = if leaves { held.saturating_sub(1) } else { held + 1 };
+        // A server may have members that are not known here yet.
+        if change.head.lacks_members && server != self.shared.server_name {
+            count = count.max(1);
+        }
         let key = (self.room, server.to_owned());
         if count == 0 {
             change.head.servers.remove(server);

@@ -68,6 +68,9 @@ pub enum RoomError {
     /// The room has a version that one of the servers does not support.
     #[error("the room has version {0}, which is not supported")]
     IncompatibleVersion(ruma::RoomVersionId),
+    /// The room was joined a moment ago, and its members are still to come.
+    #[error("the room's members are not known yet; retry later")]
+    Incomplete,
     /// Another server, which is needed for it, refused or did not answer.
     #[error("another server did not do its part: {0}")]
     Remote(#[from] FederationError),

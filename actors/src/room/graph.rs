@@ -15,6 +15,7 @@ use storage::schema::Standing;
 use super::{
     ActiveRoom, RoomError, StateKey, StoredEvent,
     change::{Change, MemberChange},
+    partial::add_members,
 };
 
 /// Keys of a state that are read at a time.
@@ -91,13 +92,17 @@ impl ActiveRoom {
         before: StateRoot,
     ) -> Result<Evidence, RoomError> {
         let create = self.current(change, "m.room.create", "").await?;
+        let mut current = self.authorizing(change, change.head.root, pdu).await?;
+        if change.head.lacks_members {
+            add_members(&mut current, auth_events);
+        }
         Ok(Evidence {
             auth_events: auth_events
                 .iter()
                 .map(|event| (event.pdu.event_id().to_owned(), event.pdu.clone()))
                 .collect(),
             before: self.authorizing(change, before, pdu).await?,
-            current: self.authorizing(change, change.head.root, pdu).await?,
+            current,
             create: create.map(|event| event.pdu.clone()),
         })
     }

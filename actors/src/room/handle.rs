@@ -20,8 +20,9 @@ use storage::{
 };
 
 use super::{
-    Backfill, MembershipChange, Published, Receipt, Receipts, Receive, Received, RelatedCache, RoomActor,
-    RoomError, RoomMessage, RoomShared, RoomSnapshot, Send, StoredEvent, Typing, change::txn_key,
+    Backfill, MembershipAction, MembershipChange, Published, Receipt, Receipts, Receive, Received,
+    RelatedCache, RoomActor, RoomError, RoomMessage, RoomShared, RoomSnapshot, Send, StoredEvent, Typing,
+    change::txn_key,
 };
 use crate::directory::Handle;
 
@@ -55,6 +56,9 @@ struct Stripped {
     sender: OwnedUserId,
     content: Box<RawValue>,
 }
+
+/// How long a change of a membership waits for the members of a room that was joined just now.
+const MEMBERS_MAX: Duration = Duration::from_secs(20);
 
 /// Keys of the state tree that are read at a time.
 const STATE_PAGE: usize = 1000;
@@ -102,6 +106,11 @@ impl RoomHandle {
         &self,
         change: MembershipChange,
     ) -> Result<Option<OwnedEventId>, RoomError> {
+        let is_own_leave = change.sender == change.target && change.action == MembershipAction::Leave;
+        if !is_own_leave {
+            // Whether somebody is banned, say, is not known before.
+            self.wait_for_members(MEMBERS_MAX).await?;
+        }
         self.actor.call(|reply| RoomMessage::Membership(Box::new(change), reply)).await?
     }
 
@@ -264,6 +273,39 @@ impl RoomHandle {
         let entries = self.state_entries(root, kind).await?;
         let shorts: Vec<_> = entries.into_iter().map(|entry| entry.event).collect();
         Ok(self.shared.store.events(&shorts).await?)
+    }
+
+    /// All events of a state but for its members.
+    pub async fn state_without_members(&self, root: StateRoot) -> Result<Vec<Arc<StoredEvent>>, RoomError> {
+        const MEMBER: &str = "m.room.member";
+        // The least type after that of members.
+        const NEXT: &str = "m.room.member\0";
+        let mut entries: Vec<state::Entry> = Vec::new();
+        let mut last = (String::new(), String::new());
+        loop {
+            let page = self
+                .shared
+                .store
+                .with_nodes(|nodes| {
+                    let from = Bound::Excluded((last.0.as_str(), last.1.as_str()));
+                    state::range(nodes, root, from, None, STATE_PAGE)
+                })
+                .await?;
+            let reached_members = page.iter().any(|entry| entry.kind == MEMBER);
+            let is_last = page.len() < STATE_PAGE;
+            last = match page.last() {
+                // From the first member on, the rest of them is skipped.
+                Some(entry) if reached_members && entry.kind == MEMBER => (NEXT.to_owned(), String::new()),
+                Some(entry) => (entry.kind.clone(), entry.state_key.clone()),
+                None => break,
+            };
+            entries.extend(page.into_iter().filter(|entry| entry.kind != MEMBER));
+            if is_last {
+                break;
+            }
+        }
+        let shorts: Vec<_> = entries.into_iter().map(|entry| entry.event).collect();
+        self.events(&shorts).await
     }
 
     async fn state_entries(

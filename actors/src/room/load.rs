@@ -7,7 +7,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use engine::{
-    id::{ShortRoomId, TimelineIndex},
+    id::{Position, ShortRoomId, TimelineIndex},
     room_version,
     state::{Salt, StateRoot},
 };
@@ -55,7 +55,10 @@ impl Empty {
             store.storage().range(&schema::ROOM_SERVERS, all, Direction::Ascending, usize::MAX).await?;
         let gaps = KeyRange::prefix(&(room,));
         let gaps = store.storage().range(&schema::GAPS, gaps, Direction::Ascending, usize::MAX).await?;
+        let partial = store.storage().get(&schema::PARTIAL_ROOMS, &room).await?;
         Ok(RoomHead {
+            lacks_members: partial.as_ref().is_some_and(|partial| partial.completed.is_none()),
+            completed: partial.and_then(|partial| partial.completed).unwrap_or_default(),
             root: record.root,
             tips,
             latest: record.latest,
@@ -100,6 +103,8 @@ impl Empty {
             gaps: imbl::OrdMap::new(),
             recent: imbl::Vector::new(),
             recent_is_all: true,
+            lacks_members: false,
+            completed: Position(0),
         };
         let salt = Salt(self.shared.env.entropy.next_u64());
         self.activate(room, version, salt, head, Receipts::default())

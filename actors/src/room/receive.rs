@@ -101,7 +101,10 @@ impl ActiveRoom {
             self.backfill(change, backfill).await?;
             return Ok(Received::Accepted);
         }
-        let before = self.state_before(change, &prevs, &missing, &prev_states).await?;
+        let mut before = self.state_before(change, &prevs, &missing, &prev_states).await?;
+        if change.head.lacks_members {
+            before = self.with_members_of(change, before, &auth_events).await?;
+        }
         let verdict = self.evidence(change, &pdu, &auth_events, before).await?.judge(&pdu, self.rules);
         let placement = Placement {
             before,

@@ -41,6 +41,10 @@ pub struct RoomHead {
     pub recent: imbl::Vector<Arc<StoredEvent>>,
     /// Whether `recent` starts with the room's first event.
     pub recent_is_all: bool,
+    /// Whether the state lacks members, since the room was joined without them.
+    pub lacks_members: bool,
+    /// When the members came that it lacked, if it ever did.
+    pub completed: Position,
 }
 
 impl RoomHead {

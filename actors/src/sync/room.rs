@@ -47,7 +47,9 @@ impl Pass<'_> {
         entry: &RoomEntry,
     ) -> Result<JoinedRoom, RoomError> {
         let room = self.homeserver.room(room_id).await?;
-        let is_new = self.since == Position(0) || Position::from(entry.since) > self.since;
+        // Who wants all members has not seen the room before they came.
+        let came_whole = !self.is_lazy() && room.snapshot().head.completed > self.since;
+        let is_new = self.since == Position(0) || Position::from(entry.since) > self.since || came_whole;
         let after = if is_new { TimelineIndex(i64::MIN) } else { TimelineIndex::from(self.since) };
         let end = TimelineIndex::from(self.upto);
         let stretch = self.stretch(&room, after, end).await?;

@@ -167,7 +167,7 @@ pub async fn get_state(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<get_state_events::v3::Request>,
 ) -> ApiResult<Matrix<get_state_events::v3::Response>> {
-    let room = room_of(&app, &request.room_id).await?;
+    let room = whole_room(&app, &request.room_id).await?;
     let root = room.readable_root(&requester.user_id).await?;
     let events = room.state(root, None).await?;
     let events = room.render(&events, &viewer(requester), RoomIdField::Present).await?;
@@ -179,9 +179,14 @@ pub async fn get_state_event(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<get_state_event_for_key::v3::Request>,
 ) -> ApiResult<Matrix<get_state_event_for_key::v3::Response>> {
-    let room = room_of(&app, &request.room_id).await?;
-    let root = room.readable_root(&requester.user_id).await?;
     let kind = request.event_type.to_string();
+    let is_of_another = kind == "m.room.member" && request.state_key != requester.user_id;
+    let room = if is_of_another {
+        whole_room(&app, &request.room_id).await?
+    } else {
+        room_of(&app, &request.room_id).await?
+    };
+    let root = room.readable_root(&requester.user_id).await?;
     let event = room.state_event(root, &kind, &request.state_key).await?;
     let event = event.ok_or_else(|| ApiError::not_found("the room has no such state"))?;
     let answer = match request.format {
@@ -217,6 +222,16 @@ pub async fn room_of(app: &App, room_id: &RoomId) -> ApiResult<RoomHandle> {
     }
 }
 
+/// How long who asks for members waits for those of a room that was joined just now.
+const MEMBERS_MAX: Duration = Duration::from_secs(60);
+
+/// A room with all of its members: one that was joined a moment ago may lack them.
+async fn whole_room(app: &App, room_id: &RoomId) -> ApiResult<RoomHandle> {
+    let room = room_of(app, room_id).await?;
+    room.wait_for_members(MEMBERS_MAX).await?;
+    Ok(room)
+}
+
 /// The error for an event that is not there, or not for the asker.
 pub fn event_not_found() -> ApiError {
     ApiError::not_found("event not found")
@@ -227,7 +242,7 @@ pub async fn get_members(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<get_member_events::v3::Request>,
 ) -> ApiResult<Matrix<get_member_events::v3::Response>> {
-    let room = room_of(&app, &request.room_id).await?;
+    let room = whole_room(&app, &request.room_id).await?;
     let root = match &request.at {
         Some(at) => {
             let token: Token = at.parse().map_err(|_| ApiError::invalid_param("at is not a token"))?;
@@ -252,7 +267,7 @@ pub async fn joined_members(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<joined_members::v3::Request>,
 ) -> ApiResult<Matrix<joined_members::v3::Response>> {
-    let room = room_of(&app, &request.room_id).await?;
+    let room = whole_room(&app, &request.room_id).await?;
     require_joined(&room, &requester).await?;
     let events = room.state(room.snapshot().head.root, Some("m.room.member")).await?;
     let joined = events.iter().filter(|event| actors::room::membership_of(&event.pdu) == "join");

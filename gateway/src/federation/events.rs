@@ -2,7 +2,7 @@
 //!
 //! Spec: server-server API, "Backfilling and retrieving missing events", "Retrieving events".
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use actors::{
     federation::remote::{MissingEventsQuery, RawEvents},
@@ -22,6 +22,9 @@ use crate::{
 
 /// Events that one answer holds at most.
 const PAGE_MAX: usize = 100;
+
+/// How long another server waits for the state of a room that this one joined just now.
+const MEMBERS_MAX: Duration = Duration::from_secs(10);
 
 /// Missing events that one answer holds at most.
 const MISSING_MAX: usize = 20;
@@ -92,6 +95,7 @@ pub async fn state(
     signed: Signed,
 ) -> ApiResult<Json<StateEvents>> {
     let room = member_room(&app, &signed.origin, &room_id).await?;
+    room.wait_for_members(MEMBERS_MAX).await?;
     let event = placed(&room, &signed.required::<OwnedEventId>("event_id")?).await?;
     let state = room.state_at(&event).await?;
     Ok(Json(StateEvents {
@@ -107,6 +111,7 @@ pub async fn state_ids(
     signed: Signed,
 ) -> ApiResult<Json<Value>> {
     let room = member_room(&app, &signed.origin, &room_id).await?;
+    room.wait_for_members(MEMBERS_MAX).await?;
     let event = placed(&room, &signed.required::<OwnedEventId>("event_id")?).await?;
     let state = room.state_at(&event).await?;
     let ids = |events: &[Arc<StoredEvent>]| -> Vec<OwnedEventId> {

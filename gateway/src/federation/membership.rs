@@ -3,7 +3,10 @@
 //! Spec: server-server API, "Joining Rooms", "Knocking upon a room", "Inviting to a room", "Leaving Rooms".
 
 use actors::{
-    federation::remote::{Invite, RawEvents},
+    federation::{
+        Omit,
+        remote::{Invite, RawEvents},
+    },
     room::{RoomHandle, StoredEvent},
 };
 use axum::{Json, extract::State};
@@ -92,8 +95,9 @@ pub async fn send_join(
     Path((room_id, event_id)): Path<(OwnedRoomId, OwnedEventId)>,
     signed: Signed,
 ) -> ApiResult<Json<Joined>> {
+    let omit = if signed.value("omit_members")?.unwrap_or(false) { Omit::Members } else { Omit::Nothing };
     let (room, event) = take(&app, &signed, (room_id, event_id), "join").await?;
-    joined(&app, &room, &event).await.map(Json)
+    joined(&app, &room, &event, omit).await.map(Json)
 }
 
 /// `PUT /_matrix/federation/v1/send_join/{roomId}/{eventId}`
@@ -103,18 +107,18 @@ pub async fn send_join_v1(
     signed: Signed,
 ) -> ApiResult<Json<(u16, Joined)>> {
     let (room, event) = take(&app, &signed, (room_id, event_id), "join").await?;
-    Ok(Json((200, joined(&app, &room, &event).await?)))
+    Ok(Json((200, joined(&app, &room, &event, Omit::Nothing).await?)))
 }
 
-async fn joined(app: &App, room: &RoomHandle, event: &StoredEvent) -> ApiResult<Joined> {
-    let state = room.state_at(event).await?;
+async fn joined(app: &App, room: &RoomHandle, event: &StoredEvent, omit: Omit) -> ApiResult<Joined> {
+    let answer = room.join_answer(event, omit).await?;
     Ok(Joined {
         origin: app.homeserver().server_name().to_string(),
-        state: state.state.iter().map(|event| raw(event)).collect(),
-        auth_chain: state.auth_chain.iter().map(|event| raw(event)).collect(),
+        state: answer.state.iter().map(|event| raw(event)).collect(),
+        auth_chain: answer.auth_chain.iter().map(|event| raw(event)).collect(),
         event: raw(event),
-        members_omitted: false,
-        servers_in_room: room.snapshot().head.servers.keys().map(ToString::to_string).collect(),
+        members_omitted: omit == Omit::Members,
+        servers_in_room: answer.servers.iter().map(ToString::to_string).collect(),
     })
 }
 

@@ -130,6 +130,21 @@ pub struct GapRecord {
     pub origin: OwnedServerName,
 }
 
+/// A room that was joined with a state that lacked members.
+///
+/// Spec: server-server API, `PUT /_matrix/federation/v2/send_join/{roomId}/{eventId}`, `omit_members`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartialRoomRecord {
+    /// The room's ID.
+    pub room_id: OwnedRoomId,
+    /// The join.
+    pub join: OwnedEventId,
+    /// Servers to get the members from, the one that was joined through first.
+    pub servers: Vec<OwnedServerName>,
+    /// When all members were there, if they are.
+    pub completed: Option<Position>,
+}
+
 /// What a server sent along with an invite to a room that this server is not in, or with the answer to a knock.
 ///
 /// Spec: client-server API, "Stripped state".
@@ -201,6 +216,10 @@ impl Record for MembershipRecord {
 }
 
 impl Record for ReceiptRecord {
+    const VERSION: u8 = 1;
+}
+
+impl Record for PartialRoomRecord {
     const VERSION: u8 = 1;
 }
 

@@ -104,6 +104,12 @@ fn federation_rows() -> Vec<String> {
     let outgoing = OutboxRecord { room_id: room_id.clone(), event: EVENT, also: vec![server.clone()] };
     let json = Bytes::from_static(b"{}");
     let key = ServerKeyRecord { key: "a2V5".to_owned(), valid_until_ms: 1_000_000 };
+    let partial = PartialRoomRecord {
+        room_id: room_id.clone(),
+        join: owned_event_id!("$join:example.org"),
+        servers: vec![server.clone()],
+        completed: Some(Position(702)),
+    };
     vec![
         row(&SERVER_KEYS, &(server.clone(), "ed25519:1".to_owned()), &key),
         row(&KEY_DOCUMENTS, &server, &json),
@@ -112,6 +118,7 @@ fn federation_rows() -> Vec<String> {
         row(&DESTINATIONS, &server, &DestinationRecord { failures: 3, retry_at_ms: 1_000_000 }),
         row(&CATCH_UP, &(server.clone(), room_id), &Position(701)),
         row(&EDU_QUEUE, &(server, Position(5)), &json),
+        row(&PARTIAL_ROOMS, &ROOM, &partial),
     ]
 }
 

@@ -1,0 +1,233 @@
+//! Rooms that were joined with a state that lacks members: usable at once, completed in the background.
+//!
+//! Until then, what authorises an event is taken from its own auth events where the state lacks a member, the servers
+//! in the room are those that the resident server named, and whoever asks for members waits.
+//!
+//! Spec: server-server API, `PUT /_matrix/federation/v2/send_join/{roomId}/{eventId}`, `omit_members` (MSC3706, MSC3902).
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use engine::{
+    id::{ShortEventId, TimelineIndex},
+    pdu::Pdu,
+    state::{self, StateRoot},
+};
+use ruma::{OwnedEventId, OwnedServerName, UserId};
+use storage::{
+    Direction, KeyRange,
+    schema::{self, PartialRoomRecord, Standing},
+};
+
+use super::{ActiveRoom, ReadError, RoomError, RoomHandle, StateKey, StoredEvent, change::Change, content};
+
+/// Servers of a room that are remembered to complete its state from.
+const SERVERS_MAX: usize = 50;
+
+/// The state before the join of a room that was joined without its members.
+#[derive(Clone, Debug)]
+pub struct Complete {
+    /// The join that it is the state before.
+    pub join: OwnedEventId,
+    /// The events of the state; all of them are known here.
+    pub state: Vec<OwnedEventId>,
+}
+
+impl ActiveRoom {
+    /// Notes that the state lacks members, and which servers the room has.
+    pub(super) fn begin_partial(
+        &self,
+        change: &mut Change,
+        join: OwnedEventId,
+        origin: &OwnedServerName,
+        servers: Vec<OwnedServerName>,
+    ) {
+        for server in &servers {
+            if !change.head.has_server(server) {
+                change.head.servers.insert(server.clone(), 1);
+                change.batch.put(&schema::ROOM_SERVERS, &(self.room, server.clone()), &1);
+            }
+        }
+        let own = &self.shared.server_name;
+        let others = servers.into_iter().filter(|server| server != own && server != origin);
+        let servers = std::iter::once(origin.clone()).chain(others).take(SERVERS_MAX).collect();
+        let record = PartialRoomRecord { room_id: self.room_id.clone(), join, servers, completed: None };
+        change.batch.put(&schema::PARTIAL_ROOMS, &self.room, &record);
+        change.head.lacks_members = true;
+    }
+
+    /// A state with the members that some auth events name, where it lacks them.
+    pub(super) async fn with_members_of(
+        &self,
+        change: &mut Change,
+        root: StateRoot,
+        auth_events: &[Arc<StoredEvent>],
+    ) -> Result<StateRoot, RoomError> {
+        let mut entries = BTreeMap::<StateKey, Option<ShortEventId>>::new();
+        for event in auth_events.iter().filter(|event| is_member(event)) {
+            let Some(state_key) = event.pdu.state_key() else { continue };
+            let held = self.with_nodes(change, |nodes| state::get(nodes, root, "m.room.member", state_key));
+            if held.await?.is_none() {
+                entries.insert((event.pdu.kind().to_owned(), state_key.to_owned()), Some(event.short));
+            }
+        }
+        if entries.is_empty() { Ok(root) } else { self.apply(change, root, &entries).await }
+    }
+
+    /// Takes in the members that the state lacked, in the past since the join and now.
+    pub(super) async fn complete(&self, change: &mut Change, complete: Complete) -> Result<(), RoomError> {
+        let Complete { join, state } = complete;
+        let record = self.shared.store.storage().get(&schema::PARTIAL_ROOMS, &self.room).await?;
+        let Some(mut record) = record.filter(|record| change.head.lacks_members && record.join == join)
+        else {
+            return Ok(());
+        };
+        let join = self.known_event(change, &join).await?;
+        let join = join.ok_or_else(|| ReadError::Lost("the join of a room".to_owned()))?;
+        let full = self.state_of(change, &state).await?;
+        if full.is_empty() {
+            return Err(RoomError::Invalid("the resident server sent no state".to_owned()));
+        }
+        let mut lifted = Lifted { partial: join.before, full, known: BTreeMap::new() };
+        for event in self.events_since(change, join.index.unwrap_or_default()).await? {
+            let before = self.lift(change, event.before, &mut lifted).await?;
+            let after = self.lift(change, event.after, &mut lifted).await?;
+            let moved = Arc::new(StoredEvent { before, after, ..StoredEvent::clone(&event) });
+            change.replace(&moved);
+            if let Some(tip) = change.head.tips.iter_mut().find(|tip| tip.short == moved.short) {
+                *tip = moved;
+            }
+        }
+        let root = change.head.root;
+        let root = self.lift(change, root, &mut lifted).await?;
+        let ticket = self.shared.store.storage().reserve(1);
+        self.move_state(change, root, TimelineIndex::from(ticket.last())).await?;
+        change.head.lacks_members = false;
+        change.head.completed = ticket.last();
+        self.recount(change, root).await?;
+        record.completed = Some(ticket.last());
+        change.batch.put(&schema::PARTIAL_ROOMS, &self.room, &record);
+        change.tickets.push(ticket);
+        Ok(())
+    }
+
+    /// The events of the timeline from a place on, durable or not, oldest first.
+    async fn events_since(
+        &self,
+        change: &Change,
+        from: TimelineIndex,
+    ) -> Result<Vec<Arc<StoredEvent>>, RoomError> {
+        let store = &self.shared.store;
+        let range = KeyRange::prefix(&(self.room,)).from(&(self.room, from));
+        let rows = store.storage().range(&schema::TIMELINE, range, Direction::Ascending, usize::MAX).await?;
+        let shorts: Vec<_> = rows.into_iter().map(|(_, short)| short).collect();
+        let stored = store.events(&shorts).await?;
+        let mut events: BTreeMap<_, _> = stored.into_iter().map(|event| (event.index, event)).collect();
+        let pending: Vec<_> = self.pending.events().cloned().collect();
+        // The newest form of each comes first there.
+        for event in pending.into_iter().rev().chain(change.head.recent.iter().cloned()) {
+            if event.index >= Some(from) {
+                events.insert(event.index, event);
+            }
+        }
+        Ok(events.into_values().collect())
+    }
+
+    /// A state since the join, over the whole state before it.
+    async fn lift(
+        &self,
+        change: &mut Change,
+        root: StateRoot,
+        lifted: &mut Lifted,
+    ) -> Result<StateRoot, RoomError> {
+        if let Some(found) = lifted.known.get(&root) {
+            return Ok(*found);
+        }
+        let partial = lifted.partial;
+        let mut entries = BTreeMap::new();
+        for moved in self.with_nodes(change, |nodes| state::diff(nodes, partial, root)).await? {
+            if let Some(after) = moved.after {
+                let event = self.event(change, after).await?;
+                // A member of whom only an event's auth events told: the whole state knows better.
+                if is_member(&event) && event.standing == Standing::Outlier {
+                    continue;
+                }
+            }
+            entries.insert((moved.kind, moved.state_key), moved.after);
+        }
+        let full = self.apply(change, lifted.full, &entries).await?;
+        lifted.known.insert(root, full);
+        Ok(full)
+    }
+
+    /// Counts the joined members of each server anew.
+    async fn recount(&self, change: &mut Change, root: StateRoot) -> Result<(), RoomError> {
+        let mut counts = BTreeMap::<OwnedServerName, u64>::new();
+        let (mut joined, mut invited) = (0, 0);
+        for entry in self.state_entries(change, root).await? {
+            if entry.kind != "m.room.member" {
+                continue;
+            }
+            let Ok(user) = UserId::parse(&entry.state_key) else { continue };
+            match content::membership(&self.event(change, entry.event).await?.pdu).as_str() {
+                "join" => {
+                    joined += 1;
+                    *counts.entry(user.server_name().to_owned()).or_default() += 1;
+                }
+                "invite" => invited += 1,
+                _ => {}
+            }
+        }
+        for server in change.head.servers.keys().filter(|server| !counts.contains_key(*server)) {
+            change.batch.delete(&schema::ROOM_SERVERS, &(self.room, server.clone()));
+        }
+        for (server, count) in &counts {
+            change.batch.put(&schema::ROOM_SERVERS, &(self.room, server.clone()), count);
+        }
+        change.head.servers = counts.into_iter().collect();
+        (change.head.joined, change.head.invited) = (joined, invited);
+        Ok(())
+    }
+}
+
+/// States over the whole state before the join, by those over the one that lacks members.
+struct Lifted {
+    partial: StateRoot,
+    full: StateRoot,
+    known: BTreeMap<StateRoot, StateRoot>,
+}
+
+fn is_member(event: &StoredEvent) -> bool {
+    event.pdu.kind() == "m.room.member" && event.standing != Standing::Rejected
+}
+
+/// Members that an event's auth events name, where a state that lacks members does not have them.
+pub(super) fn add_members(state: &mut BTreeMap<StateKey, Arc<Pdu>>, auth_events: &[Arc<StoredEvent>]) {
+    for event in auth_events.iter().filter(|event| is_member(event)) {
+        if let Some(state_key) = event.pdu.state_key() {
+            let key = (event.pdu.kind().to_owned(), state_key.to_owned());
+            state.entry(key).or_insert_with(|| event.pdu.clone());
+        }
+    }
+}
+
+impl RoomHandle {
+    /// Whether the state lacks members yet.
+    pub fn lacks_members(&self) -> bool {
+        self.snapshot().head.lacks_members
+    }
+
+    /// Waits until the state has all members.
+    pub async fn wait_for_members(&self, limit: Duration) -> Result<(), RoomError> {
+        let mut commits = self.storage().watermark_changed();
+        let complete = async {
+            while self.lacks_members() {
+                if commits.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        // Whether it was in time is seen from the room itself.
+        let _ = tokio::time::timeout(limit, complete).await;
+        if self.lacks_members() { Err(RoomError::Incomplete) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,168 @@
+//! Joining rooms of other servers without waiting for their members.
+//!
+//! Spec: server-server API, `PUT /_matrix/federation/v2/send_join/{roomId}/{eventId}`, `omit_members`.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tests::{Link, Server, Stranger, Synapse, segment};
+
+use super::{User, eventually, path};
+
+/// Members of Synapse's room; `GANGLION_JOIN_MEMBERS` asks for more.
+const MEMBERS: usize = 20;
+
+fn kinds(events: &Value) -> Vec<(String, String)> {
+    let events = events.as_array().unwrap().iter();
+    events
+        .map(|event| {
+            let text = |field: &str| event[field].as_str().unwrap_or_default().to_owned();
+            (text("type"), text("state_key"))
+        })
+        .collect()
+}
+
+async fn join_as(stranger: &Stranger, server: &Server, room: &str, user: &str, query: &str) -> Value {
+    let id = segment(room);
+    let user = format!("@{user}:{}", stranger.name());
+    let template = stranger
+        .get(server, &format!("/_matrix/federation/v1/make_join/{id}/{}?ver=11", segment(&user)))
+        .await
+        .ok();
+    let rules = engine::room_version::rules(&"11".try_into().unwrap()).unwrap();
+    let join = stranger.seal(template["event"].clone(), rules);
+    let uri = format!("/_matrix/federation/v2/send_join/{id}/{}{query}", segment(join.event_id().as_str()));
+    stranger.put(server, &uri, serde_json::from_slice(join.raw()).unwrap()).await.ok()
+}
+
+#[tokio::test]
+async fn members_are_left_out_of_the_answer_to_a_join_if_that_is_wanted() {
+    let (server, stranger) = (Server::start_federating("").await, Stranger::start().await);
+    let alice = User(server.client("alice").await);
+    let named = alice.create("11", json!({ "name": "Tea" })).await;
+    let unnamed = alice.create("11", json!({})).await;
+    for name in ["bob", "carol"] {
+        let user = User(server.client(name).await);
+        user.join(&named, server.name()).await;
+        user.join(&unnamed, server.name()).await;
+    }
+    let members =
+        |answer: &Value| kinds(&answer["state"]).iter().filter(|key| key.0 == "m.room.member").count();
+    let whole = join_as(&stranger, &server, &named, "one", "").await;
+    assert_eq!((&whole["members_omitted"], members(&whole)), (&json!(false), 3));
+    let lean = join_as(&stranger, &server, &named, "two", "?omit_members=true").await;
+    assert_eq!((&lean["members_omitted"], members(&lean)), (&json!(true), 0));
+    assert_eq!(lean["servers_in_room"], json!([server.name(), stranger.name()]));
+    assert!(kinds(&lean["state"]).contains(&("m.room.name".to_owned(), String::new())));
+    // What authorises the state is there, and nothing twice.
+    let chain = kinds(&lean["auth_chain"]);
+    assert!(chain.contains(&("m.room.member".to_owned(), alice.id().to_owned())), "{chain:?}");
+    assert!(!chain.iter().any(|key| key.0 == "m.room.create"), "{chain:?}");
+    // A room without a name is named after members.
+    let lean = join_as(&stranger, &server, &unnamed, "one", "?omit_members=true").await;
+    assert_eq!(members(&lean), 3);
+    assert_eq!(lean["servers_in_room"], json!([server.name()]));
+}
+
+async fn members(user: &User, room: &str) -> Vec<String> {
+    let answer = user.0.get(&path(room, "members")).await.ok();
+    let mut members: Vec<_> = answer["chunk"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|event| event["state_key"].as_str().unwrap().to_owned())
+        .collect();
+    members.sort();
+    members
+}
+
+async fn syncs(user: &User, room: &str, lazily: bool) -> Value {
+    let filter = format!("{{\"room\":{{\"state\":{{\"lazy_load_members\":{lazily}}}}}}}");
+    let sync = user.0.get(&format!("/_matrix/client/v3/sync?filter={}", segment(&filter))).await.ok();
+    sync["rooms"]["join"][room].clone()
+}
+
+#[tokio::test]
+async fn a_room_can_be_used_before_its_members_are_there_and_completes_after_a_kill() {
+    let link = Link::start().await;
+    let (server, mut other) = (Server::start_behind(&link).await, Server::start_federating("").await);
+    let alice = User(server.client("alice").await);
+    let bob = User(other.client("bob").await);
+    let room = alice.create("11", json!({ "name": "Tea" })).await;
+    let mut guests = Vec::new();
+    for name in ["carol", "dave", "erin"] {
+        let guest = User(server.client(name).await);
+        guest.join(&room, server.name()).await;
+        guests.push(guest);
+    }
+    link.hold("/state");
+    let token = bob.sync_token().await;
+    bob.join(&room, server.name()).await;
+    alice.sees(&room, &bob, "join").await;
+    bob.say(&room, "hello from afar").await;
+    alice.hears(&room, "hello from afar").await;
+    // A member whom the state lacks speaks, renames herself, and leaves.
+    guests[0].say(&room, "carol speaks").await;
+    bob.hears(&room, "carol speaks").await;
+    let renamed = json!({ "membership": "join", "displayname": "Carola" });
+    guests[0].set(&room, "m.room.member", guests[0].id(), &renamed).await;
+    guests[1].leave(&room).await;
+    alice.say(&room, "alice speaks").await;
+    bob.hears(&room, "alice speaks").await;
+    assert_eq!(bob.state(&room, "m.room.name", "").await, Some(json!({ "name": "Tea" })));
+    // Who loads members lazily sees the room; who wants them all does not yet.
+    assert!(syncs(&bob, &room, true).await["timeline"]["events"].is_array());
+    assert!(syncs(&bob, &room, false).await.is_null());
+    let waiting = tokio::time::timeout(Duration::from_millis(500), members(&bob, &room)).await;
+    assert!(waiting.is_err(), "{waiting:?}");
+    other.kill();
+    other.restart().await;
+    bob.say(&room, "still here").await;
+    alice.hears(&room, "still here").await;
+    assert!(syncs(&bob, &room, false).await.is_null());
+    link.heal();
+    eventually("all members are there", async || {
+        (members(&bob, &room).await == members(&alice, &room).await).then_some(())
+    })
+    .await;
+    assert_eq!(members(&bob, &room).await.len(), 5);
+    // Who wants all members is told of the room with all of them.
+    let path = format!("/_matrix/client/v3/sync?since={}", segment(&token));
+    let told = bob.0.get(&path).await.ok()["rooms"]["join"][&room].clone();
+    let mut known: Vec<_> =
+        kinds(&told["state"]["events"]).into_iter().chain(kinds(&told["timeline"]["events"])).collect();
+    known.retain(|key| key.0 == "m.room.member");
+    known.sort();
+    known.dedup();
+    assert_eq!(known.len(), 5, "{told}");
+    assert_eq!(told["summary"]["m.joined_member_count"], 4);
+    assert_eq!(bob.membership(&room, &guests[1]).await.as_deref(), Some("leave"));
+    let carol = bob.state(&room, "m.room.member", guests[0].id()).await.unwrap();
+    assert_eq!(carol["displayname"], "Carola");
+    // And goes on as any other room.
+    guests[2].say(&room, "erin speaks").await;
+    bob.hears(&room, "erin speaks").await;
+    bob.say(&room, "good").await;
+    alice.hears(&room, "good").await;
+}
+
+/// How long it takes to join a room of Synapse: until it can be used, and until all members are there.
+#[tokio::test]
+async fn a_large_room_of_synapse_can_be_used_at_once() {
+    let count = std::env::var("GANGLION_JOIN_MEMBERS").map_or(MEMBERS, |count| count.parse().unwrap());
+    let (server, synapse) = (Server::start_federating("").await, Synapse::start().await);
+    let (alice, bob) = (User(server.client("alice").await), User(synapse.client("bob").await));
+    let room = bob.create("11", json!({ "name": "Crowd" })).await;
+    for number in 1..count {
+        let user = User(synapse.client(&format!("member{number}")).await);
+        user.join(&room, synapse.server_name()).await;
+    }
+    let start = tokio::time::Instant::now();
+    alice.join(&room, synapse.server_name()).await;
+    alice.say(&room, "here").await;
+    let usable = start.elapsed();
+    assert_eq!(members(&alice, &room).await.len(), count + 1);
+    let complete = start.elapsed();
+    bob.hears(&room, "here").await;
+    println!("joined a room with {count} members: usable after {usable:?}, complete after {complete:?}");
+}
