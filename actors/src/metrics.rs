@@ -65,6 +65,11 @@ impl Metrics {
         }
     }
 
+    /// A good answer turned out to be none.
+    pub(crate) fn misread(&self, path: &str, error: &FederationError) {
+        self.failures.get_or_create(&Failure { kind: kind(path), cause: error.cause() }).inc();
+    }
+
     /// Another server took a transaction.
     pub(crate) fn sent(&self, pdus: usize, edus: usize) {
         self.sent_pdus.inc_by(pdus as u64);

@@ -177,9 +177,10 @@ impl Transaction {
 
     pub(super) async fn send(self, shared: &DestinationShared, server: &ServerName) -> Outcome {
         let txn_id = shared.env.entropy.token(24);
+        let path = format!("/_matrix/federation/v1/send/{txn_id}");
         let request = FederationRequest {
             method: Method::PUT,
-            path_and_query: format!("/_matrix/federation/v1/send/{txn_id}"),
+            path_and_query: path.clone(),
             body: Some(self.body(shared)),
             timeout: TIMEOUT,
             max_response: RESPONSE_MAX,
@@ -188,7 +189,8 @@ impl Transaction {
         let result = answer.and_then(|answer| {
             // Whatever answers otherwise, a proxy for example, has not taken the events.
             let response: Response = serde_json::from_slice(&answer.body)
-                .map_err(|error| FederationError::BadBody(error.to_string()))?;
+                .map_err(|error| FederationError::BadBody(error.to_string()))
+                .inspect_err(|error| shared.metrics.misread(&path, error))?;
             for (event_id, result) in response.pdus {
                 if let Some(error) = result.error {
                     tracing::debug!(destination = %server, event_id, error, "a server refused an event");
