@@ -19,6 +19,7 @@ mod dehydrated;
 mod device;
 mod error;
 mod handle;
+mod ignored;
 mod inbox;
 mod index;
 mod keys;
@@ -50,7 +51,6 @@ use storage::{
     schema::{self, DeviceListOutboxRecord, TokenHash},
 };
 
-pub(crate) use self::keys::merge_signatures;
 pub use self::{
     account::{NewAccount, OpenIdToken},
     backup::{BackupKeys, BackupPlace, room_keys},
@@ -59,6 +59,7 @@ pub use self::{
     device::{LoggedIn, Login},
     error::SessionError,
     handle::{Connected, SessionHandle},
+    ignored::Ignored,
     inbox::{PAGE as INBOX_PAGE, ReceivedId, Waiting},
     index::{RoomEntry, SessionView},
     keys::{CROSS_SIGNING, Claimed, Keys, Upload, Wanted},
@@ -78,6 +79,7 @@ use self::{
     token::TokenCache,
     unread::{PushEvents, UnreadCache},
 };
+pub(crate) use self::{ignored::IGNORED_USERS, keys::merge_signatures};
 use crate::{
     directory::{DirectoryActor, Meter},
     env::Env,
@@ -357,6 +359,7 @@ impl ActiveSession {
         let myself = myself.clone();
         self.shared.storage.submit(batch, Some(ticket), move |result| match result {
             Ok(()) => {
+                published.view.set_ignored(data.ignored().clone());
                 published.data.store(data);
                 for token in &revoked {
                     shared.tokens.revoke(token);

@@ -24,7 +24,7 @@ pub use self::response::{
 use crate::{
     filter,
     homeserver::Homeserver,
-    room::{RoomError, RoomHandle},
+    room::{ReadError, RoomError, RoomHandle},
     session::{RoomEntry, SessionError, SessionHandle},
     token::Token,
 };
@@ -103,6 +103,21 @@ impl Homeserver {
                 }
             }
         }
+    }
+
+    /// Whether a room's entry is an invite from somebody whom the user ignores.
+    ///
+    /// Spec: client-server API, "Ignoring Users", server behaviour.
+    pub(crate) async fn is_ignored_invite(
+        &self,
+        session: &SessionHandle,
+        entry: &RoomEntry,
+    ) -> Result<bool, ReadError> {
+        let ignored = session.view().ignored();
+        if ignored.is_empty() || entry.membership != "invite" {
+            return Ok(false);
+        }
+        Ok(ignored.contains(self.room_shared().store.event(entry.event).await?.pdu.sender()))
     }
 
     /// Waits until a room has an event after a place, for those who follow it without being in it.
@@ -197,6 +212,8 @@ impl Pass<'_> {
                     rooms.join.insert(room_id.to_owned(), room);
                 }
             }
+            // Whoever is ignored cannot invite either.
+            "invite" if self.homeserver.is_ignored_invite(self.session, entry).await? => {}
             "invite" => {
                 let invite_state = self.stripped_state(room_id, entry).await?;
                 rooms.invite.insert(room_id.to_owned(), InvitedRoom { invite_state });
@@ -240,6 +257,7 @@ impl Pass<'_> {
     }
 
     async fn presence(&self) -> Result<Events, SyncError> {
+        let ignored = self.session.view().ignored();
         let filter = &self.request.filter.presence;
         let mut users = self.session.presence_since(self.since);
         if self.since == Position(0) {
@@ -247,6 +265,7 @@ impl Pass<'_> {
         }
         let events: Vec<_> = users
             .into_iter()
+            .filter(|presence| !ignored.contains(&presence.user_id))
             .filter(|presence| filter::passes_outside_rooms(filter, "m.presence", Some(&presence.user_id)))
             .map(|presence| presence.to_event())
             .collect();

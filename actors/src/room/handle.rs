@@ -24,7 +24,7 @@ use super::{
     RelatedCache, RoomActor, RoomError, RoomMessage, RoomShared, RoomSnapshot, Send, StoredEvent, Typing,
     change::txn_key,
 };
-use crate::directory::Handle;
+use crate::{directory::Handle, hub::Hub};
 
 /// A room that exists here.
 #[derive(Clone)]
@@ -216,6 +216,11 @@ impl RoomHandle {
         }
         let key = (user.to_owned(), room_id.clone());
         Ok(self.shared.store.storage().get(&schema::MEMBERSHIPS, &key).await?)
+    }
+
+    /// The active sessions.
+    pub(super) fn hub(&self) -> &Hub {
+        &self.shared.hub
     }
 
     /// The store, for the reads of this module.

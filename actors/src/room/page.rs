@@ -85,7 +85,7 @@ impl RoomHandle {
                     PageDirection::Forward => index,
                 };
                 if filter::passes(query.filter, &event.pdu)
-                    && self.is_visible(query.user_id, access, &event, &mut sights).await?
+                    && self.is_visible(query.user_id, &access, &event, &mut sights).await?
                 {
                     events.push(event);
                 }
@@ -142,7 +142,7 @@ impl RoomHandle {
             let shorts: Vec<_> = rows.iter().map(|((_, _, short), ())| *short).collect();
             let mut events = self.events(&shorts).await?;
             events.retain(|event| event.index.is_some_and(|index| index <= self.snapshot().head.latest));
-            if let Some(event) = self.visible_to(user_id, access, events).await?.into_iter().next() {
+            if let Some(event) = self.visible_to(user_id, &access, events).await?.into_iter().next() {
                 return Ok(Some(event));
             }
             range = match direction {

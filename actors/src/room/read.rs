@@ -14,7 +14,10 @@ use engine::{
 use ruma::{OwnedDeviceId, OwnedUserId, ServerName, UserId};
 use serde_json::value::RawValue;
 
+use storage::schema;
+
 use super::{RoomError, RoomHandle, StoredEvent, membership_of};
+use crate::session::{IGNORED_USERS, Ignored};
 
 /// Who looks at events.
 #[derive(Clone, Debug)]
@@ -26,12 +29,14 @@ pub struct Viewer {
 }
 
 /// A user's relation to a room as far as it decides what they see of it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Access {
     /// The last place at which the user was joined, if ever: the newest one while joined.
     pub joined_until: Option<TimelineIndex>,
     /// Where the present stay began, if the user is joined.
     pub joined_from: Option<TimelineIndex>,
+    /// Whose messages the user does not want.
+    pub ignored: Arc<Ignored>,
 }
 
 /// What visibility depends on at one state.
@@ -59,14 +64,24 @@ impl RoomHandle {
                 record.as_ref().and_then(|record| record.left)
             },
             joined_from: record.filter(|_| is_joined).map(|record| record.since),
+            ignored: self.ignored_by(user_id).await?,
         })
+    }
+
+    /// Whom a local user ignores: as the user's session knows it, if it is active, else as it is stored.
+    async fn ignored_by(&self, user_id: &UserId) -> Result<Arc<Ignored>, RoomError> {
+        if let Some(view) = self.hub().session(user_id) {
+            return Ok(view.ignored());
+        }
+        let record = self.storage().get(&schema::ACCOUNT_DATA, &(user_id, "", IGNORED_USERS)).await?;
+        Ok(record.map_or_else(Arc::default, |record| Arc::new(Ignored::read(user_id, &record.content))))
     }
 
     /// The events of these that a user may see, in the same order.
     pub async fn visible_to(
         &self,
         user_id: &UserId,
-        access: Access,
+        access: &Access,
         events: Vec<Arc<StoredEvent>>,
     ) -> Result<Vec<Arc<StoredEvent>>, RoomError> {
         let mut sights = Sights::default();
@@ -82,14 +97,25 @@ impl RoomHandle {
     /// Whether a user may see one event.
     pub async fn may_see(&self, user_id: &UserId, event: &Arc<StoredEvent>) -> Result<bool, RoomError> {
         let access = self.access(user_id).await?;
-        self.is_visible(user_id, access, event, &mut Sights::default()).await
+        self.is_visible(user_id, &access, event, &mut Sights::default()).await
     }
 
-    /// Whether a user may see one of many events, of which neighbours share what `sights` remembers.
+    /// Whether a user may, and wants to, see one of many events.
     pub(super) async fn is_visible(
         &self,
         user_id: &UserId,
-        access: Access,
+        access: &Access,
+        event: &StoredEvent,
+        sights: &mut Sights,
+    ) -> Result<bool, RoomError> {
+        Ok(!access.ignored.hides(&event.pdu) && self.is_permitted(user_id, access, event, sights).await?)
+    }
+
+    /// Whether a user may see one of many events, of which neighbours share what `sights` remembers.
+    pub(super) async fn is_permitted(
+        &self,
+        user_id: &UserId,
+        access: &Access,
         event: &StoredEvent,
         sights: &mut Sights,
     ) -> Result<bool, RoomError> {
@@ -116,6 +142,12 @@ impl RoomHandle {
         Ok(best)
     }
 
+    /// An event as it would be if it were redacted.
+    pub(super) fn redacted(&self, event: &Arc<StoredEvent>) -> Result<Arc<StoredEvent>, RoomError> {
+        let pdu = Arc::new(pdu::redact(&event.pdu, self.snapshot().rules)?);
+        Ok(Arc::new(StoredEvent { pdu, ..StoredEvent::clone(event) }))
+    }
+
     /// Events as another server may have them: those that none of its users could see are redacted.
     ///
     /// Spec: server-server API, "Retrieving events"; client-server API, "Room history visibility".
@@ -135,8 +167,7 @@ impl RoomHandle {
             if may_see || event.pdu.state_key().is_some() {
                 shown.push(event);
             } else {
-                let pdu = Arc::new(pdu::redact(&event.pdu, self.snapshot().rules)?);
-                shown.push(Arc::new(StoredEvent { pdu, ..StoredEvent::clone(&event) }));
+                shown.push(self.redacted(&event)?);
             }
         }
         Ok(shown)

@@ -192,7 +192,7 @@ impl RoomHandle {
             for (index, short, kind) in rows {
                 if query.kind.is_none_or(|wanted| wanted == kind) {
                     let event = self.events(&[short]).await?.swap_remove(0);
-                    if self.is_visible(query.user_id, access, &event, &mut sights).await? {
+                    if self.is_visible(query.user_id, &access, &event, &mut sights).await? {
                         if page.events.len() == query.limit {
                             page.end = Some(match query.direction {
                                 PageDirection::Backward => last,
@@ -332,11 +332,13 @@ impl RoomHandle {
                 }
                 range = range.before(&(room, index));
                 let Some(event) = self.event(&root).await? else { continue };
-                if !self.is_visible(user_id, access, &event, &mut sights).await? {
+                if !self.is_permitted(user_id, &access, &event, &mut sights).await? {
                     continue;
                 }
                 if !only_participated || self.participates(user_id, &event).await? {
-                    events.push(event);
+                    // The thread is there, its first message is not for this reader.
+                    let is_hidden = access.ignored.hides(&event.pdu);
+                    events.push(if is_hidden { self.redacted(&event)? } else { event });
                 }
             }
             if is_last {
@@ -386,9 +388,9 @@ impl RoomHandle {
         let mut access = None;
         // State events get none.
         for event in events.iter().filter(|event| event.has_relations && event.pdu.state_key().is_none()) {
-            let access = match access {
+            let access = match &access {
                 Some(access) => access,
-                None => *access.insert(self.access(&viewer.user_id).await?),
+                None => &*access.insert(self.access(&viewer.user_id).await?),
             };
             let related = self.related_to(event.pdu.event_id()).await?;
             let reader = Reader { viewer, access, room_id, latest: self.snapshot().head.latest };
@@ -466,7 +468,7 @@ impl RoomHandle {
         let Reader { viewer, access, room_id, .. } = reader;
         let known = rows.filter(|row| reader.knows(row)).take(CANDIDATES_MAX);
         for short in known.map(|row| row.record.event) {
-            let events = self.visible_to(&viewer.user_id, *access, self.events(&[short]).await?).await?;
+            let events = self.visible_to(&viewer.user_id, access, self.events(&[short]).await?).await?;
             if !events.is_empty() {
                 // What is bundled with a bundled event is one level deep: it ends there.
                 let rendered = Box::pin(self.render_nested(&events, viewer, *room_id, true)).await?;
@@ -480,15 +482,17 @@ impl RoomHandle {
 /// Who looks at a bundle.
 struct Reader<'a> {
     viewer: &'a Viewer,
-    access: Access,
+    access: &'a Access,
     room_id: RoomIdField,
     latest: TimelineIndex,
 }
 
 impl Reader<'_> {
-    /// Whether the event came before the reader left, if they did.
+    /// Whether the reader wants to see the event, and it came before they left, if they did.
     fn knows(&self, row: &RelationRow) -> bool {
-        row.index <= self.latest && self.access.joined_until.is_none_or(|until| row.index <= until)
+        row.index <= self.latest
+            && self.access.joined_until.is_none_or(|until| row.index <= until)
+            && !self.access.ignored.contains(&row.record.sender)
     }
 }
 

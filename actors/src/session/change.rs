@@ -343,7 +343,7 @@ impl Draft {
         self.store_account_data(room_id.as_deref(), kind, &content, position);
         self.is_news |= room_id.is_none();
         self.rooms.extend(room_id.clone());
-        self.data.account_data.set(room_id, kind, content, position);
+        self.data.set_account_data(room_id, kind, content, position);
         Ok(())
     }
 

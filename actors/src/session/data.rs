@@ -1,7 +1,6 @@
 //! What readers see of an account: published after each durable commit, never changed.
 
 use std::{
-    collections::BTreeSet,
     ops::Bound,
     sync::{Arc, OnceLock},
 };
@@ -13,7 +12,7 @@ use serde_json::value::RawValue;
 use storage::schema::{AccountRecord, DeviceRecord, PusherRecord, SlidingConnectionRecord};
 
 use super::{
-    Keys, PusherKey,
+    IGNORED_USERS, Ignored, Keys, PusherKey,
     sliding::{self, ConnectionKey, Connections},
 };
 use crate::room::{INVITE_PERMISSION, Receipt, blocks_invites};
@@ -29,6 +28,7 @@ pub struct SessionData {
     pub(super) private_receipts: imbl::OrdMap<(OwnedRoomId, String), Receipt>,
     pub(super) keys: Keys,
     pub(super) pushers: imbl::OrdMap<PusherKey, Arc<PusherRecord>>,
+    ignored: Arc<Ignored>,
     push_rules: Arc<Ruleset>,
     /// The rules, compiled when they are first applied.
     compiled_rules: Arc<OnceLock<CompiledRules>>,
@@ -39,6 +39,7 @@ impl SessionData {
     /// An account that has nothing yet but the predefined push rules.
     pub(super) fn new(user_id: OwnedUserId, account: AccountRecord) -> Self {
         let mut data = Self {
+            ignored: Arc::default(),
             push_rules: Arc::default(),
             compiled_rules: Arc::default(),
             user_id,
@@ -113,7 +114,26 @@ impl SessionData {
     ///
     /// Spec: client-server API, "Ignoring Users".
     pub fn ignores(&self, user_id: &UserId) -> bool {
-        self.account_data.ignored().contains(user_id)
+        self.ignored.contains(user_id)
+    }
+
+    /// Users whom the user ignores.
+    pub fn ignored(&self) -> &Arc<Ignored> {
+        &self.ignored
+    }
+
+    /// Sets a piece of account data: of a room, or global.
+    pub(super) fn set_account_data(
+        &mut self,
+        room_id: Option<OwnedRoomId>,
+        kind: &str,
+        content: Arc<RawValue>,
+        position: Position,
+    ) {
+        if room_id.is_none() && kind == IGNORED_USERS {
+            self.ignored = Arc::new(Ignored::read(&self.user_id, content.get().as_bytes()));
+        }
+        self.account_data.set(room_id, kind, content, position);
     }
 
     /// Account data that was set after `since`, oldest first: of a room, or global.
@@ -158,9 +178,6 @@ impl SessionData {
             + self.keys.weight()
     }
 }
-
-/// The type of the account data that names the users who are ignored.
-const IGNORED_USERS: &str = "m.ignored_user_list";
 
 /// The type of the account data that holds the push rules.
 pub(super) const PUSH_RULES: &str = "m.push_rules";
@@ -221,27 +238,12 @@ pub(super) struct AccountData {
     by_key: imbl::OrdMap<DataKey, Datum>,
     by_position: imbl::OrdSet<(Option<OwnedRoomId>, Position, String)>,
     weight: u64,
-    /// Whom the user ignores, read when it is first asked for.
-    ignored: Arc<OnceLock<BTreeSet<OwnedUserId>>>,
 }
 
 impl AccountData {
     fn get(&self, room_id: Option<&RoomId>, kind: &str) -> Option<&RawValue> {
         let key = (room_id.map(ToOwned::to_owned), kind.to_owned());
         self.by_key.get(&key).map(|datum| &*datum.content)
-    }
-
-    fn ignored(&self) -> &BTreeSet<OwnedUserId> {
-        #[derive(serde::Deserialize)]
-        struct Content {
-            ignored_users: serde_json::Map<String, serde_json::Value>,
-        }
-        let read = || {
-            let content = serde_json::from_str::<Content>(self.get(None, IGNORED_USERS)?.get()).ok()?;
-            let users = content.ignored_users.into_iter();
-            Some(users.filter_map(|(user, _)| UserId::parse(user).ok()).collect())
-        };
-        self.ignored.get_or_init(|| read().unwrap_or_default())
     }
 
     fn since(&self, room_id: Option<&RoomId>, since: Position) -> impl Iterator<Item = (&str, &RawValue)> {
@@ -263,9 +265,6 @@ impl AccountData {
         content: Arc<RawValue>,
         position: Position,
     ) {
-        if room_id.is_none() && kind == IGNORED_USERS {
-            self.ignored = Arc::default();
-        }
         let key = (room_id.clone(), kind.to_owned());
         self.weight += 256 + content.get().len() as u64;
         if let Some(old) = self.by_key.insert(key, Datum { content, position }) {

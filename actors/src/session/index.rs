@@ -9,12 +9,14 @@ use std::{
     sync::{Arc, Weak},
 };
 
+use arc_swap::ArcSwap;
 use engine::id::{Position, ShortEventId, ShortRoomId, TimelineIndex};
 use parking_lot::{Mutex, MutexGuard};
 use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
 use storage::schema::MembershipRecord;
 use tokio::sync::watch;
 
+use super::Ignored;
 use crate::hub::{Latest, RoomNews};
 
 /// A user's relation to one room.
@@ -122,6 +124,7 @@ pub struct SessionView {
     index: Mutex<Index>,
     /// Rooms that changed since the index was last looked at; each at most once.
     told: Mutex<Vec<Arc<RoomNews>>>,
+    ignored: ArcSwap<Ignored>,
     changed: watch::Sender<()>,
     this: Weak<Self>,
 }
@@ -133,6 +136,7 @@ impl SessionView {
             user_id,
             index: Mutex::default(),
             told: Mutex::default(),
+            ignored: ArcSwap::default(),
             changed: watch::Sender::new(()),
             this: this.clone(),
         })
@@ -175,6 +179,16 @@ impl SessionView {
     /// Whose view it is.
     pub fn user_id(&self) -> &UserId {
         &self.user_id
+    }
+
+    /// Users whom the user ignores.
+    pub fn ignored(&self) -> Arc<Ignored> {
+        self.ignored.load_full()
+    }
+
+    /// Sets whom the user ignores.
+    pub fn set_ignored(&self, ignored: Arc<Ignored>) {
+        self.ignored.store(ignored);
     }
 
     /// A receiver that is woken by every change.

@@ -30,6 +30,7 @@ impl ActiveSession {
         shared.storage.commit(Batch::new()).await.map_err(SessionError::Commit)?;
         let data = shared.load_data(&user_id).await?;
         let view = SessionView::new(user_id);
+        view.set_ignored(data.ignored().clone());
         // Known first, so that no room changes unnoticed while the list of rooms is read.
         shared.hub().add_session(&view);
         if let Err(error) = shared.load_rooms(&view, &data).await {
@@ -98,7 +99,7 @@ impl SessionShared {
             };
             let json = String::from_utf8(record.content.into()).map_err(|error| damaged(&error))?;
             let content = shared_json(json).map_err(|error| damaged(&error))?;
-            data.account_data.set(room_id, &kind, content, record.position);
+            data.set_account_data(room_id, &kind, content, record.position);
         }
         Ok(())
     }

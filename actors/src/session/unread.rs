@@ -26,7 +26,7 @@ use ruma::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{SessionData, SessionView};
+use super::{Ignored, SessionData, SessionView};
 use crate::room::{RoomError, RoomHandle, StoredEvent};
 
 /// Events that a count looks at, at most.
@@ -108,6 +108,8 @@ struct Counted {
     upto: TimelineIndex,
     /// The rules that they were looked at with.
     rules: Arc<Ruleset>,
+    /// Whom the user ignored.
+    ignored: Arc<Ignored>,
     /// How far the user had read.
     read: ReadUpTo,
     /// Oldest first.
@@ -116,9 +118,10 @@ struct Counted {
 }
 
 impl Counted {
-    fn new(rules: Arc<Ruleset>, read: ReadUpTo) -> Self {
+    fn new(data: &SessionData, read: ReadUpTo) -> Self {
         let (notices, unread) = (imbl::Vector::new(), Unread::default());
-        Self { upto: read.whole, rules, read, notices, unread }
+        let (rules, ignored) = (data.push_rules().clone(), data.ignored().clone());
+        Self { upto: read.whole, rules, ignored, read, notices, unread }
     }
 
     /// Takes a notice into account, and lets go of the oldest if there are too many.
@@ -166,8 +169,10 @@ impl UnreadCache {
         let Some(entry) = view.room(&snapshot.room_id) else { return Ok(Unread::default()) };
         let read = ReadUpTo::new(data, room, entry.since);
         let known = self.0.lock().get(&snapshot.room).cloned();
-        let known = known.filter(|known| Arc::ptr_eq(&known.rules, data.push_rules()));
-        let mut counted = known.unwrap_or_else(|| Counted::new(data.push_rules().clone(), read.clone()));
+        let known = known.filter(|known| {
+            Arc::ptr_eq(&known.rules, data.push_rules()) && Arc::ptr_eq(&known.ignored, data.ignored())
+        });
+        let mut counted = known.unwrap_or_else(|| Counted::new(data, read.clone()));
         if counted.read != read {
             counted.drop_where(|notice| notice.index <= read.upto(notice.thread.as_deref()));
             counted.upto = counted.upto.max(read.whole);

@@ -57,6 +57,7 @@ impl Turn<'_> {
         for (room_id, entry) in self.session.view().rooms() {
             match entry.membership.as_str() {
                 "invite" if no_invites => {}
+                "invite" if self.homeserver.is_ignored_invite(self.session, &entry).await? => {}
                 "join" | "invite" | "knock" => rooms.push((room_id, entry)),
                 _ if entry.forgotten => {}
                 _ if is_leave_news(&entry) => rooms.push((room_id, entry)),

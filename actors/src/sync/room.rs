@@ -7,7 +7,7 @@ use engine::{
     pdu::client::{self, RoomIdField},
     state::StateRoot,
 };
-use ruma::{OwnedUserId, RoomId, UserId};
+use ruma::{OwnedUserId, RoomId, UserId, api::client::filter::EventFormat};
 use serde_json::{json, value::RawValue};
 
 use super::{
@@ -16,7 +16,7 @@ use super::{
     typed,
 };
 use crate::{
-    filter,
+    filter::{self, Fields},
     room::{Receipt, RoomError, RoomHandle, STRIPPED, StoredEvent, Viewer, membership_of},
     session::RoomEntry,
     token::Token,
@@ -142,7 +142,7 @@ impl Pass<'_> {
             let reached = is_last || in_span.len() < page.len();
             until =
                 page.last().and_then(|event| event.index).map_or(until, |index| TimelineIndex(index.0 - 1));
-            for event in room.visible_to(&self.request.user_id, access, in_span).await? {
+            for event in room.visible_to(&self.request.user_id, &access, in_span).await? {
                 if !filter::passes(filter, &event.pdu) {
                     continue;
                 }
@@ -168,9 +168,31 @@ impl Pass<'_> {
         let start = stretch.events.first().and_then(|event| event.index);
         let boundary = start.map_or(end, |first| TimelineIndex(first.0 - 1));
         Ok(Timeline {
-            events: room.render(&stretch.events, &self.viewer(), RoomIdField::Absent).await?,
+            events: self.render(room, &stretch.events).await?,
             limited: stretch.limited,
             prev_batch: Some(Token::Timeline(boundary).to_string()),
+        })
+    }
+
+    /// Events in the form, and with the properties, that the client's filter asks for.
+    pub(super) async fn render(
+        &self,
+        room: &RoomHandle,
+        events: &[Arc<StoredEvent>],
+    ) -> Result<Vec<Box<RawValue>>, RoomError> {
+        let filter = &self.request.filter;
+        let rendered = match filter.event_format {
+            EventFormat::Federation => {
+                events.iter().map(|event| client::federation_event(&event.pdu)).collect()
+            }
+            _ => room.render(events, &self.viewer(), RoomIdField::Absent).await?,
+        };
+        Ok(match &filter.event_fields {
+            Some(paths) => {
+                let fields = Fields::new(paths);
+                rendered.iter().map(|event| fields.keep(event)).collect()
+            }
+            None => rendered,
         })
     }
 
@@ -245,6 +267,9 @@ impl Pass<'_> {
 
     fn ephemeral(&self, room: &RoomHandle, is_new: bool) -> Events {
         let filter = &self.request.filter.room.ephemeral;
+        if !filter::applies_to_room(filter, &room.snapshot().room_id) {
+            return Events::default();
+        }
         let since = if is_new { Position(0) } else { self.since };
         let mut events = Vec::new();
         let typing = room.typing();
@@ -278,6 +303,9 @@ impl Pass<'_> {
 
     fn room_account_data(&self, room_id: &RoomId, is_new: bool) -> Events {
         let filter = &self.request.filter.room.account_data;
+        if !filter::applies_to_room(filter, room_id) {
+            return Events::default();
+        }
         let since = if is_new { Position(0) } else { self.since };
         let data = self.session.data();
         let events: Vec<_> = data

@@ -7,7 +7,6 @@ use std::{
 
 use engine::{
     id::{ShortEventId, TimelineIndex},
-    pdu::client::RoomIdField,
     state::StateRoot,
 };
 
@@ -84,7 +83,7 @@ impl Pass<'_> {
     }
 
     pub(super) async fn render_state(&self, room: &RoomHandle, delta: Delta) -> Result<State, RoomError> {
-        let events = room.render(&delta.events, &self.viewer(), RoomIdField::Absent).await?.into();
+        let events = self.render(room, &delta.events).await?.into();
         Ok(if self.request.use_state_after { State::After(events) } else { State::Before(events) })
     }
 }

@@ -4,7 +4,10 @@
 
 use std::fmt::Write;
 
-use serde_json::value::RawValue;
+use serde_json::{
+    Map, Value,
+    value::{RawValue, to_raw_value},
+};
 
 use super::Pdu;
 
@@ -63,6 +66,15 @@ pub fn client_event(pdu: &Pdu, unsigned: &Unsigned<'_>, room_id: RoomIdField) ->
     push_unsigned(&mut json, unsigned);
     json.push('}');
     RawValue::from_string(json).expect("JSON put together from JSON is JSON")
+}
+
+/// The event as servers send it to each other, with its ID, which newer room versions do not write down.
+///
+/// Spec: client-server API, "Filtering", `event_format`.
+pub fn federation_event(pdu: &Pdu) -> Box<RawValue> {
+    let mut event: Map<String, Value> = serde_json::from_slice(&pdu.raw).unwrap_or_default();
+    event.insert("event_id".to_owned(), pdu.event_id.as_str().into());
+    to_raw_value(&event).expect("a JSON object serialises")
 }
 
 /// The event as someone sees it who is not in the room.
