@@ -9,6 +9,7 @@
 
 mod apply;
 mod diff;
+mod gather;
 mod node;
 mod range;
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    Missing, Node, NodeId, NodeSource, Salt, StateRoot, fetch,
+    Missing, Node, NodeId, NodeSource, Salt, StateRoot, fetch, gather,
     node::{NodeEntry, Value},
 };
 use crate::id::ShortEventId;
@@ -29,26 +29,15 @@ pub fn apply(
     salt: Salt,
     changes: &BTreeMap<(String, String), Option<ShortEventId>>,
 ) -> Result<Applied, Missing> {
-    let mut changes: Changes = changes
-        .iter()
-        .map(|((kind, key), event)| ((kind.as_str().into(), key.as_str().into()), event.map(Value::Event)))
-        .collect();
-    let mut tree = Tree { source, root: root.0, salt, new_nodes: BTreeMap::new() };
-    let top = root.0.map(|id| fetch(source, id)).transpose()?;
-    let height = top.map_or(0, |node| node.level);
-    for level in 0..=height {
-        let kept = if level == height { Kept::All } else { Kept::Changed };
-        changes = tree.apply_level(level, changes, kept)?;
-        if changes.is_empty() {
-            return Ok(Applied { root, new_nodes: Vec::new() });
-        }
-    }
-    // The top level's only node is replaced: what came of it is the new top level.
-    let entries = changes
-        .into_iter()
-        .filter_map(|((kind, state_key), value)| Some(NodeEntry { kind, state_key, value: value? }));
-    let root = tree.build_upwards(height, entries.collect())?;
-    Ok(tree.finish(root))
+    let apply = || {
+        let mut tree = Tree { source, root: root.0, salt, new_nodes: BTreeMap::new() };
+        let root = tree.apply(root, changes)?;
+        Ok(tree.finish(root))
+    };
+    apply().map_err(|missing: Missing| {
+        let keys: Vec<_> = changes.keys().map(|(kind, key)| (kind.as_str(), key.as_str())).collect();
+        missing.and(gather::on_the_ways(source, root, &keys))
+    })
 }
 
 /// Which of the nodes that a run is cut into are told to the level above.
@@ -75,6 +64,32 @@ struct Found {
 }
 
 impl<S: NodeSource + ?Sized> Tree<'_, S> {
+    /// Applies changes level by level; returns the new root.
+    fn apply(
+        &mut self,
+        root: StateRoot,
+        changes: &BTreeMap<(String, String), Option<ShortEventId>>,
+    ) -> Result<Option<NodeId>, Missing> {
+        let leaf = |event: &Option<ShortEventId>| event.map(Value::Event);
+        let key = |(kind, key): &(String, String)| (kind.as_str().into(), key.as_str().into());
+        let mut changes: Changes = changes.iter().map(|(name, event)| (key(name), leaf(event))).collect();
+        let top = root.0.map(|id| fetch(self.source, id)).transpose()?;
+        let height = top.map_or(0, |node| node.level);
+        for level in 0..=height {
+            let kept = if level == height { Kept::All } else { Kept::Changed };
+            changes = self.apply_level(level, changes, kept)?;
+            if changes.is_empty() {
+                self.new_nodes.clear();
+                return Ok(root.0);
+            }
+        }
+        // The top level's only node is replaced: what came of it is the new top level.
+        let entries = changes
+            .into_iter()
+            .filter_map(|((kind, state_key), value)| Some(NodeEntry { kind, state_key, value: value? }));
+        self.build_upwards(height, entries.collect())
+    }
+
     /// Applies changes to the nodes of one level; returns the changes that follow for the level above.
     fn apply_level(&mut self, level: u8, changes: Changes, kept: Kept) -> Result<Changes, Missing> {
         let mut above = Changes::new();

@@ -3,7 +3,7 @@
 use std::{cmp::Ordering, sync::Arc};
 
 use super::{
-    Missing, Node, NodeId, NodeSource, StateRoot,
+    Missing, Node, NodeId, NodeSource, StateRoot, gather,
     node::{NodeEntry, Value},
 };
 use crate::id::ShortEventId;
@@ -27,10 +27,19 @@ pub fn diff(
     before: StateRoot,
     after: StateRoot,
 ) -> Result<Vec<Change>, Missing> {
-    let mut changes = Vec::new();
     if before == after {
-        return Ok(changes);
+        return Ok(Vec::new());
     }
+    walk(source, before, after).map_err(|missing| missing.and(gather::of_one_alone(source, before, after)))
+}
+
+/// Walks both trees side by side, as far as there are nodes.
+fn walk(
+    source: &(impl NodeSource + ?Sized),
+    before: StateRoot,
+    after: StateRoot,
+) -> Result<Vec<Change>, Missing> {
+    let mut changes = Vec::new();
     let (mut left, mut right) = (Walk::default(), Walk::default());
     open_roots(source, before, after, &mut left, &mut right)?;
     loop {

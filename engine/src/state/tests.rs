@@ -204,3 +204,59 @@ fn every_salt_keeps_every_key() {
         }
     }
 }
+
+/// A source that has nothing at first, and is given what an operation asks for, as a store is asked.
+#[derive(Default)]
+struct Cold {
+    fetched: BTreeMap<NodeId, Arc<Node>>,
+    trips: usize,
+}
+
+impl NodeSource for Cold {
+    fn node(&self, id: NodeId) -> Option<Arc<Node>> {
+        self.fetched.get(&id).cloned()
+    }
+}
+
+impl Cold {
+    fn run<T>(&mut self, shelf: &Shelf, operation: impl Fn(&Self) -> Result<T, Missing>) -> T {
+        loop {
+            match operation(self) {
+                Ok(value) => return value,
+                Err(Missing(ids)) => {
+                    assert!(!ids.is_empty() && ids.iter().all(|id| !self.fetched.contains_key(id)));
+                    self.trips += 1;
+                    self.fetched.extend(ids.into_iter().map(|id| (id, shelf.nodes[&id].clone())));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn cold_trees_are_changed_and_compared_with_a_trip_per_level() {
+    let (mut shelf, root) = large_room(20_000);
+    let height = usize::from(shelf.nodes[&root.0.unwrap()].level) + 1;
+    // Spread over the whole room: one node per key would be hundreds of trips.
+    let changes: BTreeMap<_, _> =
+        (0..300).map(|n| (member(n * 61), Some(ShortEventId(1_000_000 + n)))).collect();
+    let mut cold = Cold::default();
+    let applied = cold.run(&shelf, |source| apply(source, root, Salt(0), &changes));
+    // A node that grows past its end draws in its neighbour, which nobody could foresee.
+    assert!(cold.trips <= height + 4, "{} trips to change a tree of {height} levels", cold.trips);
+    let after = shelf.apply(root, &changes);
+    assert_eq!(applied.root, after);
+    let mut cold = Cold::default();
+    let found = cold.run(&shelf, |source| diff(source, root, after));
+    assert_eq!(found.len(), changes.len());
+    assert!(cold.trips <= height + 1, "{} trips to compare trees of {height} levels", cold.trips);
+    // What two states share is not even looked at.
+    let one: BTreeMap<_, _> = [(member(7), Some(ShortEventId(9)))].into();
+    let close = shelf.apply(root, &one);
+    let mut cold = Cold::default();
+    assert_eq!(cold.run(&shelf, |source| diff(source, root, close)).len(), 1);
+    assert!(cold.fetched.len() <= 2 * (height + 1), "{} nodes for one difference", cold.fetched.len());
+    let mut cold = Cold::default();
+    assert_eq!(cold.run(&shelf, |source| diff(source, StateRoot::default(), root)).len(), 20_000);
+    assert!(cold.trips <= height + 1, "{} trips to list a room", cold.trips);
+}
