@@ -17,7 +17,8 @@ use crate::{
         account, account_data, delayed_events, devices, directory, ephemeral, events, filters, key_backup,
         keys, login, login_page, media, membership, moderation, old, openid, presence, profile, push_rules,
         pushers, register, relations, rendezvous, rooms, sliding_sync, spaces, summary, sync,
-        third_party_networks, timeline, to_device, user_directory, voip, well_known,
+        third_party_ids, third_party_networks, timeline, to_device, uia_fallback, user_directory, voip,
+        well_known,
     },
     error::ApiError,
     federation, metrics, unread,
@@ -172,7 +173,18 @@ fn account_routes() -> Router<App> {
     Router::new()
         .route("/account/password", post(account::change_password))
         .route("/account/deactivate", post(account::deactivate))
-        .route("/account/3pid", get(account::third_party_ids))
+        .route("/account/3pid", get(third_party_ids::list).post(third_party_ids::add_from_identity_server))
+        .route("/account/3pid/add", post(third_party_ids::add))
+        .route("/account/3pid/bind", post(third_party_ids::bind))
+        .route("/account/3pid/delete", post(third_party_ids::remove))
+        .route("/account/3pid/unbind", post(third_party_ids::remove))
+        .route("/account/3pid/email/requestToken", post(third_party_ids::add_email))
+        .route("/account/3pid/msisdn/requestToken", post(third_party_ids::add_phone))
+        .route("/account/password/email/requestToken", post(third_party_ids::password_email))
+        .route("/account/password/msisdn/requestToken", post(third_party_ids::password_phone))
+        .route("/register/email/requestToken", post(third_party_ids::register_email))
+        .route("/register/msisdn/requestToken", post(third_party_ids::register_phone))
+        .route("/auth/{kind}/fallback/web", get(uia_fallback::page).post(uia_fallback::submit))
         .route("/admin/whois/{user}", get(moderation::whois))
         .route("/capabilities", get(account::capabilities))
         .route("/devices", get(devices::get_devices))

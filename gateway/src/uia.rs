@@ -12,13 +12,16 @@ use axum::{
 use http::StatusCode;
 use parking_lot::Mutex;
 use ruma::{
-    OwnedUserId,
+    OwnedUserId, UserId,
     api::client::uiaa::{AuthData, UserIdentifier},
 };
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 
-use crate::{app::App, error::ApiError};
+use crate::{
+    app::App,
+    error::{ApiError, ApiResult},
+};
 
 /// Sessions that are kept at a time; the oldest make room.
 const SESSIONS_MAX: usize = 10_000;
@@ -44,6 +47,11 @@ impl Stage {
             Self::Dummy => "m.login.dummy",
             Self::RegistrationToken => "m.login.registration_token",
         }
+    }
+
+    /// The stage of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Password, Self::Dummy, Self::RegistrationToken].into_iter().find(|stage| stage.name() == name)
     }
 }
 
@@ -83,8 +91,25 @@ impl<E: Into<ApiError>> From<E> for Refusal {
 struct Session {
     endpoint: &'static str,
     user_id: Option<OwnedUserId>,
+    /// The stages of all its flows.
+    offered: Vec<Stage>,
     completed: Vec<Stage>,
     started_ms: u64,
+}
+
+impl Session {
+    fn is_alive(&self, now_ms: u64) -> bool {
+        let lifetime_ms = u64::try_from(LIFETIME.as_millis()).unwrap_or(u64::MAX);
+        now_ms.saturating_sub(self.started_ms) < lifetime_ms
+    }
+}
+
+/// A stage of a session, for the page on which it is passed.
+pub struct Pending {
+    /// Whose password counts, where one does.
+    pub user_id: Option<OwnedUserId>,
+    /// Whether it has been passed already.
+    pub is_passed: bool,
 }
 
 /// The sessions under way.
@@ -96,26 +121,47 @@ impl Sessions {
     fn take(&self, id: Option<&str>, challenge: &Challenge<'_>, env: &Env) -> (String, Session) {
         let now_ms = env.clock.now_ms();
         let mut sessions = self.0.lock();
-        let lifetime_ms = u64::try_from(LIFETIME.as_millis()).unwrap_or(u64::MAX);
         if let Some(id) = id
             && let Some(session) = sessions.remove(id)
             && session.endpoint == challenge.endpoint
             && session.user_id.as_ref() == challenge.user_id
-            && now_ms.saturating_sub(session.started_ms) < lifetime_ms
+            && session.is_alive(now_ms)
         {
             return (id.to_owned(), session);
         }
-        sessions.retain(|_, session| now_ms.saturating_sub(session.started_ms) < lifetime_ms);
-        if sessions.len() >= SESSIONS_MAX {
-            sessions.pop_first();
+        sessions.retain(|_, session| session.is_alive(now_ms));
+        if sessions.len() >= SESSIONS_MAX
+            && let Some((oldest, _)) = sessions.iter().min_by_key(|(_, session)| session.started_ms)
+        {
+            let oldest = oldest.clone();
+            sessions.remove(&oldest);
         }
         let session = Session {
             endpoint: challenge.endpoint,
             user_id: challenge.user_id.cloned(),
+            offered: challenge.flows.concat(),
             completed: Vec::new(),
             started_ms: now_ms,
         };
         (env.entropy.token(24), session)
+    }
+
+    /// A stage of the session of this ID, if the session has it and has not expired.
+    pub fn pending(&self, id: &str, stage: Stage, env: &Env) -> Option<Pending> {
+        let sessions = self.0.lock();
+        let session = sessions.get(id).filter(|session| session.offered.contains(&stage))?;
+        let is_passed = session.completed.contains(&stage);
+        let pending = Pending { user_id: session.user_id.clone(), is_passed };
+        session.is_alive(env.clock.now_ms()).then_some(pending)
+    }
+
+    /// Notes that a stage was passed elsewhere than in a request.
+    pub fn note_passed(&self, id: &str, stage: Stage) {
+        if let Some(session) = self.0.lock().get_mut(id)
+            && !session.completed.contains(&stage)
+        {
+            session.completed.push(stage);
+        }
     }
 
     fn put(&self, id: String, session: Session) {
@@ -180,14 +226,19 @@ async fn attempt(app: &App, auth: &AuthData, challenge: &Challenge<'_>) -> Resul
                 }
                 _ => false,
             };
-            let hash = app.homeserver().session(user_id).await?.data().account().password_hash.clone();
-            let matches = app.passwords().verify(given.password.clone(), hash).await?;
+            let matches = is_password_of(app, user_id, given.password.clone()).await?;
             let refused = Attempt::Failed("M_FORBIDDEN", "the user or password is wrong");
             Ok(if names_user && matches { Attempt::Passed(Stage::Password) } else { refused })
         }
         AuthData::FallbackAcknowledgement(_) => Ok(Attempt::Nothing),
         _ => Ok(Attempt::Failed("M_UNRECOGNIZED", "this stage is not part of any flow")),
     }
+}
+
+/// Whether a password is a user's.
+pub async fn is_password_of(app: &App, user_id: &UserId, password: String) -> ApiResult<bool> {
+    let hash = app.homeserver().session(user_id).await?.data().account().password_hash.clone();
+    Ok(app.passwords().verify(password, hash).await?)
 }
 
 /// Whether a registration token is one of the configured ones; compared in constant time.

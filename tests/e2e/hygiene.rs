@@ -145,3 +145,86 @@ async fn the_server_ends_in_order() {
     let messages = alice.all_messages(&room).await;
     assert_eq!(messages.last().unwrap()["event_id"], said);
 }
+
+/// The address at which a device was last seen, after a request with this `X-Forwarded-For`.
+async fn seen_at(alice: &Client, forwarded: &str) -> String {
+    let devices = format!("{}/_matrix/client/v3/devices", alice.base());
+    let token = alice.token.clone().unwrap();
+    // The first use of an access token is noted; later ones only now and then.
+    let login = serde_json::json!({
+        "type": "m.login.password", "password": alice.password(),
+        "identifier": { "type": "m.id.user", "user": alice.user_id }, "device_id": "SEEN",
+    });
+    let http = reqwest::Client::new();
+    let url = format!("{}/_matrix/client/v3/login", alice.base());
+    let answer = http.post(url).header("X-Forwarded-For", forwarded).json(&login).send().await.unwrap();
+    let new: serde_json::Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+    let new = new["access_token"].as_str().unwrap();
+    http.get(&devices).bearer_auth(new).header("X-Forwarded-For", forwarded).send().await.unwrap();
+    for _ in 0..100 {
+        let listed = http.get(&devices).bearer_auth(&token).send().await.unwrap().text().await.unwrap();
+        let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+        let device =
+            listed["devices"].as_array().unwrap().iter().find(|device| device["device_id"] == "SEEN");
+        if let Some(ip) = device.and_then(|device| device["last_seen_ip"].as_str()) {
+            return ip.to_owned();
+        }
+    }
+    panic!("the device was not seen");
+}
+
+#[tokio::test]
+async fn only_a_trusted_proxy_tells_where_clients_are() {
+    let direct = Server::start_with("").await;
+    let alice = direct.client("alice").await;
+    assert_eq!(seen_at(&alice, "203.0.113.7").await, "127.0.0.1", "anybody may write a header");
+    let proxied = Server::start_with("[access]\ntrusted_proxies = [\"127.0.0.1\", \"10.0.0.1\"]").await;
+    for (number, (forwarded, expected)) in [
+        ("203.0.113.7", "203.0.113.7"),
+        // What a client wrote itself comes first, and is not believed.
+        ("198.51.100.1, 203.0.113.8", "203.0.113.8"),
+        ("203.0.113.9, 10.0.0.1", "203.0.113.9"),
+        ("2001:db8::7", "2001:db8::7"),
+        ("nonsense", "127.0.0.1"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let alice = proxied.client(&format!("alice{number}")).await;
+        assert_eq!(seen_at(&alice, forwarded).await, expected, "{forwarded}");
+    }
+}
+
+/// Behind a trusted proxy, one client that tries too often does not lock out the others.
+#[tokio::test]
+async fn limits_count_by_the_forwarded_address() {
+    let settings = [
+        ("rate_limits.enabled", "true"),
+        ("rate_limits.login", "1"),
+        ("access.trusted_proxies", "['127.0.0.1']"),
+    ];
+    let server = Server::start_with_settings(&settings).await;
+    let alice = server.client("alice").await;
+    let http = reqwest::Client::new();
+    let attempt = async |forwarded: &str| {
+        let body = json!({ "type": "m.login.password", "password": "wrong", "identifier": { "type": "m.id.user", "user": "alice" } });
+        let url = format!("{}/_matrix/client/v3/login", alice.base());
+        http.post(url)
+            .header("X-Forwarded-For", forwarded)
+            .json(&body)
+            .send()
+            .await
+            .unwrap()
+            .status()
+            .as_u16()
+    };
+    let mut last = 0;
+    for _ in 0..50 {
+        last = attempt("203.0.113.7").await;
+        if last == 429 {
+            break;
+        }
+    }
+    assert_eq!(last, 429);
+    assert_eq!(attempt("203.0.113.8").await, 403);
+}

@@ -97,6 +97,11 @@ impl Client {
         self.user_id.split_once(':').map_or("", |(_, name)| name)
     }
 
+    /// The server's base URL.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
     /// The password that the harness registered the user with.
     pub fn password(&self) -> String {
         format!("password of {}", self.localpart())

@@ -57,13 +57,6 @@ pub(super) async fn require_password(
     uia::pass(app, auth, &challenge).await
 }
 
-/// `GET /_matrix/client/v3/account/3pid`
-///
-/// Third-party identifiers are not supported: nobody has any.
-pub async fn third_party_ids(_requester: Requester) -> Json<Value> {
-    Json(json!({ "threepids": [] }))
-}
-
 /// `GET /_matrix/client/v3/capabilities`
 pub async fn capabilities(State(app): State<App>, requester: Requester) -> ApiResult<Json<Value>> {
     let session = app.homeserver().session(&requester.user_id).await?;

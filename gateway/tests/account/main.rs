@@ -6,4 +6,6 @@ mod devices;
 mod login;
 mod profile;
 mod server;
+mod third_party_ids;
+mod uia;
 mod user;

@@ -78,6 +78,18 @@ impl Server {
         (status, serde_json::from_slice(&body).unwrap_or(Value::Null))
     }
 
+    /// A web page, or a form that is sent from one.
+    pub(crate) async fn page(&self, path: &str, form: Option<&str>) -> (StatusCode, String) {
+        let method = if form.is_some() { Method::POST } else { Method::GET };
+        let request = Request::builder().method(method).uri(path);
+        let request = request.header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
+        let request = request.body(Body::from(form.unwrap_or_default().to_owned())).unwrap();
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let status = response.status();
+        let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
     /// A user of this name, registered and logged in, with the password `wonderland`.
     pub(crate) async fn register(&self, name: &str) -> Client<'_> {
         let body = json!({ "username": name, "password": "wonderland", "auth": { "type": "m.login.dummy" } });
