@@ -2,15 +2,18 @@
 //!
 //! Spec: client-server API, "Room aliases" and "Published room directory".
 
+use std::cmp::Reverse;
+
+use engine::{state::StateRoot, visibility::HistoryVisibility};
 use ruma::{OwnedRoomAliasId, OwnedRoomId, RoomAliasId, RoomId, UserId};
 use storage::{
     Batch, CommitError, Direction, KeyRange,
-    schema::{self, AliasRecord},
+    schema::{self, AliasRecord, PublicFaceRecord},
 };
 
 use crate::{
     homeserver::Homeserver,
-    room::{RoomError, RoomHandle, content_string, join_rule},
+    room::{ReadError, RoomError, RoomHandle, RoomStore, content_string, join_rule},
 };
 
 /// Aliases that one room may have here.
@@ -133,51 +136,106 @@ impl Homeserver {
     }
 
     /// The rooms of the directory that `wanted` lets through, those with most members first.
+    ///
+    /// No room is activated: what is said of a room is kept, and read anew once the room's state is another one.
     pub async fn public_rooms(
         &self,
         wanted: impl Fn(&PublicRoom) -> bool,
     ) -> Result<Vec<PublicRoom>, RoomError> {
-        let rows = self
-            .storage()
-            .range(&schema::PUBLIC_ROOMS, KeyRange::all(), Direction::Ascending, SEARCH_MAX)
-            .await?;
-        let mut rooms = Vec::with_capacity(rows.len());
-        for (room_id, ()) in rows {
-            match self.room(&room_id).await {
-                Ok(room) => rooms.push(room.public_face().await?),
-                Err(RoomError::NotFound) => {}
-                // One room that cannot be loaded does not hide all others.
-                Err(error) => tracing::warn!(%error, room.id = %room_id, "the directory leaves a room out"),
+        let storage = self.storage();
+        let all = KeyRange::all();
+        let listed = storage.range(&schema::PUBLIC_ROOMS, all, Direction::Ascending, SEARCH_MAX).await?;
+        let shorts = storage.get_many(&schema::ROOM_IDS, listed.iter().map(|(room_id, ())| room_id)).await?;
+        let known: Vec<_> =
+            listed.into_iter().zip(shorts).filter_map(|((id, ()), room)| Some((id, room?))).collect();
+        let heads = storage.get_many(&schema::ROOMS, known.iter().map(|(_, room)| *room)).await?;
+        let faces = storage.get_many(&schema::PUBLIC_FACES, known.iter().map(|(_, room)| *room)).await?;
+        let mut rooms = Vec::with_capacity(known.len());
+        let mut fresh = Batch::new();
+        for (((room_id, room), head), face) in known.into_iter().zip(heads).zip(faces) {
+            let Some(head) = head else { continue };
+            let face = match face.filter(|face| face.root == head.root) {
+                Some(face) => face,
+                None => match face_at(&self.room_shared().store, head.root).await {
+                    Ok(face) => {
+                        fresh.put(&schema::PUBLIC_FACES, &room, &face);
+                        face
+                    }
+                    // One room that cannot be read does not hide all others.
+                    Err(error) => {
+                        tracing::warn!(%error, room.id = %room_id, "the directory leaves a room out");
+                        continue;
+                    }
+                },
+            };
+            let room = PublicRoom::new(room_id, head.joined, face);
+            if wanted(&room) {
+                rooms.push(room);
             }
         }
-        rooms.retain(|room| wanted(room));
-        rooms.sort_by(|a, b| b.joined.cmp(&a.joined).then_with(|| a.room_id.cmp(&b.room_id)));
+        if !fresh.is_empty() {
+            storage.submit(fresh, None, |_| {}); // what is not kept is read again
+        }
+        rooms.sort_by(|a, b| a.place().cmp(&b.place()));
         Ok(rooms)
     }
+}
+
+/// Where a room stands in the directory: by its members, the most first, then by its ID.
+pub type Place<'a> = (Reverse<u64>, &'a RoomId);
+
+impl PublicRoom {
+    fn new(room_id: OwnedRoomId, joined: u64, face: PublicFaceRecord) -> Self {
+        let PublicFaceRecord { name, topic, canonical_alias, avatar_url, join_rule, room_type, .. } = face;
+        Self {
+            room_id,
+            name,
+            topic,
+            canonical_alias,
+            avatar_url,
+            join_rule,
+            room_type,
+            joined,
+            world_readable: face.world_readable,
+            guest_can_join: face.guest_can_join,
+        }
+    }
+
+    /// Where it stands in the directory.
+    pub fn place(&self) -> Place<'_> {
+        (Reverse(self.joined), &self.room_id)
+    }
+}
+
+/// What a state says to everyone.
+async fn face_at(store: &RoomStore, root: StateRoot) -> Result<PublicFaceRecord, ReadError> {
+    let text = async |kind: &str, field: &str| -> Result<Option<String>, ReadError> {
+        let event = store.state_event(root, kind, "").await?;
+        Ok(event.and_then(|event| content_string(&event.pdu, field)).filter(|text| !text.is_empty()))
+    };
+    let alias = text("m.room.canonical_alias", "alias").await?;
+    let join_rules = store.state_event(root, "m.room.join_rules", "").await?;
+    let visibility = store.state_event(root, "m.room.history_visibility", "").await?;
+    let visibility = HistoryVisibility::of(visibility.as_ref().map(|event| &*event.pdu));
+    let guest_access = text("m.room.guest_access", "guest_access").await?;
+    Ok(PublicFaceRecord {
+        root,
+        name: text("m.room.name", "name").await?,
+        topic: text("m.room.topic", "topic").await?,
+        canonical_alias: alias.and_then(|alias| OwnedRoomAliasId::try_from(alias).ok()),
+        avatar_url: text("m.room.avatar", "url").await?,
+        join_rule: join_rule(join_rules.as_ref().map(|event| &*event.pdu)),
+        room_type: text("m.room.create", "type").await?,
+        world_readable: visibility == HistoryVisibility::WorldReadable,
+        guest_can_join: guest_access.as_deref() == Some("can_join"),
+    })
 }
 
 impl RoomHandle {
     /// What the directory, and whoever may know of the room, sees of it.
     pub async fn public_face(&self) -> Result<PublicRoom, RoomError> {
         let snapshot = self.snapshot();
-        let root = snapshot.head.root;
-        let text = async |kind: &str, field: &str| -> Result<Option<String>, RoomError> {
-            let event = self.state_event(root, kind, "").await?;
-            Ok(event.and_then(|event| content_string(&event.pdu, field)).filter(|text| !text.is_empty()))
-        };
-        let alias = text("m.room.canonical_alias", "alias").await?;
-        let join_rules = self.state_event(root, "m.room.join_rules", "").await?;
-        Ok(PublicRoom {
-            room_id: snapshot.room_id.clone(),
-            name: text("m.room.name", "name").await?,
-            topic: text("m.room.topic", "topic").await?,
-            canonical_alias: alias.and_then(|alias| OwnedRoomAliasId::try_from(alias).ok()),
-            avatar_url: text("m.room.avatar", "url").await?,
-            join_rule: join_rule(join_rules.as_ref().map(|event| &*event.pdu)),
-            room_type: text("m.room.create", "type").await?,
-            joined: snapshot.head.joined,
-            world_readable: self.is_world_readable().await?,
-            guest_can_join: text("m.room.guest_access", "guest_access").await?.as_deref() == Some("can_join"),
-        })
+        let face = face_at(self.store(), snapshot.head.root).await?;
+        Ok(PublicRoom::new(snapshot.room_id.clone(), snapshot.head.joined, face))
     }
 }

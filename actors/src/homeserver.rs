@@ -17,12 +17,13 @@ use ruma::{
 };
 use serde_json::{Map, Value};
 use storage::{Storage, StoreError, schema};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::{
     delayed::DelayedEvents,
     destination::{DestinationActor, DestinationShared, Outbox},
     directory::{ClassConfig, Directory, DirectoryActor, Handle, Stats},
+    effects,
     env::Env,
     federation::{Counted, FederatedMedia, Federation, FederationClient, FederationConfig, OldKey},
     hub::Hub,
@@ -30,8 +31,8 @@ use crate::{
     metrics::{ActorClasses, Metrics},
     push::{PushGateway, Pushing},
     room::{
-        Create, MembershipAction, MembershipChange, RoomActor, RoomError, RoomHandle, RoomShared, RoomStore,
-        allowed_rooms,
+        Create, Erasures, MembershipAction, MembershipChange, RoomActor, RoomError, RoomHandle, RoomShared,
+        RoomStore, allowed_rooms,
     },
     session::{SessionActor, SessionError, SessionHandle, SessionShared},
     users::{ChangedRooms, UserDirectory},
@@ -110,6 +111,7 @@ impl Homeserver {
     pub async fn start(config: HomeserverConfig, env: Env, storage: Storage) -> Self {
         let (outbox, announcements) =
             Outbox::new(config.server_name.clone(), storage.clone(), config.federation.is_some());
+        let (closed_rooms, closed) = mpsc::unbounded_channel();
         let room_shared = Arc::new(RoomShared {
             outbox: outbox.clone(),
             server_name: config.server_name.clone(),
@@ -119,6 +121,8 @@ impl Homeserver {
             hub: Hub::default(),
             published: dashmap::DashMap::new(),
             changed_rooms: ChangedRooms::default(),
+            erasures: Erasures::default(),
+            closed_rooms,
         });
         let metrics = Metrics::default();
         let rooms = ClassConfig { budget_bytes: config.room_memory / 2, ..config.rooms };
@@ -167,6 +171,7 @@ impl Homeserver {
             pushing: Pushing::new(config.push),
         }));
         homeserver.0.pushing.start(&homeserver).await;
+        tokio::spawn(effects::follow_guest_access(homeserver.downgrade(), closed));
         homeserver.resume();
         homeserver
     }
@@ -174,6 +179,12 @@ impl Homeserver {
     /// Takes up, in the background, what was under way when the server stopped.
     fn resume(&self) {
         self.0.delayed.start(self);
+        let homeserver = self.clone();
+        self.session_shared().spawn(async move {
+            if let Err(error) = homeserver.resume_effects().await {
+                tracing::error!(%error, "cannot take up what was under way before the restart");
+            }
+        });
         if let Some(federation) = self.federation() {
             federation.run(self);
             let homeserver = self.clone();
@@ -441,9 +452,9 @@ impl Homeserver {
         self.0.storage.metrics().register(registry);
         self.0.metrics.register(registry);
         // Weak: whoever serves metrics does not keep the server alive.
-        let server = Arc::downgrade(&self.0);
+        let server = self.downgrade();
         let classes = move || {
-            let Some(server) = server.upgrade().map(Self) else { return Vec::new() };
+            let Some(server) = server.upgrade() else { return Vec::new() };
             vec![
                 (RoomActor::CLASS, server.room_stats()),
                 (SessionActor::CLASS, server.session_stats()),

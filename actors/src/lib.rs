@@ -6,6 +6,7 @@ mod budget;
 pub mod delayed;
 pub mod destination;
 pub mod directory;
+mod effects;
 pub mod encryption;
 pub mod env;
 pub mod federation;

@@ -14,6 +14,7 @@ mod adopt;
 mod change;
 mod content;
 mod ephemeral;
+mod erasure;
 mod error;
 mod event;
 mod graph;
@@ -54,6 +55,7 @@ pub(crate) use self::permission::{INVITE_PERMISSION, blocks_invites};
 pub use self::{
     adopt::{Adopt, Adopted, Outside},
     content::{allowed_rooms, join_rule, membership as membership_of, string as content_string},
+    erasure::Erasures,
     error::RoomError,
     event::{ReadError, RoomStore, StoredEvent},
     handle::{RoomHandle, STRIPPED},
@@ -75,6 +77,7 @@ use self::{
 use crate::{
     destination::{Outbox, Outgoing},
     directory::{DirectoryActor, Meter},
+    effects::{ClosedRooms, Effect, closes_to_guests},
     env::Env,
     hub::{Changed, Hub},
     users::ChangedRooms,
@@ -101,6 +104,10 @@ pub struct RoomShared {
     pub published: DashMap<OwnedRoomId, Arc<Published>>,
     /// The rooms whose members the user directory has not taken in.
     pub changed_rooms: ChangedRooms,
+    /// Users who asked for the erasure of what they sent.
+    pub erasures: Erasures,
+    /// Is told of rooms that close to guests.
+    pub(crate) closed_rooms: ClosedRooms,
 }
 
 /// A new room, ready to be stored.
@@ -522,6 +529,10 @@ impl ActiveRoom {
         let mut batch = std::mem::take(&mut change.batch);
         batch.append(extra);
         let outgoing = self.outgoing(&change, &mut batch);
+        let closes_to_guests = change.events.iter().any(closes_to_guests);
+        if closes_to_guests {
+            batch.put(&schema::EFFECTS, &Effect::Guests.key(self.room_id.as_str()), &change.position());
+        }
         self.head = change.head.clone();
         if !change.tickets.is_empty() {
             batch.put(&schema::ROOMS, &self.room, &self.record(change.position()));
@@ -542,6 +553,7 @@ impl ActiveRoom {
             relations: std::mem::take(&mut change.relations),
             entries: change.entries(),
             outgoing,
+            closes_to_guests,
         };
         self.pending.add(&mut change);
         let tickets = std::mem::take(&mut change.tickets);
@@ -640,6 +652,7 @@ struct Completion {
     relations: Vec<RelationChange>,
     entries: Vec<(OwnedUserId, crate::session::RoomEntry)>,
     outgoing: Vec<(Outgoing, Vec<OwnedServerName>)>,
+    closes_to_guests: bool,
 }
 
 impl Completion {
@@ -670,6 +683,9 @@ impl Completion {
         }
         for (outgoing, servers) in self.outgoing {
             self.shared.outbox.announce(outgoing, servers);
+        }
+        if self.closes_to_guests {
+            let _ = self.shared.closed_rooms.send(room_id); // a server that stops takes it up again
         }
     }
 }

@@ -120,6 +120,11 @@ impl SessionShared {
         self.background.finish().await;
     }
 
+    /// Does something in the background, which the server waits for before it stops.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + std::marker::Send + 'static) {
+        self.background.spawn(task);
+    }
+
     fn hub(&self) -> &Hub {
         &self.rooms.hub
     }
@@ -344,8 +349,18 @@ impl ActiveSession {
         draft: Draft,
         done: impl FnOnce(Result<(), SessionError>) + Send + 'static,
     ) {
-        let Draft { data, mut batch, revoked, rooms, is_news, list_change, pushers_changed, ticket, .. } =
-            draft;
+        let Draft {
+            data,
+            mut batch,
+            revoked,
+            rooms,
+            is_news,
+            list_change,
+            pushers_changed,
+            ticket,
+            is_erasure,
+            ..
+        } = draft;
         self.data = data;
         let position = ticket.last();
         let outbox = &self.shared.rooms.outbox;
@@ -372,6 +387,9 @@ impl ActiveSession {
                 }
                 if is_news || !rooms.is_empty() {
                     published.view.wake();
+                }
+                if is_erasure {
+                    shared.rooms.erasures.add(published.view.user_id(), position);
                 }
                 if pushers_changed {
                     shared.watch_for_pushers(&published);

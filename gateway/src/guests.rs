@@ -5,7 +5,7 @@
 use http::Method;
 
 /// The routes that guests may use: those of the specification, and what a client cannot do without.
-const ROUTES: [(Method, &str); 26] = [
+const ROUTES: [(Method, &str); 29] = [
     (Method::GET, "/account/whoami"),
     (Method::GET, "/capabilities"),
     (Method::GET, "/devices"),
@@ -13,6 +13,9 @@ const ROUTES: [(Method, &str); 26] = [
     (Method::PUT, "/devices/{device}"),
     (Method::GET, "/joined_rooms"),
     (Method::POST, "/join/{room}"),
+    (Method::POST, "/keys/claim"),
+    (Method::POST, "/keys/query"),
+    (Method::POST, "/keys/upload"),
     (Method::POST, "/logout"),
     (Method::POST, "/logout/all"),
     (Method::PUT, "/profile/{user}/{field}"),

@@ -178,6 +178,24 @@ tables! {
     /// Key: room, `origin_server_ts`, event. Writer: `RoomActor`, in the same batch as `TIMELINE`. Changes: append.
     14 => EVENTS_BY_TIME: (ShortRoomId, u64, ShortEventId) => ();
 
+    /// What changes have yet to bring about in rooms, so that a crash does not cut it short.
+    ///
+    /// Key: kind (`profile`, `departure`, `guests`), the user's or room's ID. Value: when it was last asked for.
+    /// Writer: `SessionActor` and `RoomActor`, with the change. Changes: overwritten; deletion by whoever has brought
+    /// it about, under the condition that it was not asked for again.
+    70 => EFFECTS: (String, String) => Position;
+
+    /// The users who asked for the erasure of what they sent, and when.
+    ///
+    /// Key: user. Writer: `SessionActor`, with the deactivation. Changes: overwritten.
+    71 => ERASED_USERS: OwnedUserId => Position;
+
+    /// What the directory says of each room that it lists, as of one state.
+    ///
+    /// Key: room. Writer: whoever lists the directory and finds that the room's state is another one. Changes:
+    /// overwritten.
+    72 => PUBLIC_FACES: ShortRoomId => PublicFaceRecord;
+
     /// The events that relate to each event.
     ///
     /// Key: room, target, relation type, place in the timeline. Writer: `RoomActor`, in the same batch as `TIMELINE`.

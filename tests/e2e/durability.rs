@@ -168,3 +168,59 @@ async fn accounts_rooms_and_tokens_survive_a_restart() {
     let bodies: Vec<_> = events.iter().map(|event| event["content"]["body"].as_str().unwrap()).collect();
     assert_eq!(bodies, ["before", "after"]);
 }
+
+/// What an account sets off in its rooms goes on after a crash.
+#[tokio::test]
+async fn profile_changes_and_departures_are_taken_up_again() {
+    const ROOMS: usize = 30;
+    let mut server = Server::start_with("").await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let mut rooms = Vec::new();
+    for _ in 0..ROOMS {
+        let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+        bob.join(&room).await.ok();
+        rooms.push(room);
+    }
+    let since = alice.token_of_sync().await;
+    let name = format!("/_matrix/client/v3/profile/{}/displayname", tests::segment(&bob.user_id));
+    bob.put(&name, &json!({ "displayname": "Robert" })).await.ok();
+    server.kill();
+    server.restart().await;
+    until_everywhere(&alice, &bob, &rooms, &since, |member| member["displayname"] == "Robert").await;
+
+    let deactivation = json!({ "erase": false });
+    bob.with_password(Method::POST, "/_matrix/client/v3/account/deactivate", deactivation).await.ok();
+    server.kill();
+    server.restart().await;
+    until_everywhere(&alice, &bob, &rooms, &since, |member| member["membership"] == "leave").await;
+    // What is done is not done again.
+    let before = alice.token_of_sync().await;
+    server.stop().await;
+    server.restart().await;
+    let after = alice.sync(&format!("since={before}&timeout=0")).await;
+    assert!(after["rooms"]["join"].is_null(), "{after}");
+}
+
+/// Waits until a user's membership events in all rooms are as wanted.
+async fn until_everywhere(
+    observer: &Client,
+    user: &Client,
+    rooms: &[String],
+    since: &str,
+    is_it: impl Fn(&Value) -> bool,
+) {
+    let mut since = since.to_owned();
+    for _ in 0..60 {
+        let mut missing = 0;
+        for room in rooms {
+            let member = observer.state(room, "m.room.member", &user.user_id).await.ok();
+            missing += usize::from(!is_it(&member));
+        }
+        if missing == 0 {
+            return;
+        }
+        let next = observer.sync(&format!("since={since}&timeout=1000")).await;
+        next["next_batch"].as_str().unwrap().clone_into(&mut since);
+    }
+    panic!("some rooms were not told");
+}

@@ -20,9 +20,9 @@ use storage::{
 };
 
 use super::{
-    Backfill, MembershipAction, MembershipChange, Published, Receipt, Receipts, Receive, Received,
-    RelatedCache, RoomActor, RoomError, RoomMessage, RoomShared, RoomSnapshot, Send, StoredEvent, Typing,
-    change::txn_key,
+    Backfill, Erasures, MembershipAction, MembershipChange, Published, Receipt, Receipts, Receive, Received,
+    RelatedCache, RoomActor, RoomError, RoomMessage, RoomShared, RoomSnapshot, RoomStore, Send, StoredEvent,
+    Typing, change::txn_key,
 };
 use crate::{directory::Handle, hub::Hub};
 
@@ -221,6 +221,16 @@ impl RoomHandle {
     /// The active sessions.
     pub(super) fn hub(&self) -> &Hub {
         &self.shared.hub
+    }
+
+    /// The users whose messages newcomers get redacted.
+    pub(super) fn erasures(&self) -> &Erasures {
+        &self.shared.erasures
+    }
+
+    /// Events and state, cached.
+    pub(crate) fn store(&self) -> &RoomStore {
+        &self.shared.store
     }
 
     /// The store, for the reads of this module.

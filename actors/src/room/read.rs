@@ -164,7 +164,8 @@ impl RoomHandle {
                 _ => self.server_may_see(server, event.before).await?,
             };
             last = Some((event.before, may_see));
-            if may_see || event.pdu.state_key().is_some() {
+            let is_public = may_see || event.pdu.state_key().is_some();
+            if is_public && !self.is_erased_for_server(server, &event).await? {
                 shown.push(event);
             } else {
                 shown.push(self.redacted(&event)?);
@@ -189,6 +190,16 @@ impl RoomHandle {
                 .is_some_and(|user| user.server_name() == server);
             is_theirs && wanted.contains(&membership_of(&event.pdu).as_str())
         }))
+    }
+
+    /// A user's presence in a state.
+    pub(super) async fn presence_at(
+        &self,
+        root: StateRoot,
+        user_id: &UserId,
+        sights: &mut Sights,
+    ) -> Result<Presence, RoomError> {
+        Ok(self.sight(root, user_id, sights).await?.presence())
     }
 
     async fn sight(
@@ -268,6 +279,8 @@ impl RoomHandle {
         room_id: RoomIdField,
         is_nested: bool,
     ) -> Result<Vec<Box<RawValue>>, RoomError> {
+        let erased = self.erased_for(events, viewer).await?;
+        let events = erased.as_deref().unwrap_or(events);
         let related = self.related(events).await?;
         let bundles = self.bundles(events, viewer, room_id, is_nested).await?;
         let now_ms = self.now_ms();

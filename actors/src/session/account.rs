@@ -11,7 +11,7 @@ use storage::{
 
 use super::{
     AuthenticationFailure, LoggedIn, OpenIdKey, Profile, Requester, SessionChange, SessionError,
-    SessionHandle, SessionMessage, token::hash_token,
+    SessionHandle, SessionMessage, change::is_in_rooms, token::hash_token,
 };
 use crate::{env::Entropy, homeserver::Homeserver, presence::UserPresence};
 
@@ -189,7 +189,7 @@ impl Homeserver {
     ) -> Result<(), SessionError> {
         let session = self.session(user_id).await?;
         session.change(SessionChange::SetProfileField(name.to_owned(), value.map(Into::into))).await?;
-        if ["displayname", "avatar_url"].contains(&name) {
+        if is_in_rooms(name) {
             self.tell_rooms_of_profile(&session);
         }
         Ok(())

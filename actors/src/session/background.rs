@@ -1,6 +1,9 @@
 //! What accounts set off in many rooms, done behind the request that asked for it.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use dashmap::{DashMap, mapref::entry::Entry};
 use futures_util::{StreamExt, stream};
@@ -10,6 +13,7 @@ use tokio::task::JoinSet;
 
 use super::{SessionError, SessionHandle};
 use crate::{
+    effects::{Effect, may_pass},
     homeserver::Homeserver,
     room::{MembershipAction, MembershipChange, RoomError, Send},
 };
@@ -26,7 +30,7 @@ pub(super) struct Background {
 }
 
 impl Background {
-    fn spawn(&self, task: impl Future<Output = ()> + std::marker::Send + 'static) {
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + std::marker::Send + 'static) {
         let mut tasks = self.tasks.lock();
         while tasks.try_join_next().is_some() {}
         tasks.spawn(task);
@@ -88,13 +92,18 @@ impl Homeserver {
     /// Puts a user's present profile into the membership events of all joined rooms.
     ///
     /// Spec: client-server API, "Events on Change of Profile Information".
-    pub(super) fn tell_rooms_of_profile(&self, session: &SessionHandle) {
+    pub(crate) fn tell_rooms_of_profile(&self, session: &SessionHandle) {
         let background = &self.session_shared().background;
         let Some(turn) = Turn::begin(&background.profiles, session.user_id().to_owned()) else { return };
         let (homeserver, session) = (self.clone(), session.clone());
         background.spawn(async move {
             loop {
-                homeserver.tell_rooms_once(&session).await;
+                let user_id = session.user_id().as_str();
+                // Read first: who changes the profile from now on has the effect stay due.
+                let asked = homeserver.effect_due(Effect::Profile, user_id).await;
+                if homeserver.tell_rooms_once(&session).await {
+                    homeserver.effect_done(Effect::Profile, user_id, asked).await;
+                }
                 if !turn.goes_on() {
                     return;
                 }
@@ -102,15 +111,19 @@ impl Homeserver {
         });
     }
 
-    async fn tell_rooms_once(&self, session: &SessionHandle) {
+    /// Whether all rooms that can be told were told.
+    async fn tell_rooms_once(&self, session: &SessionHandle) -> bool {
+        let is_all = AtomicBool::new(true);
         let joined = session.view().rooms().into_iter().filter(|(_, entry)| entry.is_joined());
         stream::iter(joined)
             .for_each_concurrent(ROOMS_AT_ONCE, async |(room_id, _)| {
                 if let Err(error) = self.tell_room_of_profile(session, &room_id).await {
                     tracing::warn!(room.id = %room_id, %error, "a room was not told of a profile change");
+                    is_all.fetch_and(!may_pass(&error), Ordering::Relaxed);
                 }
             })
             .await;
+        is_all.into_inner()
     }
 
     async fn tell_room_of_profile(
@@ -133,9 +146,11 @@ impl Homeserver {
     }
 
     /// Takes a user out of all rooms, and back from invites and knocks.
-    pub(super) fn leave_all_rooms(&self, session: SessionHandle) {
+    pub(crate) fn leave_all_rooms(&self, session: SessionHandle) {
         let homeserver = self.clone();
         self.session_shared().background.spawn(async move {
+            let is_all = AtomicBool::new(true);
+            let asked = homeserver.effect_due(Effect::Departure, session.user_id().as_str()).await;
             let inside = session
                 .view()
                 .rooms()
@@ -153,9 +168,13 @@ impl Homeserver {
                     let left = async { homeserver.room(&room_id).await?.change_membership(leave).await };
                     if let Err(error) = left.await {
                         tracing::warn!(room.id = %room_id, %error, "a deactivated user did not leave a room");
+                        is_all.fetch_and(!may_pass(&error), Ordering::Relaxed);
                     }
                 })
                 .await;
+            if is_all.into_inner() {
+                homeserver.effect_done(Effect::Departure, session.user_id().as_str(), asked).await;
+            }
         });
     }
 

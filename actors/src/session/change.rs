@@ -27,7 +27,7 @@ use super::{
     sliding::ConnectionKey,
     tags,
 };
-use crate::room::Receipt;
+use crate::{effects::Effect, room::Receipt};
 
 /// What a session is asked to change.
 #[derive(Clone, Debug)]
@@ -163,6 +163,8 @@ pub(super) struct Draft {
     pub(super) rooms: Vec<OwnedRoomId>,
     /// Whether the part of `/sync` outside rooms changes.
     pub(super) is_news: bool,
+    /// Whether the user asks for the erasure of what they sent.
+    pub(super) is_erasure: bool,
     /// Whether the user's pushers change.
     pub(super) pushers_changed: bool,
     /// What those who share rooms are to hear of the user's devices.
@@ -181,6 +183,7 @@ impl Draft {
             revoked: Vec::new(),
             rooms: Vec::new(),
             is_news: false,
+            is_erasure: false,
             pushers_changed: false,
             list_change: None,
             now,
@@ -316,6 +319,9 @@ impl Draft {
 
     fn set_profile_field(&mut self, name: String, value: Option<Arc<RawValue>>) -> Result<(), SessionError> {
         let key = (self.user_id().clone(), name.clone());
+        if is_in_rooms(&name) {
+            self.ask_for(Effect::Profile);
+        }
         if let Some(value) = value {
             profile::check(&name, &value)?;
             self.batch.put(&schema::PROFILES, &key, &value.get().to_owned());
@@ -345,6 +351,12 @@ impl Draft {
         self.rooms.extend(room_id.clone());
         self.data.set_account_data(room_id, kind, content, position);
         Ok(())
+    }
+
+    /// Notes what the change is to bring about in rooms, in the same batch.
+    pub(super) fn ask_for(&mut self, effect: Effect) {
+        let position = self.position();
+        self.batch.put(&schema::EFFECTS, &effect.key(self.data.user_id.as_str()), &position);
     }
 
     fn store_account_data(
@@ -388,6 +400,11 @@ impl Draft {
         self.data.private_receipts.insert(key, receipt);
         self.rooms.push(room_id);
     }
+}
+
+/// Whether a profile field is part of membership events.
+pub(super) fn is_in_rooms(name: &str) -> bool {
+    ["displayname", "avatar_url"].contains(&name)
 }
 
 /// The type of the account data that holds a room's fully-read marker.

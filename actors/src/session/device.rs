@@ -9,7 +9,7 @@ use ruma::{DeviceId, MilliSecondsSinceUnixEpoch, OwnedDeviceId};
 use storage::schema::{self, AccountRecord, DeviceRecord, TokenHash, TokenKind, TokenRecord};
 
 use super::{LogOut, SessionError, change::Draft, token::hash_token};
-use crate::env::Entropy;
+use crate::{effects::Effect, env::Entropy};
 
 /// A login on a device, new or known.
 #[derive(Clone, Debug, Default)]
@@ -247,6 +247,12 @@ impl Draft {
             account.is_deactivated = true;
             account.is_erased |= erase;
         });
+        self.ask_for(Effect::Departure);
+        if erase {
+            let position = self.position();
+            self.batch.put(&schema::ERASED_USERS, &self.data.user_id, &position);
+            self.is_erasure = true;
+        }
         self.delete_devices(&self.device_ids());
         for (name, _) in std::mem::take(&mut self.data.profile.fields) {
             self.batch.delete(&schema::PROFILES, &(self.data.user_id.clone(), name));

@@ -183,6 +183,8 @@ impl Pass<'_> {
         let filter = &self.request.filter;
         let rendered = match filter.event_format {
             EventFormat::Federation => {
+                let erased = room.erased_for(events, &self.viewer()).await?;
+                let events = erased.as_deref().unwrap_or(events);
                 events.iter().map(|event| client::federation_event(&event.pdu)).collect()
             }
             _ => room.render(events, &self.viewer(), RoomIdField::Absent).await?,

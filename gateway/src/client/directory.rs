@@ -2,7 +2,12 @@
 //!
 //! Spec: client-server API, "Room aliases" and "Published room directory".
 
-use actors::{aliases::PublicRoom, room::RoomError};
+use std::{cmp::Reverse, ops::Range};
+
+use actors::{
+    aliases::{Place, PublicRoom},
+    room::RoomError,
+};
 use axum::{
     Json,
     extract::State,
@@ -10,7 +15,7 @@ use axum::{
 };
 use http::StatusCode;
 use ruma::{
-    RoomAliasId, ServerName, UInt,
+    OwnedRoomId, RoomAliasId, RoomId, ServerName, UInt,
     api::client::{
         alias::{create_alias, delete_alias, get_alias},
         directory::{get_public_rooms, get_public_rooms_filtered, get_room_visibility, set_room_visibility},
@@ -169,26 +174,64 @@ pub struct PublicRooms {
     total_room_count_estimate: UInt,
 }
 
-/// A page of the directory; its token is the number of rooms before it.
+/// Where a page begins or ends: a place in the directory, which stays where it is while rooms come, grow and go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Since {
+    /// The page holds what comes after this place.
+    After(u64, OwnedRoomId),
+    /// The page ends before this place.
+    Before(u64, OwnedRoomId),
+}
+
+impl Since {
+    fn parse(token: &str) -> Option<Self> {
+        let (joined, room_id) = token.get(1..)?.split_once('_')?;
+        let (joined, room_id) = (joined.parse().ok()?, RoomId::parse(room_id).ok()?);
+        match token.as_bytes().first()? {
+            b'n' => Some(Self::After(joined, room_id)),
+            b'p' => Some(Self::Before(joined, room_id)),
+            _ => None,
+        }
+    }
+
+    /// The places of the rooms on the page, among all rooms in their order.
+    fn page(&self, rooms: &[PublicRoom], limit: usize) -> Range<usize> {
+        let first_not =
+            |is_before: &dyn Fn(Place<'_>) -> bool| rooms.partition_point(|room| is_before(room.place()));
+        match self {
+            Self::After(joined, room_id) => {
+                let start = first_not(&|place| place <= (Reverse(*joined), room_id));
+                start..rooms.len().min(start + limit)
+            }
+            Self::Before(joined, room_id) => {
+                let end = first_not(&|place| place < (Reverse(*joined), room_id));
+                end.saturating_sub(limit)..end
+            }
+        }
+    }
+}
+
+/// A page of the directory.
 pub async fn page(
     app: &App,
     filter: &Filter,
     since: Option<&str>,
     limit: Option<UInt>,
 ) -> ApiResult<PublicRooms> {
-    let invalid = |_| ApiError::invalid_param("since is not a token of this directory");
-    let start: usize = since.map_or(Ok(0), |since| since.trim_start_matches('p').parse().map_err(invalid))?;
+    let invalid = || ApiError::invalid_param("since is not a token of this directory");
+    let since = since.filter(|since| !since.is_empty());
+    let since = since.map(|since| Since::parse(since).ok_or_else(invalid)).transpose()?;
     let limit = limit.and_then(|limit| usize::try_from(u64::from(limit)).ok()).unwrap_or(PAGE_MAX);
     let limit = limit.clamp(1, PAGE_MAX);
     let rooms = app.homeserver().public_rooms(|room| passes(filter, room)).await?;
-    let total = rooms.len();
-    let chunk: Vec<_> = rooms.into_iter().skip(start).take(limit).map(chunk).collect();
-    let end = start + chunk.len();
+    let range = since.map_or(0..rooms.len().min(limit), |since| since.page(&rooms, limit));
+    let token = |letter: char, room: &PublicRoom| format!("{letter}{}_{}", room.joined, room.room_id);
+    let has_more = range.end < rooms.len();
     Ok(PublicRooms {
-        next_batch: (end < total).then(|| format!("p{end}")),
-        prev_batch: (start > 0).then(|| format!("p{}", start.saturating_sub(limit))),
-        chunk,
-        total_room_count_estimate: UInt::new_saturating(total as u64),
+        next_batch: rooms[range.clone()].last().filter(|_| has_more).map(|last| token('n', last)),
+        prev_batch: rooms[range.clone()].first().filter(|_| range.start > 0).map(|first| token('p', first)),
+        total_room_count_estimate: UInt::new_saturating(rooms.len() as u64),
+        chunk: rooms.into_iter().skip(range.start).take(range.len()).map(chunk).collect(),
     })
 }
 
@@ -221,4 +264,41 @@ fn chunk(room: PublicRoom) -> PublicRoomsChunk {
     chunk.join_rule = room.join_rule.into();
     chunk.room_type = room.room_type.map(RoomType::from);
     chunk
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn room(joined: u64, name: &str) -> PublicRoom {
+        PublicRoom {
+            room_id: RoomId::parse(format!("!{name}:example.org")).unwrap(),
+            name: None,
+            topic: None,
+            canonical_alias: None,
+            avatar_url: None,
+            join_rule: "public".to_owned(),
+            room_type: None,
+            joined,
+            world_readable: false,
+            guest_can_join: false,
+        }
+    }
+
+    #[test]
+    fn a_page_goes_on_where_the_last_one_ended_whatever_happens_in_between() {
+        let rooms = [room(9, "a"), room(5, "b"), room(5, "c"), room(1, "d")];
+        let page = |rooms: &[PublicRoom], token: &str, limit| Since::parse(token).unwrap().page(rooms, limit);
+        assert_eq!(page(&rooms, "n5_!b:example.org", 10), 2..4);
+        assert_eq!(page(&rooms, "p5_!c:example.org", 1), 1..2);
+        assert_eq!(page(&rooms, "p9_!a:example.org", 5), 0..0);
+        // The room that the last page ended with is gone, and a larger one is new.
+        let later = [room(20, "e"), room(9, "a"), room(5, "c"), room(1, "d")];
+        assert_eq!(page(&later, "n5_!b:example.org", 10), 2..4);
+        assert_eq!(page(&later, "p5_!b:example.org", 10), 0..2);
+        for bad in ["", "p", "n5", "7", "nx_!b:example.org", "n5_b", "x5_!b:example.org", "é5_!b:example.org"]
+        {
+            assert_eq!(Since::parse(bad), None, "{bad}");
+        }
+    }
 }

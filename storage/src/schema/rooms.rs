@@ -6,8 +6,8 @@ use engine::{
     state::{Salt, StateRoot},
 };
 use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId,
-    RoomVersionId,
+    MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedEventId, OwnedRoomAliasId, OwnedRoomId, OwnedServerName,
+    OwnedUserId, RoomVersionId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -108,6 +108,33 @@ pub struct RelationRecord {
     pub sent_ms: u64,
     /// Whether by itself it could replace a message: it has no state key, and brings a new content.
     pub can_replace: bool,
+}
+
+/// What everyone may know of a room, by one of its states.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublicFaceRecord {
+    /// The state.
+    pub root: StateRoot,
+    /// Its name.
+    pub name: Option<String>,
+    /// Its topic.
+    pub topic: Option<String>,
+    /// Its main alias.
+    pub canonical_alias: Option<OwnedRoomAliasId>,
+    /// Its avatar.
+    pub avatar_url: Option<String>,
+    /// How to join it.
+    pub join_rule: String,
+    /// The type of its create event.
+    pub room_type: Option<String>,
+    /// Whether it can be read without joining.
+    pub world_readable: bool,
+    /// Whether guests may join.
+    pub guest_can_join: bool,
+}
+
+impl Record for PublicFaceRecord {
+    const VERSION: u8 = 1;
 }
 
 /// How far a room's members are known to the user directory.

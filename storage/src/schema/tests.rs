@@ -188,6 +188,17 @@ fn media_rows() -> Vec<String> {
 }
 
 fn room_rows() -> Vec<String> {
+    let face = PublicFaceRecord {
+        root: StateRoot::default(),
+        name: Some("tea".to_owned()),
+        topic: None,
+        canonical_alias: Some(owned_room_alias_id!("#tea:example.org")),
+        avatar_url: None,
+        join_rule: "public".to_owned(),
+        room_type: None,
+        world_readable: true,
+        guest_can_join: false,
+    };
     let room_id = owned_room_id!("!room:example.org");
     let alias = owned_room_alias_id!("#tea:example.org");
     let event_id = owned_event_id!("$event");
@@ -222,6 +233,9 @@ fn room_rows() -> Vec<String> {
         row(&ROOM_ALIASES, &(room_id.clone(), alias), &()),
         row(&PUBLIC_ROOMS, &room_id, &()),
         row(&EVENTS_BY_TIME, &(ROOM, 1_000_000, EVENT), &()),
+        row(&EFFECTS, &("profile".to_owned(), "@alice:example.org".to_owned()), &Position(5)),
+        row(&ERASED_USERS, &alice(), &Position(5)),
+        row(&PUBLIC_FACES, &ROOM, &face),
         row(&RELATIONS, &(ROOM, event_id.clone(), "m.thread".to_owned(), INDEX), &relation_record()),
         row(&ANNOTATIONS, &(ROOM, event_id.clone(), alice(), [3; 32]), &EVENT),
         row(&THREADS, &(ROOM, INDEX), &event_id),

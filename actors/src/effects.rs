@@ -1,0 +1,172 @@
+//! What changes of accounts and rooms have yet to bring about in rooms, and survives a crash.
+//!
+//! The change itself stores a row of `EFFECTS` in its batch. Whoever has brought the effect about deletes the row,
+//! unless it was asked for again meanwhile; what is left is taken up when the server starts.
+
+use std::sync::Arc;
+
+use engine::id::Position;
+use ruma::{OwnedRoomId, RoomId, UserId};
+use storage::{Batch, CommitError, Direction, KeyRange, StoreError, schema};
+use tokio::sync::mpsc;
+
+use crate::{
+    homeserver::{Homeserver, WeakHomeserver},
+    room::{MembershipAction, MembershipChange, RoomError, content_string, membership_of},
+};
+
+/// An effect that is yet to come about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// A user's rooms are to be told of the profile.
+    Profile,
+    /// A deactivated user is to leave all rooms.
+    Departure,
+    /// Guests are to leave a room.
+    Guests,
+}
+
+impl Effect {
+    /// The key of its row, which it shares with nobody else's.
+    pub(crate) fn key(self, subject: &str) -> (String, String) {
+        let kind = match self {
+            Self::Profile => "profile",
+            Self::Departure => "departure",
+            Self::Guests => "guests",
+        };
+        (kind.to_owned(), subject.to_owned())
+    }
+}
+
+/// Whether an error may be gone the next time, so that the effect is not given up.
+pub(crate) fn may_pass(error: &RoomError) -> bool {
+    matches!(
+        error,
+        RoomError::Busy { .. }
+            | RoomError::Read(_)
+            | RoomError::Commit(_)
+            | RoomError::Crashed
+            | RoomError::TimedOut
+            | RoomError::Activate(_)
+            | RoomError::Remote(_)
+    )
+}
+
+impl Homeserver {
+    /// Takes up, in the background, what was under way when the server stopped.
+    pub(crate) async fn resume_effects(&self) -> Result<(), StoreError> {
+        let all = KeyRange::all();
+        let rows = self.storage().range(&schema::EFFECTS, all, Direction::Ascending, usize::MAX).await?;
+        for ((kind, subject), _) in rows {
+            if kind == "guests" {
+                match OwnedRoomId::try_from(subject) {
+                    Ok(room_id) => self.remove_guests(room_id),
+                    Err(error) => tracing::error!(%error, "an effect names no room"),
+                }
+                continue;
+            }
+            let session = match <&UserId>::try_from(subject.as_str()) {
+                Ok(user_id) => self.session(user_id).await,
+                Err(error) => {
+                    tracing::error!(%error, "an effect names no user");
+                    continue;
+                }
+            };
+            match (kind.as_str(), session) {
+                ("profile", Ok(session)) => self.tell_rooms_of_profile(&session),
+                ("departure", Ok(session)) => self.leave_all_rooms(session),
+                (_, Ok(_)) => tracing::error!(kind, "an effect is of no known kind"),
+                (_, Err(error)) => tracing::error!(user.id = subject, %error, "an effect is left for later"),
+            }
+        }
+        Ok(())
+    }
+
+    /// When an effect was last asked for, if it has not come about.
+    pub(crate) async fn effect_due(&self, effect: Effect, subject: &str) -> Option<Position> {
+        let row = self.storage().get(&schema::EFFECTS, &effect.key(subject)).await;
+        row.unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot read which effects are due");
+            None
+        })
+    }
+
+    /// Notes that an effect has come about as it was asked for at a position.
+    pub(crate) async fn effect_done(&self, effect: Effect, subject: &str, asked: Option<Position>) {
+        let Some(asked) = asked else { return };
+        let key = effect.key(subject);
+        let mut batch = Batch::new();
+        batch.expect(&schema::EFFECTS, &key, &asked).delete(&schema::EFFECTS, &key);
+        match self.storage().commit(batch).await {
+            // Asked for again meanwhile: it is not done.
+            Ok(()) | Err(CommitError::Refused(_)) => {}
+            Err(error) => tracing::error!(%error, "an effect will come about again after the next start"),
+        }
+    }
+
+    /// Takes guests out of a room that lets none in any more, in the background.
+    ///
+    /// Spec: client-server API, "Guest Access", server behaviour.
+    pub(crate) fn remove_guests(&self, room_id: OwnedRoomId) {
+        let homeserver = self.clone();
+        self.session_shared().spawn(async move {
+            let asked = homeserver.effect_due(Effect::Guests, room_id.as_str()).await;
+            match homeserver.remove_guests_once(&room_id).await {
+                Err(error) if may_pass(&error) => {
+                    tracing::error!(room.id = %room_id, %error, "guests are still in a room that lets none in");
+                }
+                Err(error) => {
+                    tracing::warn!(room.id = %room_id, %error, "guests were not taken out of a room");
+                    homeserver.effect_done(Effect::Guests, room_id.as_str(), asked).await;
+                }
+                Ok(()) => homeserver.effect_done(Effect::Guests, room_id.as_str(), asked).await,
+            }
+        });
+    }
+
+    async fn remove_guests_once(&self, room_id: &RoomId) -> Result<(), RoomError> {
+        let room = self.room(room_id).await?;
+        let guest_access = room.current("m.room.guest_access", "").await?;
+        let guest_access = guest_access.and_then(|event| content_string(&event.pdu, "guest_access"));
+        if guest_access.as_deref() == Some("can_join") {
+            return Ok(());
+        }
+        for member in room.state(room.snapshot().head.root, Some("m.room.member")).await? {
+            let user = member.pdu.state_key().and_then(|user| UserId::parse(user).ok());
+            let Some(user) = user.filter(|user| user.server_name() == self.server_name()) else { continue };
+            if membership_of(&member.pdu) != "join" {
+                continue;
+            }
+            let account = self.storage().get(&schema::ACCOUNTS, &user).await.map_err(RoomError::from)?;
+            if account.is_some_and(|account| account.is_guest) {
+                let action = MembershipAction::Leave;
+                let content = serde_json::Map::new();
+                let leave = MembershipChange { sender: user.clone(), target: user, action, content };
+                room.change_membership(leave).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes guests out of rooms that close to them, as long as the server lives.
+pub(crate) async fn follow_guest_access(
+    server: WeakHomeserver,
+    mut closed: mpsc::UnboundedReceiver<OwnedRoomId>,
+) {
+    while let Some(room_id) = closed.recv().await {
+        let Some(server) = server.upgrade() else { return };
+        server.remove_guests(room_id);
+    }
+}
+
+/// Where rooms tell that they close to guests.
+pub(crate) type ClosedRooms = mpsc::UnboundedSender<OwnedRoomId>;
+
+/// Whether an event may have closed a room to guests: the first one of its kind closes nothing.
+pub(crate) fn closes_to_guests(event: &Arc<crate::room::StoredEvent>) -> bool {
+    event.pdu.kind() == "m.room.guest_access"
+        && event.pdu.state_key() == Some("")
+        && event.replaces.is_some()
+        && content_string(&event.pdu, "guest_access").as_deref() != Some("can_join")
+}
