@@ -29,7 +29,9 @@ use crate::{
     hub::Hub,
     media::{MediaConfig, MediaRepository},
     metrics::{ActorClasses, Metrics},
+    notices::NoticeConfig,
     push::{PushGateway, Pushing},
+    retention::{Retention, RetentionConfig},
     room::{
         Create, Erasures, MembershipAction, MembershipChange, RoomActor, RoomError, RoomHandle, RoomShared,
         RoomStore, allowed_rooms,
@@ -69,6 +71,10 @@ pub struct HomeserverConfig {
 pub struct ConversationConfig {
     /// The longest delay of an event; zero delays none.
     pub delay_max: Duration,
+    /// Who sends notices of the server; none if nobody does.
+    pub notices: Option<NoticeConfig>,
+    /// How long messages are kept.
+    pub retention: RetentionConfig,
 }
 
 /// A running server. Cloning shares it.
@@ -104,6 +110,8 @@ struct Inner {
     metrics: Metrics,
     delayed: DelayedEvents,
     pushing: Pushing,
+    retention: Retention,
+    conversation: ConversationConfig,
 }
 
 impl Homeserver {
@@ -169,6 +177,8 @@ impl Homeserver {
             metrics,
             delayed: DelayedEvents::new(config.conversation.delay_max),
             pushing: Pushing::new(config.push),
+            retention: Retention::new(),
+            conversation: config.conversation,
         }));
         homeserver.0.pushing.start(&homeserver).await;
         tokio::spawn(effects::follow_guest_access(homeserver.downgrade(), closed));
@@ -185,6 +195,7 @@ impl Homeserver {
                 tracing::error!(%error, "cannot take up what was under way before the restart");
             }
         });
+        self.0.retention.start(self);
         if let Some(federation) = self.federation() {
             federation.run(self);
             let homeserver = self.clone();
@@ -252,6 +263,16 @@ impl Homeserver {
     /// The store, for the modules of this crate.
     pub(crate) fn storage(&self) -> &Storage {
         &self.0.storage
+    }
+
+    /// What this server does in rooms on its own.
+    pub(crate) fn conversation(&self) -> &ConversationConfig {
+        &self.0.conversation
+    }
+
+    /// The task that purges old messages.
+    pub(crate) fn retention(&self) -> &Retention {
+        &self.0.retention
     }
 
     /// Events that are sent later.
@@ -485,6 +506,7 @@ impl Homeserver {
     pub async fn shutdown(&self) {
         self.0.delayed.stop().await;
         self.0.pushing.stop().await;
+        self.0.retention.stop().await;
         self.0.session_shared.finish_background().await;
         self.0.sessions.drain_all().await;
         self.0.rooms.drain_all().await;

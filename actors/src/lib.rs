@@ -15,6 +15,7 @@ pub mod homeserver;
 pub mod hub;
 pub mod media;
 pub mod metrics;
+pub mod notices;
 mod passivation;
 /// What the hand-over synchronises with; `tests/passivation.rs` puts loom's in their place.
 mod primitives {
@@ -22,6 +23,7 @@ mod primitives {
 }
 pub mod presence;
 pub mod push;
+pub mod retention;
 pub mod room;
 pub mod session;
 pub mod sliding_sync;

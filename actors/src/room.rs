@@ -26,6 +26,7 @@ mod merge;
 mod page;
 mod partial;
 mod permission;
+mod purge;
 mod read;
 mod receive;
 mod related;
@@ -63,6 +64,7 @@ pub use self::{
     membership::{MembershipAction, MembershipChange},
     page::{Page, PageDirection, PageQuery},
     partial::Complete,
+    purge::{PurgeCursor, Purged},
     read::{Access, Viewer},
     receive::{Receive, Received},
     related::{RECURSION_DEPTH, RelatedCache, RelationQuery},
@@ -160,6 +162,8 @@ pub enum RoomMessage {
     Complete(Box<Complete>, RpcReplyPort<Result<(), RoomError>>),
     /// Note a local user's membership in a room that this server is not in.
     Outside(Box<Outside>, RpcReplyPort<Result<(), RoomError>>),
+    /// Let go of messages that were sent before a time, from a place on.
+    Purge(u64, Option<PurgeCursor>, RpcReplyPort<Result<Purged, RoomError>>),
     /// Hide the room from a user who has left it.
     Forget(OwnedUserId, RpcReplyPort<Result<(), RoomError>>),
     /// Set a public receipt of a local user.
@@ -301,6 +305,7 @@ impl Empty {
             RoomMessage::Prepare(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
             RoomMessage::Receive(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
             RoomMessage::Backfill(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
+            RoomMessage::Purge(_, _, reply) => drop(reply.send(Err(RoomError::NotFound))),
             RoomMessage::Send(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
             RoomMessage::Membership(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
             RoomMessage::Outliers(_, reply)
@@ -422,6 +427,11 @@ impl ActiveRoom {
                 } else {
                     self.outside(&mut change, *outside).await
                 };
+                self.conclude(myself, change, outcome, reply);
+            }
+            RoomMessage::Purge(before_ms, from, reply) => {
+                let mut change = Change::new(self);
+                let outcome = self.purge(&mut change, before_ms, from).await;
                 self.conclude(myself, change, outcome, reply);
             }
             RoomMessage::Forget(user, reply) => self.forget(user, reply).await,

@@ -15,6 +15,7 @@ pub mod request;
 mod required;
 mod response;
 mod room;
+pub mod stable;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -271,7 +272,8 @@ impl Turn<'_> {
             let since = sent.map(|sent| sent.upto.or(self.since()).unwrap_or_default());
             match self.room(room, sent, since, &mut told).await {
                 Ok(result) => {
-                    if let Some(result) = result {
+                    if let Some(mut result) = result {
+                        result.lists.clone_from(&room.lists);
                         response.rooms.insert(room.room_id.clone(), result);
                     }
                     known.insert(room.entry.room, since);

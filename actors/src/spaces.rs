@@ -226,6 +226,32 @@ impl Homeserver {
         Ok(Some(SpaceRoom { summary, children }))
     }
 
+    /// What a room is, and the user's membership in it, if the user may know of it; else it is as if it did not exist.
+    ///
+    /// Of a room that this server is not in, others are asked: those that are named first.
+    ///
+    /// Spec: client-server API, `GET /_matrix/client/v1/room_summary/{roomIdOrAlias}`.
+    pub async fn room_summary(
+        &self,
+        user_id: &UserId,
+        room_id: &RoomId,
+        via: &[OwnedServerName],
+    ) -> Result<(RoomSummary, String), RoomError> {
+        let summary = if let Some(room) = self.local_space_room(room_id, false).await? {
+            Some(room.summary)
+        } else {
+            let ways = self.ways_in(user_id, room_id, via).await?;
+            let told = RemoteSpaces::hierarchy(self, room_id, &ways, false).await;
+            told.map(|told| told.room.summary.clone())
+        };
+        let summary = summary.ok_or(RoomError::NotFound)?;
+        if !self.may_know(user_id, &summary).await? {
+            return Err(RoomError::NotFound);
+        }
+        let membership = self.membership(user_id, room_id).await?;
+        Ok((summary, membership.unwrap_or_else(|| "leave".to_owned())))
+    }
+
     /// Whether a user may know what a room is: they are in it, may read it, or may ask to be let in.
     ///
     /// Spec: client-server API, `GET /_matrix/client/v1/rooms/{roomId}/hierarchy`.

@@ -113,6 +113,10 @@ section! {
         media: Media = Media::default(),
         /// Events that are sent later.
         delayed_events: DelayedEvents = DelayedEvents::default(),
+        /// What the server says to its users.
+        server_notices: ServerNotices = ServerNotices::default(),
+        /// How long messages are kept.
+        retention: Retention = Retention::default(),
         /// The TURN server for calls.
         turn: Turn = Turn::default(),
         /// Push notifications.
@@ -288,6 +292,34 @@ section! {
     DelayedEvents {
         /// The longest delay; zero delays none.
         max_delay: Span = Span::from_secs(24 * 3600),
+    }
+}
+section! {
+    /// `[server_notices]`
+    ServerNotices {
+        /// The name of the user who sends notices; none sends none.
+        user: Option<String> = None,
+        /// The display name of that user.
+        display_name: String = "Server notices".to_owned(),
+        /// The avatar of that user.
+        avatar_url: Option<String> = None,
+        /// The name of the rooms for notices.
+        room_name: String = "Server notices".to_owned(),
+    }
+}
+section! {
+    /// `[retention]`
+    Retention {
+        /// Whether old messages are purged at all.
+        enabled: bool = false,
+        /// How long messages are kept in rooms that say nothing of it.
+        default_lifetime: Option<Span> = None,
+        /// Rooms cannot have messages kept for less.
+        min_lifetime: Option<Span> = None,
+        /// Rooms cannot have messages kept for longer.
+        max_lifetime: Option<Span> = None,
+        /// How often old messages are looked for.
+        interval: Span = Span::from_secs(3600),
     }
 }
 section! {

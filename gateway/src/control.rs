@@ -21,6 +21,7 @@ use tokio::{
 use crate::{
     app::App,
     media::{self, MediaCommand},
+    notices::{self, NoticeCommand},
     serve::{self, Options},
     users::{self, UserRequest},
 };
@@ -41,6 +42,8 @@ pub enum Request {
     User(UserRequest),
     /// Something about media.
     Media(MediaCommand),
+    /// Something to tell users.
+    Notice(NoticeCommand),
 }
 
 /// What a command leads to: lines to print, or what went wrong.
@@ -109,6 +112,7 @@ async fn execute(app: &App, request: Request) -> Answer {
     match request {
         Request::User(request) => users::execute(app, request).await,
         Request::Media(command) => media::execute(app, command).await,
+        Request::Notice(command) => notices::execute(app, command).await,
     }
 }
 

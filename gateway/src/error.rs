@@ -156,6 +156,9 @@ impl From<RoomError> for ApiError {
                 Self::forbidden(message)
             }
             RoomError::InviteBlocked => Self::new(StatusCode::FORBIDDEN, "M_INVITE_BLOCKED", message),
+            RoomError::NoticeRoom => {
+                Self::new(StatusCode::FORBIDDEN, "M_CANNOT_LEAVE_SERVER_NOTICE_ROOM", message)
+            }
             RoomError::Suspended => Self::suspended(),
             RoomError::Invalid(_) => Self::invalid_param(message),
             RoomError::Pdu(PduError::TooLarge(_)) => {

@@ -4,6 +4,8 @@
 
 use http::Method;
 
+use crate::router::STABLE_SLIDING_SYNC;
+
 /// The routes that guests may use: those of the specification, and what a client cannot do without.
 const ROUTES: [(Method, &str); 29] = [
     (Method::GET, "/account/whoami"),
@@ -49,6 +51,9 @@ const ROUTES_V1: [&str; 3] = [
 pub fn may(method: &Method, route: &str) -> bool {
     if let Some(route) = route.strip_prefix("/_matrix/client/v1") {
         return *method == Method::GET && ROUTES_V1.contains(&route);
+    }
+    if route == STABLE_SLIDING_SYNC {
+        return *method == Method::POST;
     }
     let Some(route) = route.strip_prefix("/_matrix/client/v3") else { return false };
     let is_state = route.starts_with("/rooms/{room}/state/") && [Method::GET, Method::PUT].contains(method);

@@ -16,6 +16,7 @@ pub mod federation;
 pub mod guests;
 pub mod media;
 pub mod metrics;
+pub mod notices;
 pub mod outbound;
 pub mod password;
 pub mod rate_limit;

@@ -9,6 +9,7 @@ use gateway::{
     config::{Config, Flags},
     control::{self, Request},
     media::MediaCommand,
+    notices::NoticeCommand,
     serve::{self, Options},
     telemetry,
     users::{self, UserCommand},
@@ -63,6 +64,11 @@ enum Command {
         #[command(subcommand)]
         command: MediaCommand,
     },
+    /// Tell users something in the server's name, whether the server runs or not.
+    Notice {
+        #[command(subcommand)]
+        command: NoticeCommand,
+    },
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -93,6 +99,9 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::User { command } => runtime.block_on(users::run(Options::new(&config?), command))?,
         Command::Media { command } => {
             runtime.block_on(control::run(Options::new(&config?), Request::Media(command), false))?;
+        }
+        Command::Notice { command } => {
+            runtime.block_on(control::run(Options::new(&config?), Request::Notice(command), false))?;
         }
     }
     Ok(ExitCode::SUCCESS)

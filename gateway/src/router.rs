@@ -90,6 +90,7 @@ fn client_routes() -> Router<App> {
         .route("/rooms/{room}/threads", get(relations::threads))
         .route("/rooms/{room}/hierarchy", get(spaces::hierarchy));
     Router::new()
+        .route(STABLE_SLIDING_SYNC, post(sliding_sync::stable_sync))
         .nest("/_matrix/client/v3", v3)
         .nest("/_matrix/client/v1", v1)
         .nest("/_matrix/client/v1/media", media_routes())
@@ -128,6 +129,9 @@ fn sign_in_routes() -> Router<App> {
             get(rendezvous::read).put(rendezvous::update).delete(rendezvous::delete),
         )
 }
+
+/// Sliding sync, as it was accepted.
+pub const STABLE_SLIDING_SYNC: &str = "/_matrix/client/v4/sync";
 
 /// Sessions for signing in with a QR code, as [`alias`] spells their path.
 const RENDEZVOUS: &str = "/_matrix/client/v3/org.matrix.msc4108/rendezvous";

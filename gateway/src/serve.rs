@@ -14,6 +14,8 @@ use actors::{
     federation::FederationConfig,
     homeserver::{ConversationConfig, Homeserver, HomeserverConfig},
     media::{Contents, MediaConfig, Pages},
+    notices::NoticeConfig,
+    retention::RetentionConfig,
 };
 use anyhow::Context;
 use axum::{Router, body::Body};
@@ -186,8 +188,8 @@ impl Options {
             rooms: class(actors.room_memory),
             sessions: class(actors.session_memory),
             media: config.media.clone(),
-            conversation: ConversationConfig { delay_max: config.delayed_events.max_delay.0 },
             push: config.push.clone(),
+            conversation: conversation(config),
             password_cost: PasswordCost {
                 memory_kib: u32::try_from(config.password.argon2_memory.0 >> 10).unwrap_or(u32::MAX),
                 iterations: config.password.argon2_iterations,
@@ -233,6 +235,26 @@ fn origin_rates(limits: &config::RateLimits) -> OriginRates {
         waiting: limits.federation_waiting,
         per_second: limits.federation,
         delay: limits.federation_delay.0,
+    }
+}
+
+fn conversation(config: &Config) -> ConversationConfig {
+    let (notices, retention) = (&config.server_notices, &config.retention);
+    let span = |span: &Option<config::Span>| span.map(|span| span.0);
+    ConversationConfig {
+        delay_max: config.delayed_events.max_delay.0,
+        notices: notices.user.clone().map(|user| NoticeConfig {
+            user,
+            display_name: notices.display_name.clone(),
+            avatar_url: notices.avatar_url.clone(),
+            room_name: notices.room_name.clone(),
+        }),
+        retention: RetentionConfig {
+            every: retention.enabled.then_some(retention.interval.0),
+            default: span(&retention.default_lifetime),
+            min: span(&retention.min_lifetime),
+            max: span(&retention.max_lifetime),
+        },
     }
 }
 

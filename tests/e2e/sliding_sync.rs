@@ -465,6 +465,57 @@ async fn extensions_send_messages_to_devices_and_keys() {
 }
 
 #[tokio::test]
+async fn the_accepted_form_is_answered_in_its_own_words() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let room = alice.create_room(json!({ "preset": "public_chat", "name": "tea", "topic": "t" })).await;
+    let invite = alice.create_room(json!({ "invite": [bob.user_id] })).await;
+    bob.join(&room).await.ok();
+    let config = |limit: u32| {
+        json!({ "timeline_limit": limit, "required_state": {
+            "include": [{}],
+            "exclude": [{ "type": "m.room.topic" }, { "state_key": bob.user_id }],
+            "lazy_members": true,
+        } })
+    };
+    let mut list = config(1);
+    list["range"] = json!([0, 9]);
+    let mut body = json!({ "lists": { "all": list }, "timeout": 0, "set_presence": "offline" });
+    let path = "/_matrix/client/v4/sync";
+    let first = bob.post(path, &body).await.ok();
+    assert_eq!(first["lists"]["all"]["count"], 2);
+    let told = &first["rooms"][&room];
+    assert_eq!(
+        (&told["name"], &told["membership"], &told["lists"]),
+        (&json!("tea"), &json!("join"), &json!(["all"]))
+    );
+    assert!(told["notification_count"].is_null() && told["initial"] == true, "{told}");
+    let kinds: Vec<_> = state_keys(told).into_iter().map(|(kind, _)| kind).collect();
+    assert!(kinds.contains(&"m.room.name") && !kinds.contains(&"m.room.topic"), "{kinds:?}");
+    let told = &first["rooms"][&invite];
+    assert!(told["stripped_state"].is_array() && told["invite_state"].is_null(), "{told}");
+    body["pos"] = first["pos"].clone();
+    body["room_subscriptions"] = json!({ (room.clone()): config(5) });
+    let second = bob.post(path, &body).await.ok();
+    assert_eq!(second["rooms"][&room]["expanded_timeline"], true);
+    assert!(second["rooms"][&invite].is_null(), "{second}");
+    let page = Client::room(&room, &format!("messages?dir=b&from={}", second["pos"].as_str().unwrap()));
+    bob.get(&page).await.ok();
+    alice.say(&room, "1", "hello").await;
+    body["pos"] = second["pos"].clone();
+    body["timeout"] = json!(10_000);
+    let third = bob.post(path, &body).await.ok();
+    assert_eq!(bodies(&third["rooms"][&room]), ["hello"]);
+    body["pos"] = json!("p1_0000_1");
+    bob.post(path, &body).await.is(400, "M_UNKNOWN_POS");
+    bob.post(path, &json!({ "set_presence": "asleep" })).await.is(400, "M_INVALID_PARAM");
+    let many: serde_json::Map<_, _> = (0..101).map(|n| (format!("!{n}:localhost"), config(1))).collect();
+    bob.post(path, &json!({ "room_subscriptions": many })).await.is(400, "M_INVALID_PARAM");
+    let pairs = json!({ "lists": { "a": { "timeline_limit": 1, "required_state": [["*", "*"]] } } });
+    bob.post(path, &pairs).await.is(400, "M_BAD_JSON");
+}
+
+#[tokio::test]
 async fn sliding_sync_is_advertised() {
     let server = Server::start().await;
     let versions = server.anonymous().get("/_matrix/client/versions").await.ok();

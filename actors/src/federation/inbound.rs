@@ -644,6 +644,7 @@ pub(crate) fn is_own_trouble(error: &RoomError) -> bool {
         | RoomError::IncompatibleVersion(_)
         | RoomError::InviteBlocked
         | RoomError::Suspended
+        | RoomError::NoticeRoom
         | RoomError::Remote(_) => false,
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Spec: server-server API, "Third-party invites".
 
-use ruma::{OwnedRoomId, OwnedUserId, RoomId, ServerName};
+use ruma::{OwnedRoomId, OwnedUserId, RoomId, ServerName, UserId, api::client::membership::ThirdPartySigned};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -108,6 +108,30 @@ impl Homeserver {
             }
         }
         Ok(())
+    }
+
+    /// Has a local user invited whose third-party identifier was invited, as the identity server's signature proves.
+    ///
+    /// Spec: client-server API, `POST /_matrix/client/v3/join/{roomIdOrAlias}`, `third_party_signed`.
+    pub async fn accept_third_party_invite(
+        &self,
+        user: &UserId,
+        room_id: &RoomId,
+        signed: &ThirdPartySigned,
+    ) -> Result<(), RoomError> {
+        if signed.mxid != user {
+            return Err(RoomError::NotAllowed("the invite is signed for another user".to_owned()));
+        }
+        let signatures = serde_json::to_value(&signed.signatures).ok();
+        let Some(Value::Object(signatures)) = signatures else {
+            return Err(RoomError::Invalid("third_party_signed has no signatures".to_owned()));
+        };
+        let proof = Signed { mxid: signed.mxid.clone(), token: signed.token.clone(), signatures };
+        if signed.sender.server_name() == self.server_name() {
+            self.invite_found(room_id, signed.sender.clone(), user.to_owned(), proof).await
+        } else {
+            self.ask_to_exchange(room_id, &signed.sender, &user.to_owned(), &proof).await
+        }
     }
 
     /// Appends the invite, with what the identity server signed; the room's rules check that.

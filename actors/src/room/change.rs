@@ -202,7 +202,7 @@ impl ActiveRoom {
         draft: Draft,
         sent_by: Option<SentBy>,
     ) -> Result<OwnedEventId, RoomError> {
-        self.shared.check_draft(&draft).await?;
+        self.check_membership(change, sender, &draft).await?;
         let auth_events = self.auth_events(change, sender, &draft).await?;
         let pdu = self.build(change, sender, draft, &auth_events)?;
         self.admit(change, pdu, &auth_events, sent_by).await

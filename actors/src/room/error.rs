@@ -38,6 +38,9 @@ pub enum RoomError {
     /// The invited user wants no invites; nothing was stored.
     #[error("the user does not accept invites")]
     InviteBlocked,
+    /// An invite to the room in which the server speaks to the user cannot be rejected.
+    #[error("you cannot reject an invite to the room for the server's notices")]
+    NoticeRoom,
     /// The sender is suspended; nothing was stored.
     #[error("you cannot do this while you are suspended")]
     Suspended,

@@ -29,7 +29,7 @@ use crate::{directory::Handle, hub::Hub};
 /// A room that exists here.
 #[derive(Clone)]
 pub struct RoomHandle {
-    actor: Handle<RoomActor>,
+    pub(super) actor: Handle<RoomActor>,
     published: Arc<Published>,
     shared: Arc<RoomShared>,
 }

@@ -1,13 +1,13 @@
-//! Users who want no invites.
+//! What is outside a room and yet decides who may be invited to it or reject an invite.
 //!
-//! Spec: client-server API, "Invite permission".
+//! Spec: client-server API, "Invite permission" and "Server Notices".
 
 use engine::pdu::Draft;
 use ruma::{UserId, events::TimelineEventType};
 use serde::Deserialize;
 use storage::schema;
 
-use super::{RoomError, RoomShared};
+use super::{ActiveRoom, RoomError, RoomShared, change::Change, content};
 
 /// The type of the account data that says who may invite a user.
 pub(crate) const INVITE_PERMISSION: &str = "m.invite_permission_config";
@@ -35,9 +35,19 @@ impl RoomShared {
             _ => Ok(()),
         }
     }
+}
 
-    /// The same for an event that may be an invite.
-    pub(super) async fn check_draft(&self, draft: &Draft) -> Result<(), RoomError> {
+impl ActiveRoom {
+    /// Refuses a membership event of a local user that things outside the room rule out: an invite of who wants none,
+    /// and the rejection of an invite to the server's notices.
+    ///
+    /// Spec: client-server API, "Invite permission" and "Server Notices", client behaviour.
+    pub(super) async fn check_membership(
+        &self,
+        change: &Change,
+        sender: &UserId,
+        draft: &Draft,
+    ) -> Result<(), RoomError> {
         #[derive(Deserialize)]
         struct Member {
             membership: Option<String>,
@@ -45,12 +55,28 @@ impl RoomShared {
         if draft.kind != TimelineEventType::RoomMember {
             return Ok(());
         }
-        let member = serde_json::from_str::<Member>(draft.content.get());
-        let is_invite = member.is_ok_and(|member| member.membership.as_deref() == Some("invite"));
-        match draft.state_key.as_deref().map(UserId::parse) {
-            Some(Ok(user)) if is_invite => self.check_invitable(&user).await,
+        let member = serde_json::from_str::<Member>(draft.content.get()).ok();
+        let user = draft.state_key.as_deref().and_then(|key| UserId::parse(key).ok());
+        let (Some(membership), Some(user)) = (member.and_then(|member| member.membership), user) else {
+            return Ok(());
+        };
+        match membership.as_str() {
+            "invite" => self.shared.check_invitable(&user).await,
+            "leave" if user == sender => {
+                let held = self.current(change, "m.room.member", user.as_str()).await?;
+                let is_invited = held.is_some_and(|event| content::membership(&event.pdu) == "invite");
+                if is_invited && self.is_notice_room_of(&user).await? {
+                    return Err(RoomError::NoticeRoom);
+                }
+                Ok(())
+            }
             _ => Ok(()),
         }
+    }
+
+    async fn is_notice_room_of(&self, user: &UserId) -> Result<bool, RoomError> {
+        let room = self.shared.store.storage().get(&schema::NOTICE_ROOMS, user).await?;
+        Ok(room.as_ref() == Some(&self.room_id))
     }
 }
 

@@ -81,6 +81,10 @@ impl Homeserver {
     /// Whether a user ID may be registered and is not taken.
     pub async fn check_free(&self, user_id: &UserId) -> Result<(), SessionError> {
         self.check_username(user_id)?;
+        // The server's own user, who may not have spoken yet.
+        if self.notice_sender().is_some_and(|sender| sender == user_id) {
+            return Err(SessionError::UserInUse);
+        }
         match self.storage().get(&schema::ACCOUNTS, user_id).await? {
             Some(_) => Err(SessionError::UserInUse),
             None => Ok(()),

@@ -114,10 +114,11 @@ impl Turn<'_> {
             let Some((room_id, entry)) = rooms[index].take() else { continue };
             // Most rooms have the same rules: each combination is put together once.
             let key: Vec<_> = configs.iter().map(|config| std::ptr::from_ref(*config)).collect();
-            let required = match unions.iter().find(|(known, _)| *known == key) {
-                Some((_, required)) => required.clone(),
-                None => Required::union(configs.iter().map(|config| config.required_state.as_slice())),
-            };
+            let known = unions.iter().find(|(known, _)| *known == key).map(|(_, required)| required.clone());
+            let required = known.unwrap_or_else(|| {
+                let pairs: Vec<_> = configs.iter().map(|config| config.required_state.as_slice()).collect();
+                Required::union(&pairs)
+            });
             if !unions.iter().any(|(known, _)| *known == key) {
                 unions.push((key, required.clone()));
             }

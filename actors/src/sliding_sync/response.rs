@@ -88,12 +88,19 @@ pub struct RoomResult {
     /// Unread events that highlight.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub highlight_count: Option<u64>,
+    /// The lists that it is in; the accepted form alone tells of them.
+    #[serde(skip)]
+    pub lists: Vec<String>,
+    /// Required state that is not there any more, by type and state key; the accepted form alone tells of it.
+    #[serde(skip)]
+    pub deleted: Vec<(String, String)>,
 }
 
 impl RoomResult {
     /// Whether there is nothing to tell; the membership alone is no news.
     pub(super) fn is_empty(&self) -> bool {
-        let no_state = self.required_state.is_empty() && self.invite_state.is_none();
+        let no_state =
+            self.required_state.is_empty() && self.deleted.is_empty() && self.invite_state.is_none();
         let no_timeline = self.timeline.is_empty() && self.limited != Some(true);
         let no_name = self.name.is_none() && self.avatar.is_none() && self.heroes.is_none();
         let no_counts = self.joined_count.is_none() && self.notification_count.is_none();

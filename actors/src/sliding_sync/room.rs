@@ -55,6 +55,8 @@ struct Stretch {
 #[derive(Default)]
 struct State {
     events: Vec<Arc<StoredEvent>>,
+    /// What is there no more.
+    deleted: Vec<(String, String)>,
     /// What kinds of state changed, required or not.
     changed: BTreeSet<String>,
 }
@@ -176,6 +178,7 @@ impl Turn<'_> {
         if is_initial || stretch.limited || !stretch.events.is_empty() {
             result.limited = Some(stretch.limited);
         }
+        result.deleted = state.deleted;
         result.expanded_timeline = stretch.is_expanded;
         result.timeline = room.render(&stretch.events, &pass.viewer(), RoomIdField::Absent).await?;
         result.required_state = room.render(&state.events, &pass.viewer(), RoomIdField::Absent).await?;
@@ -230,7 +233,7 @@ impl Turn<'_> {
         if !entry.is_joined() && entry.left.is_none() {
             let mut events = room.events(&[entry.event]).await?;
             events.retain(|_| required.matches(me, "m.room.member", me.as_str()));
-            return Ok(State { events, changed: BTreeSet::new() });
+            return Ok(State { events, ..State::default() });
         }
         let root = room.root_at(stretch.end).await?;
         let mut state = State::default();
@@ -243,6 +246,9 @@ impl Turn<'_> {
                     && (is_lazy_member || required.matches(me, &change.kind, &change.state_key))
                 {
                     shorts.push(after);
+                }
+                if change.after.is_none() && required.matches(me, &change.kind, &change.state_key) {
+                    state.deleted.push((change.kind.clone(), change.state_key));
                 }
                 state.changed.insert(change.kind);
             }

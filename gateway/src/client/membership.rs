@@ -9,7 +9,7 @@ use ruma::{
     api::client::{
         knock::knock_room,
         membership::{
-            ban_user, forget_room,
+            ThirdPartySigned, ban_user, forget_room,
             invite_user::{self, v3::InvitationRecipient},
             join_room_by_id, join_room_by_id_or_alias, joined_rooms, kick_user, leave_room, unban_user,
         },
@@ -28,6 +28,7 @@ pub async fn join_room_by_id(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<join_room_by_id::v3::Request>,
 ) -> ApiResult<Matrix<join_room_by_id::v3::Response>> {
+    accept_invite(&app, &requester, &request.room_id, request.third_party_signed.as_ref()).await?;
     join(&app, requester, &request.room_id, &[], request.reason).await?;
     Ok(Matrix(join_room_by_id::v3::Response::new(request.room_id)))
 }
@@ -39,8 +40,24 @@ pub async fn join_room_by_id_or_alias(
 ) -> ApiResult<Matrix<join_room_by_id_or_alias::v3::Response>> {
     let (room_id, mut servers) = resolve(&app, request.room_id_or_alias).await?;
     servers.splice(0..0, request.via);
+    accept_invite(&app, &requester, &room_id, request.third_party_signed.as_ref()).await?;
     join(&app, requester, &room_id, &servers, request.reason).await?;
     Ok(Matrix(join_room_by_id_or_alias::v3::Response::new(room_id)))
+}
+
+/// Makes an invite of one that was sent to an identifier of the user, if the user brings the proof.
+async fn accept_invite(
+    app: &App,
+    requester: &Requester,
+    room_id: &RoomId,
+    signed: Option<&ThirdPartySigned>,
+) -> ApiResult<()> {
+    match signed {
+        Some(signed) => {
+            Ok(app.homeserver().accept_third_party_invite(&requester.user_id, room_id, signed).await?)
+        }
+        None => Ok(()),
+    }
 }
 
 async fn join(

@@ -1,10 +1,14 @@
-//! `POST /_matrix/client/unstable/org.matrix.simplified_msc3575/sync`
+//! Simplified sliding sync, in the form that clients began with and in the accepted one.
 //!
 //! Spec: MSC4186.
 
 use std::time::Duration;
 
-use actors::sliding_sync::{SlidingError, SlidingRequest, SlidingResponse, request::Body};
+use actors::sliding_sync::{
+    SlidingError, SlidingRequest, SlidingResponse,
+    request::Body,
+    stable::{StableBody, StableResponse},
+};
 use axum::{Json, extract::State};
 use http::StatusCode;
 use ruma::presence::PresenceState;
@@ -37,6 +41,27 @@ pub async fn sliding_sync(
     let body: Body =
         serde_json::from_value(body.into()).map_err(|error| ApiError::bad_json(error.to_string()))?;
     body.check().map_err(ApiError::invalid_param)?;
+    answer(&app, requester, query, body).await.map(Json)
+}
+
+/// `POST /_matrix/client/v4/sync`
+pub async fn stable_sync(
+    State(app): State<App>,
+    requester: Requester,
+    JsonBody(body): JsonBody,
+) -> ApiResult<Json<StableResponse>> {
+    let mut body: StableBody =
+        serde_json::from_value(body.into()).map_err(|error| ApiError::bad_json(error.to_string()))?;
+    let query = SyncQuery {
+        pos: body.pos.take(),
+        timeout: body.timeout.take(),
+        set_presence: body.set_presence.take(),
+    };
+    let body = body.into_body().map_err(ApiError::invalid_param)?;
+    answer(&app, requester, query, body).await.map(|response| Json(response.into()))
+}
+
+async fn answer(app: &App, requester: Requester, query: SyncQuery, body: Body) -> ApiResult<SlidingResponse> {
     let presence = match query.set_presence.as_deref() {
         None | Some("online") => PresenceState::Online,
         Some("offline") => PresenceState::Offline,
@@ -53,7 +78,7 @@ pub async fn sliding_sync(
         timeout: Duration::from_millis(query.timeout.unwrap_or_default()).min(TIMEOUT_MAX),
         body,
     };
-    Ok(Json(app.homeserver().sliding_sync(&request).await?))
+    Ok(app.homeserver().sliding_sync(&request).await?)
 }
 
 impl From<SlidingError> for ApiError {

@@ -409,3 +409,49 @@ async fn spaces_are_walked_between_synapse_and_this_server() {
     walk(&alice, &bob, server.name()).await;
     walk(&bob, &alice, synapse.server_name()).await;
 }
+
+#[tokio::test]
+async fn the_owner_of_an_invited_address_joins_with_the_proof() {
+    let server = Server::start().await;
+    let identity = Stranger::start().await;
+    let [alice, bob, carol] = server.clients(["alice", "bob", "carol"]).await;
+    let room = alice.create_room(json!({ "preset": "private_chat" })).await;
+    let invite = third_party_invite(&identity);
+    alice.set_state(&room, "m.room.third_party_invite", "token", &invite).await.ok();
+    bob.set_state(&room, "m.room.third_party_invite", "x", &invite).await.is(403, "M_FORBIDDEN");
+    let proof = |mxid: &str, token: &str| {
+        let mut signed = identity.sign(&json!({ "mxid": mxid, "token": token }));
+        signed["sender"] = json!(alice.user_id);
+        json!({ "third_party_signed": signed })
+    };
+    let join = path(&room, "join");
+    bob.post(&join, &json!({})).await.is(403, "M_FORBIDDEN");
+    bob.post(&join, &proof(&carol.user_id, "token")).await.is(403, "M_FORBIDDEN");
+    bob.post(&join, &proof(&bob.user_id, "another")).await.is(403, "M_FORBIDDEN");
+    let mut forged = proof(&carol.user_id, "token");
+    forged["third_party_signed"]["mxid"] = json!(bob.user_id);
+    bob.post(&join, &forged).await.is(403, "M_FORBIDDEN");
+    bob.post(&join, &proof(&bob.user_id, "token")).await.ok();
+    let members = alice.get(&path(&room, "joined_members")).await.ok();
+    assert!(members["joined"][&bob.user_id].is_object(), "{members}");
+    // Nobody here finds out whose an address is.
+    let address = json!({ "medium": "email", "address": "a@example.org", "id_server": "id.example.org", "id_access_token": "x" });
+    let refused = alice.post(&path(&room, "invite"), &address).await;
+    assert_eq!(refused.status, 400, "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_summary_of_a_room_comes_from_a_server_that_is_in_it() {
+    let (here, there) = tokio::join!(Server::start_federating(""), Server::start_federating(""));
+    let (alice, bob) = (here.client("alice").await, there.client("bob").await);
+    let open = alice.create_room(json!({ "preset": "public_chat", "name": "tea", "topic": "t" })).await;
+    let closed = alice.create_room(json!({ "preset": "private_chat", "name": "secret" })).await;
+    let summary = |room: &str| {
+        format!("/_matrix/client/v1/room_summary/{}?via={}", segment(room), segment(here.name()))
+    };
+    let told = bob.get(&summary(&open)).await.ok();
+    assert_eq!((&told["name"], &told["membership"]), (&json!("tea"), &json!("leave")));
+    assert_eq!((&told["num_joined_members"], &told["join_rule"]), (&json!(1), &json!("public")));
+    bob.get(&summary(&closed)).await.is(404, "M_NOT_FOUND");
+    bob.get(&summary("!nowhere:localhost")).await.is(404, "M_NOT_FOUND");
+}
