@@ -156,6 +156,11 @@ impl Outbox {
         }
     }
 
+    /// Whether a server did not take the last transaction.
+    pub(crate) fn is_backing_off(&self, server: &ServerName) -> bool {
+        self.backing_off.contains(server)
+    }
+
     /// A server did not take a transaction.
     pub(super) fn backs_off(&self, server: &ServerName) {
         self.backing_off.insert(server.to_owned());

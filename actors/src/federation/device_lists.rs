@@ -231,21 +231,23 @@ struct BackOff {
 impl Homeserver {
     /// Whether another server's user is joined to a room that this server is in.
     pub(super) async fn shares_room_with(&self, user_id: &UserId) -> Result<bool, SessionError> {
+        if self.is_known_to_share_room(user_id).await? {
+            return Ok(true);
+        }
         self.users().settle().await;
-        let mut range = KeyRange::prefix(&(user_id,));
-        loop {
-            let rows = self.storage().range(&schema::USER_ROOMS, range, Direction::Ascending, PAGE).await?;
-            let own = self.server_name().to_owned();
-            let keys = rows.iter().map(|((_, room), _)| (*room, own.clone()));
+        self.is_known_to_share_room(user_id).await
+    }
+
+    async fn is_known_to_share_room(&self, user_id: &UserId) -> Result<bool, SessionError> {
+        let rooms = self.joined_rooms_of(user_id).await?;
+        for rooms in rooms.chunks(PAGE) {
+            let keys = rooms.iter().map(|room| (*room, self.server_name().to_owned()));
             let present = self.storage().get_many(&schema::ROOM_SERVERS, keys).await?;
             if present.iter().any(Option::is_some) {
                 return Ok(true);
             }
-            match rows.last() {
-                Some((last, _)) if rows.len() == PAGE => range = KeyRange::prefix(&(user_id,)).after(last),
-                _ => return Ok(false),
-            }
         }
+        Ok(false)
     }
 
     /// What is kept of a user's devices, stale or not.

@@ -23,6 +23,9 @@ use crate::{
 /// Users whose kept lists are looked up at a time.
 const AT_A_TIME: usize = 16;
 
+/// A server that did not take the last transaction is not waited for longer: it is asked with every message otherwise.
+const AWAY_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Devices of users, all of them where none is named.
 pub(crate) type WantedDevices = BTreeMap<OwnedUserId, Vec<OwnedDeviceId>>;
 
@@ -221,8 +224,12 @@ impl Homeserver {
     ) -> Result<T, FederationError> {
         let path = format!("/_matrix/federation/v1/user/keys/{what}");
         let remote = self.remote(server)?;
+        let is_away = self.outbox().is_backing_off(server);
+        let timeout = if is_away { timeout.min(AWAY_TIMEOUT) } else { timeout };
         let asked = remote.post(path, body.to_string().into());
-        tokio::time::timeout(timeout, asked).await.unwrap_or(Err(FederationError::Timeout))
+        let answer = tokio::time::timeout(timeout, asked).await.unwrap_or(Err(FederationError::Timeout))?;
+        self.outbox().alive(server);
+        Ok(answer)
     }
 }
 

@@ -79,8 +79,13 @@ impl Homeserver {
         let rooms = session.view().rooms().into_iter();
         let rooms: BTreeSet<_> =
             rooms.filter(|(_, entry)| entry.is_joined()).map(|(_, entry)| entry.room).collect();
-        self.users().settle().await;
-        for user_id in self.changed_devices(session, since, upto).await? {
+        let changed = self.changed_devices(session, since, upto).await?;
+        let is_remote = |user_id: &OwnedUserId| user_id.server_name() != self.server_name();
+        if changed.iter().chain(&neighbors.went).any(is_remote) {
+            // In which rooms other servers' users are, only the user directory knows.
+            self.users().settle().await;
+        }
+        for user_id in changed {
             if user_id == own || self.is_in_any(&rooms, &user_id).await? {
                 lists.changed.insert(user_id);
             }
