@@ -14,7 +14,7 @@ async fn guest(server: &Server) -> Client {
     guest
 }
 
-fn open_to_guests(rest: Value) -> Value {
+fn open_to_guests(rest: &Value) -> Value {
     let access = json!({ "type": "m.room.guest_access", "content": { "guest_access": "can_join" } });
     let mut state = vec![access];
     state.extend(rest.as_array().into_iter().flatten().cloned());
@@ -43,8 +43,8 @@ async fn guests_leave_a_room_that_closes_to_them() {
     let mut server = with_guests().await;
     let [alice, bob] = server.clients(["alice", "bob"]).await;
     let (first, second) = (guest(&server).await, guest(&server).await);
-    let room = alice.create_room(open_to_guests(json!([]))).await;
-    let other = alice.create_room(open_to_guests(json!([]))).await;
+    let room = alice.create_room(open_to_guests(&json!([]))).await;
+    let other = alice.create_room(open_to_guests(&json!([]))).await;
     for client in [&bob, &first, &second] {
         client.join(&room).await.ok();
         client.join(&other).await.ok();
@@ -70,7 +70,7 @@ async fn guests_may_do_what_the_table_says_and_nothing_else() {
     let server = with_guests().await;
     let alice = server.client("alice").await;
     let guest = guest(&server).await;
-    let room = alice.create_room(open_to_guests(json!([]))).await;
+    let room = alice.create_room(open_to_guests(&json!([]))).await;
     guest.join(&room).await.ok();
     let said = guest.say(&room, "1", "hello").await;
     let in_room = |rest: &str| Client::room(&room, rest);
@@ -142,8 +142,8 @@ async fn a_world_readable_room_is_read_without_joining() {
     let [alice, bob] = server.clients(["alice", "bob"]).await;
     let guest = guest(&server).await;
     let readable = json!([{ "type": "m.room.history_visibility", "content": { "history_visibility": "world_readable" } }]);
-    let open = alice.create_room(open_to_guests(readable)).await;
-    let closed = alice.create_room(open_to_guests(json!([]))).await;
+    let open = alice.create_room(open_to_guests(&readable)).await;
+    let closed = alice.create_room(open_to_guests(&json!([]))).await;
     for room in [&open, &closed] {
         let said = segment(&alice.say(room, "1", "hello").await);
         let old = |rest: &str| Client::room(room, rest);
@@ -183,7 +183,7 @@ async fn a_peek_waits_for_what_comes() {
     let alice = server.client("alice").await;
     let guest = guest(&server).await;
     let readable = json!([{ "type": "m.room.history_visibility", "content": { "history_visibility": "world_readable" } }]);
-    let room = alice.create_room(open_to_guests(readable)).await;
+    let room = alice.create_room(open_to_guests(&readable)).await;
     let path = format!("/_matrix/client/v3/events?room_id={}", segment(&room));
     let start = guest.get(&format!("{path}&timeout=0")).await.ok();
     let from = start["end"].as_str().unwrap().to_owned();
