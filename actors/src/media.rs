@@ -239,11 +239,17 @@ mod tests {
 
     use super::*;
 
+    /// As the object store wraps what the system says.
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot copy data to a file")]
+    struct CannotCopy {
+        source: io::Error,
+    }
+
     #[test]
     fn a_full_disk_is_told_apart() {
         let failed = |kind: io::ErrorKind| {
-            // As the object store wraps what the system says.
-            let source = Box::new(io::Error::other(io::Error::from(kind)));
+            let source = Box::new(CannotCopy { source: kind.into() });
             MediaError::from(object_store::Error::Generic { store: "LocalFileSystem", source })
         };
         assert!(matches!(failed(io::ErrorKind::StorageFull), MediaError::NoSpace));
