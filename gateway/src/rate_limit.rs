@@ -41,6 +41,7 @@ struct Limiters {
     url_preview: DefaultKeyedRateLimiter<OwnedUserId>,
     other: DefaultKeyedRateLimiter<OwnedUserId>,
     login: DefaultKeyedRateLimiter<IpAddr>,
+    password: DefaultKeyedRateLimiter<OwnedUserId>,
     registration: DefaultKeyedRateLimiter<IpAddr>,
     requests: std::sync::atomic::AtomicU64,
 }
@@ -54,6 +55,7 @@ impl RateLimits {
             url_preview: limiter(rates.url_preview),
             other: limiter(rates.other),
             login: limiter(rates.login),
+            password: limiter(rates.login),
             registration: limiter(rates.registration),
             requests: std::sync::atomic::AtomicU64::new(0),
         }))
@@ -73,11 +75,24 @@ impl RateLimits {
     /// Counts a log-in or registration from an address; refuses it if there were too many.
     pub fn check_address(&self, address: IpAddr, route: &str) -> ApiResult<()> {
         match &self.0 {
-            Some(limiters) if route.ends_with("/register") => check(&limiters.registration, &address),
+            // Also whether a name is free or a token valid: who asks without end learns them all.
+            Some(limiters) if route.contains("/register") => check(&limiters.registration, &address),
             Some(limiters) if route.ends_with("/login") || route.ends_with("/refresh") => {
                 check(&limiters.login, &address)
             }
             _ => Ok(()),
+        }
+    }
+}
+
+impl RateLimits {
+    /// Counts an attempt to prove to be a user by password; refuses it if there were too many.
+    ///
+    /// Whoever holds a stolen access token may ask for much, but not guess the password.
+    pub fn check_password(&self, user_id: &UserId) -> ApiResult<()> {
+        match &self.0 {
+            Some(limiters) => check(&limiters.password, &user_id.to_owned()),
+            None => Ok(()),
         }
     }
 }
@@ -105,6 +120,7 @@ impl Limiters {
                 limiter.retain_recent();
             }
             self.login.retain_recent();
+            self.password.retain_recent();
             self.registration.retain_recent();
         }
     }
@@ -155,5 +171,14 @@ mod tests {
         }
         assert!(limits.check_address(address, "/_matrix/client/v3/login").is_err());
         RateLimits::default().check_address(address, "/_matrix/client/v3/login").unwrap();
+        for _ in 0..BURST {
+            limits.check_address(address, "/_matrix/client/v3/register/available").unwrap();
+        }
+        let validity = "/_matrix/client/v1/register/m.login.registration_token/validity";
+        assert!(limits.check_address(address, validity).is_err(), "one limit for all of registering");
+        for _ in 0..BURST {
+            limits.check_password(alice).unwrap();
+        }
+        assert_eq!(limits.check_password(alice).unwrap_err().errcode(), "M_LIMIT_EXCEEDED");
     }
 }

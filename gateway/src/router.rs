@@ -56,6 +56,7 @@ fn client_routes() -> Router<App> {
         .route("/sync", get(sync::sync))
         .route("/org.matrix.simplified_msc3575/sync", post(sliding_sync::sliding_sync))
         .route("/events", get(old::events))
+        .route("/events/{event}", get(old::event))
         .route("/initialSync", get(old::initial_sync))
         .route("/createRoom", post(rooms::create_room))
         .route("/user_directory/search", post(user_directory::search))

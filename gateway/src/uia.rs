@@ -237,6 +237,7 @@ async fn attempt(app: &App, auth: &AuthData, challenge: &Challenge<'_>) -> Resul
 
 /// Whether a password is a user's.
 pub async fn is_password_of(app: &App, user_id: &UserId, password: String) -> ApiResult<bool> {
+    app.rate_limits().check_password(user_id)?;
     let hash = app.homeserver().session(user_id).await?.data().account().password_hash.clone();
     Ok(app.passwords().verify(password, hash).await?)
 }

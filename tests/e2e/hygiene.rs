@@ -228,3 +228,39 @@ async fn limits_count_by_the_forwarded_address() {
     assert_eq!(last, 429);
     assert_eq!(attempt("203.0.113.8").await, 403);
 }
+
+/// Who holds an access token may not guess the password with it, and strangers may not try out names and tokens.
+#[tokio::test]
+async fn guessing_is_limited() {
+    let settings =
+        [("rate_limits.enabled", "true"), ("rate_limits.login", "1"), ("rate_limits.registration", "1")];
+    let server = Server::start_with_settings(&settings).await;
+    let alice = server.client("alice").await;
+    let devices = "/_matrix/client/v3/devices/OTHER";
+    let guess = json!({ "auth": {
+        "type": "m.login.password", "password": "guess",
+        "identifier": { "type": "m.id.user", "user": alice.user_id },
+    } });
+    let mut last = alice.delete(devices, &guess).await;
+    last.is(401, "M_FORBIDDEN");
+    for _ in 0..100 {
+        if last.status == 429 {
+            break;
+        }
+        last = alice.delete(devices, &guess).await;
+    }
+    last.is(429, "M_LIMIT_EXCEEDED");
+    assert!(last.body["retry_after_ms"].as_u64().unwrap() > 0);
+    alice.get("/_matrix/client/v3/account/whoami").await.ok();
+    let nobody = server.anonymous();
+    let mut last = nobody.get("/_matrix/client/v3/register/available?username=bob").await;
+    for _ in 0..100 {
+        if last.status == 429 {
+            break;
+        }
+        last = nobody.get("/_matrix/client/v3/register/available?username=bob").await;
+    }
+    last.is(429, "M_LIMIT_EXCEEDED");
+    let validity = "/_matrix/client/v1/register/m.login.registration_token/validity?token=guess";
+    nobody.get(validity).await.is(429, "M_LIMIT_EXCEEDED");
+}

@@ -77,3 +77,19 @@ async fn events_come_in_a_stream() {
     let garbage = bob.get("/_matrix/client/v3/events?from=garbage").await;
     assert_eq!(garbage.status, 400, "{garbage:?}");
 }
+
+#[tokio::test]
+async fn a_single_event_is_found_by_its_id_alone() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let room = alice.create_room(json!({})).await;
+    let said = alice.say(&room, "1", "hello").await;
+    let path = format!("/_matrix/client/v3/events/{}", segment(&said));
+    let event = alice.get(&path).await.ok();
+    assert_eq!((&event["event_id"], &event["room_id"]), (&json!(said), &json!(room)));
+    assert_eq!(event["content"]["body"], "hello");
+    bob.get(&path).await.is(404, "M_NOT_FOUND");
+    alice.get("/_matrix/client/v3/events/%24nothing").await.is(404, "M_NOT_FOUND");
+    alice.get("/_matrix/client/v3/events/nothing").await.is(400, "M_INVALID_PARAM");
+    server.anonymous().get(&path).await.is(401, "M_MISSING_TOKEN");
+}

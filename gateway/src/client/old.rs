@@ -1,7 +1,7 @@
 //! Endpoints that were superseded by `/sync`, which bots and peeking clients still call.
 //!
 //! They are views of `/sync` and of `/messages`; nothing is computed for them alone.
-//! Spec: client-server API, `GET /events`, `GET /initialSync`, `GET /rooms/{roomId}/initialSync`.
+//! Spec: client-server API, `GET /events`, `GET /events/{eventId}`, `GET /initialSync`, `GET /rooms/{roomId}/initialSync`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,13 +17,13 @@ use engine::{
 };
 use js_int::UInt;
 use ruma::{
-    OwnedRoomId,
+    OwnedEventId, OwnedRoomId,
     api::client::filter::{FilterDefinition, RoomEventFilter},
 };
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value, json, value::RawValue};
 
-use super::events::{room_of, viewer};
+use super::events::{event_not_found, room_of, viewer};
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
@@ -137,6 +137,22 @@ pub async fn events(
     }
     let start = query.from.map_or_else(|| sync["next_batch"].clone(), Value::from);
     Ok(Json(json!({ "start": start, "end": sync["next_batch"], "chunk": chunk })))
+}
+
+/// `GET /_matrix/client/v3/events/{eventId}`
+pub async fn event(
+    State(app): State<App>,
+    requester: Requester,
+    Path(event_id): Path<OwnedEventId>,
+) -> ApiResult<Json<Box<RawValue>>> {
+    let room_id = app.homeserver().room_of_event(&event_id).await?.ok_or_else(event_not_found)?;
+    let room = room_of(&app, &room_id).await?;
+    let event = room.event(&event_id).await?.ok_or_else(event_not_found)?;
+    if !room.may_see(&requester.user_id, &event).await? {
+        return Err(event_not_found());
+    }
+    let rendered = room.render(&[event], &viewer(requester), RoomIdField::Present).await?;
+    rendered.into_iter().next().map(Json).ok_or_else(event_not_found)
 }
 
 /// New events of one room, which the user need not be in if everyone may read it.
