@@ -36,6 +36,7 @@ use crate::{
         Create, Erasures, MembershipAction, MembershipChange, RoomActor, RoomError, RoomHandle, RoomShared,
         RoomStore, allowed_rooms,
     },
+    search::{Searching, TextIndex},
     session::{SessionActor, SessionError, SessionHandle, SessionShared},
     users::{ChangedRooms, UserDirectory},
 };
@@ -64,6 +65,8 @@ pub struct HomeserverConfig {
     pub conversation: ConversationConfig,
     /// Calls push gateways.
     pub push: Arc<dyn PushGateway>,
+    /// The full-text index; none if messages are not searched.
+    pub search: Option<Arc<TextIndex>>,
 }
 
 /// What a server does in rooms on its own, or for users who are away.
@@ -112,6 +115,7 @@ struct Inner {
     pushing: Pushing,
     retention: Retention,
     conversation: ConversationConfig,
+    searching: Arc<Searching>,
 }
 
 impl Homeserver {
@@ -159,6 +163,7 @@ impl Homeserver {
             _ => None,
         };
         let session_shared = Arc::new(SessionShared::new(env.clone(), storage.clone(), room_shared.clone()));
+        let searching = Searching::start(&room_shared, config.search);
         let homeserver = Self(Arc::new(Inner {
             server_name: config.server_name,
             old_keys: config.old_keys,
@@ -179,6 +184,7 @@ impl Homeserver {
             pushing: Pushing::new(config.push),
             retention: Retention::new(),
             conversation: config.conversation,
+            searching,
         }));
         homeserver.0.pushing.start(&homeserver).await;
         tokio::spawn(effects::follow_guest_access(homeserver.downgrade(), closed));
@@ -298,6 +304,11 @@ impl Homeserver {
     /// The task that keeps the user directory.
     pub(crate) fn users(&self) -> &UserDirectory {
         &self.0.users
+    }
+
+    /// What this server searches with.
+    pub(crate) fn searching(&self) -> &Searching {
+        &self.0.searching
     }
 
     /// What this server pushes with.
@@ -507,6 +518,7 @@ impl Homeserver {
         self.0.delayed.stop().await;
         self.0.pushing.stop().await;
         self.0.retention.stop().await;
+        self.0.searching.stop().await;
         self.0.session_shared.finish_background().await;
         self.0.sessions.drain_all().await;
         self.0.rooms.drain_all().await;

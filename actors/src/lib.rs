@@ -23,8 +23,10 @@ mod primitives {
 }
 pub mod presence;
 pub mod push;
+pub mod reports;
 pub mod retention;
 pub mod room;
+pub mod search;
 pub mod session;
 pub mod sliding_sync;
 pub mod spaces;

@@ -58,6 +58,7 @@ async fn homeserver(room_memory: u64) -> (Homeserver, Arc<FaultyClock>) {
         media: MediaConfig::default(),
         conversation: ConversationConfig::default(),
         push: std::sync::Arc::new(actors::push::NoPushGateways),
+        search: None,
     };
     let storage = Storage::open(Arc::new(MemoryStore::new()), Durability::Always).await.unwrap();
     (Homeserver::start(config, env, storage).await, clock)

@@ -46,6 +46,7 @@ async fn homeserver() -> Result<Homeserver> {
         media: MediaConfig::default(),
         conversation: ConversationConfig::default(),
         push: std::sync::Arc::new(actors::push::NoPushGateways),
+        search: None,
     };
     let storage = Storage::open(Arc::new(MemoryStore::new()), Durability::Always).await?;
     let homeserver = Homeserver::start(config, env, storage).await;

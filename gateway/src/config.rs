@@ -119,6 +119,8 @@ section! {
         retention: Retention = Retention::default(),
         /// The TURN server for calls.
         turn: Turn = Turn::default(),
+        /// Searching messages.
+        search: Search = Search::default(),
         /// Push notifications.
         push: Push = Push::default(),
         /// How requests are let in.
@@ -333,6 +335,13 @@ section! {
         ttl: Span = Span::from_secs(24 * 3600),
         /// Whether guests get credentials too.
         guests: bool = false,
+    }
+}
+section! {
+    /// `[search]`
+    Search {
+        /// Whether messages, room names and topics are indexed and can be searched.
+        enabled: bool = true,
     }
 }
 section! {

@@ -9,7 +9,9 @@ use actors::{
     directory::{ActivateError, CallError},
     federation::FederationError,
     media::{MediaError, PageError, PreviewError, RemoteError, ThumbnailError},
+    reports::ReportError,
     room::RoomError,
+    search::SearchError,
     session::SessionError,
     sync::SyncError,
 };
@@ -289,6 +291,30 @@ impl From<DelayedError> for ApiError {
             DelayedError::Overtaken => Self::limit_exceeded(Duration::from_secs(1)),
             DelayedError::Room(error) => error.into(),
             DelayedError::Store(_) | DelayedError::Commit(_) => Self::internal(&message),
+        }
+    }
+}
+
+impl From<ReportError> for ApiError {
+    fn from(error: ReportError) -> Self {
+        let message = error.to_string();
+        match error {
+            ReportError::NotFound(_) => Self::not_found(message),
+            ReportError::ReasonTooLong => Self::invalid_param(message),
+            ReportError::TooMany => Self::forbidden(message),
+            ReportError::Room(error) => error.into(),
+            ReportError::Store(_) | ReportError::Commit(_) => Self::internal(&message),
+        }
+    }
+}
+
+impl From<SearchError> for ApiError {
+    fn from(error: SearchError) -> Self {
+        match error {
+            SearchError::Disabled => Self::new(StatusCode::NOT_FOUND, "M_UNRECOGNIZED", error.to_string()),
+            SearchError::Room(error) => error.into(),
+            SearchError::Session(error) => error.into(),
+            SearchError::Text(_) | SearchError::Store(_) => Self::internal(&error),
         }
     }
 }

@@ -54,6 +54,8 @@ enum Command {
     Check,
     /// Replace the signing key of a stopped server; what the old one signed stays valid.
     RotateSigningKey,
+    /// List what users reported, whether the server runs or not; times are milliseconds since 1970.
+    Reports,
     /// Manage accounts, whether the server runs or not.
     User {
         #[command(subcommand)]
@@ -96,6 +98,7 @@ fn main() -> anyhow::Result<ExitCode> {
             let id = runtime.block_on(serve::rotate_signing_key(&Options::new(&config?)))?;
             tell(&format!("This server signs with {id} from its next start on."));
         }
+        Command::Reports => runtime.block_on(users::run(Options::new(&config?), UserCommand::Reports))?,
         Command::User { command } => runtime.block_on(users::run(Options::new(&config?), command))?,
         Command::Media { command } => {
             runtime.block_on(control::run(Options::new(&config?), Request::Media(command), false))?;

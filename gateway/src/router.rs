@@ -16,8 +16,8 @@ use crate::{
     client::{
         account, account_data, delayed_events, devices, directory, ephemeral, events, filters, key_backup,
         keys, login, login_page, media, membership, moderation, old, openid, presence, profile, push_rules,
-        pushers, register, relations, rendezvous, rooms, sliding_sync, spaces, summary, sync,
-        third_party_ids, third_party_networks, timeline, to_device, uia_fallback, user_directory, voip,
+        pushers, register, relations, rendezvous, reporting, rooms, search, sliding_sync, spaces, summary,
+        sync, third_party_ids, third_party_networks, timeline, to_device, uia_fallback, user_directory, voip,
         well_known,
     },
     error::ApiError,
@@ -59,6 +59,8 @@ fn client_routes() -> Router<App> {
         .route("/events/{event}", get(old::event))
         .route("/initialSync", get(old::initial_sync))
         .route("/createRoom", post(rooms::create_room))
+        .route("/search", post(search::search))
+        .route("/users/{user}/report", post(reporting::report_user))
         .route("/user_directory/search", post(user_directory::search))
         .route("/uk.half-shot.msc2666/user/mutual_rooms", get(user_directory::mutual_rooms_unstable))
         .route("/joined_rooms", get(membership::joined_rooms))
@@ -267,6 +269,8 @@ fn room_routes() -> Router<App> {
         .route("/receipt/{kind}/{event}", post(ephemeral::create_receipt))
         .route("/read_markers", post(ephemeral::set_read_marker))
         .route("/typing/{user}", put(ephemeral::set_typing))
+        .route("/report", post(reporting::report_room))
+        .route("/report/{event}", post(reporting::report_event))
 }
 
 /// Stable paths under their former spellings, by the part that differs.

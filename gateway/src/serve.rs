@@ -16,6 +16,7 @@ use actors::{
     media::{Contents, MediaConfig, Pages},
     notices::NoticeConfig,
     retention::RetentionConfig,
+    search::TextIndex,
 };
 use anyhow::Context;
 use axum::{Router, body::Body};
@@ -109,6 +110,8 @@ pub struct Options {
     pub media: config::Media,
     /// What goes on in rooms besides.
     pub conversation: ConversationConfig,
+    /// Whether messages are indexed and can be searched.
+    pub search: bool,
     /// How push gateways are called.
     pub push: config::Push,
     /// How hard password hashes are.
@@ -190,6 +193,7 @@ impl Options {
             media: config.media.clone(),
             push: config.push.clone(),
             conversation: conversation(config),
+            search: config.search.enabled,
             password_cost: PasswordCost {
                 memory_kib: u32::try_from(config.password.argon2_memory.0 >> 10).unwrap_or(u32::MAX),
                 iterations: config.password.argon2_iterations,
@@ -373,6 +377,13 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
         }),
         None => None,
     };
+    // A server that answers nobody, as the commands start it, leaves the index as it is.
+    let search = if options.search && !options.listen.is_empty() {
+        let index = TextIndex::open(&options.data_dir.join("search"));
+        Some(Arc::new(index.context("cannot open the full-text index")?))
+    } else {
+        None
+    };
     let config = HomeserverConfig {
         federation,
         server_name: options.server_name.clone(),
@@ -385,6 +396,7 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
         media: media(&options.media, &options.data_dir.join("media"))?,
         conversation: options.conversation,
         push: Arc::new(PushClient::new(options.push.allow_private_addresses)?),
+        search,
     };
     let passwords = Passwords::new(options.password_cost, env.entropy.clone())?;
     let homeserver = Homeserver::start(config, env, storage).await;

@@ -6,6 +6,7 @@ use actors::session::{AccountRecord, LogOut, NewAccount, Restriction, SessionCha
 use anyhow::{Context, ensure};
 use ruma::{OwnedUserId, UserId};
 use serde::{Deserialize, Serialize};
+use storage::schema::ReportRecord;
 
 use crate::{
     app::App,
@@ -63,6 +64,8 @@ pub enum UserCommand {
     },
     /// List all accounts.
     List,
+    /// List what users reported; the same as `ganglion reports`.
+    Reports,
 }
 
 /// A command with the password that it needs, if it needs one.
@@ -148,7 +151,24 @@ async fn attempt(app: &App, request: UserRequest) -> Result<Vec<String>, UserErr
             restrict(app, &name, (Restriction::Suspension, false), "lifted the suspension of").await
         }
         UserCommand::List => list(app).await,
+        UserCommand::Reports => reports(app).await,
     }
+}
+
+/// A line for each report: when, who, what, why.
+async fn reports(app: &App) -> Result<Vec<String>, UserError> {
+    let reports = app.homeserver().reports().await.map_err(SessionError::Store)?;
+    let line = |(reporter, report): (OwnedUserId, ReportRecord)| {
+        let ids = [
+            report.room_id.map(|id| id.to_string()),
+            report.event_id.map(|id| id.to_string()),
+            report.user_id.map(|id| id.to_string()),
+        ];
+        let what: Vec<_> = ids.into_iter().flatten().collect();
+        // A reason may hold anything: it stays on its line.
+        format!("{} {reporter} reports {}: {:?}", report.reported.get(), what.join(" "), report.reason)
+    };
+    Ok(reports.into_iter().map(line).collect())
 }
 
 async fn restrict(

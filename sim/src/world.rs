@@ -159,6 +159,7 @@ async fn boot(store: &Arc<MemoryStore>, seed: u64, now_ms: u64) -> Result<Homese
         media: MediaConfig::default(),
         conversation: ConversationConfig::default(),
         push: std::sync::Arc::new(actors::push::NoPushGateways),
+        search: None,
     };
     Ok(Homeserver::start(config, env, storage).await)
 }

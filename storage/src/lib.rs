@@ -26,6 +26,7 @@ mod sequencer;
 #[path = "sequencer/tests.rs"]
 mod sequencer_tests;
 pub mod store;
+pub mod text;
 pub mod verify;
 mod writer;
 

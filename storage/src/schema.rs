@@ -14,12 +14,13 @@ mod federation;
 mod keys;
 mod media;
 mod push;
+mod reports;
 mod rooms;
 mod users;
 
 use crate::{store::StoreError, verify::read_row};
 
-pub use self::{delayed::*, federation::*, keys::*, media::*, push::*, rooms::*, users::*};
+pub use self::{delayed::*, federation::*, keys::*, media::*, push::*, reports::*, rooms::*, users::*};
 
 /// The number of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -521,6 +522,11 @@ tables! {
     ///
     /// Key: user, whose key. Writer: `SessionActor`, in the same batch as `CROSS_SIGNING`. Changes: overwritten.
     106 => SIGNED_USERS: (OwnedUserId, OwnedUserId) => Position;
+
+    /// What users reported to the administrators.
+    ///
+    /// Key: reporter, position. Writer: reporting. Changes: append.
+    85 => REPORTS: (OwnedUserId, Position) => ReportRecord;
 }
 
 /// A room, a user, a device, and an event type with the client's transaction ID.

@@ -46,6 +46,7 @@ impl World {
             media: MediaConfig::default(),
             conversation: ConversationConfig::default(),
             push: std::sync::Arc::new(crate::push::NoPushGateways),
+            search: None,
         };
         let env = Env { clock: clock.clone(), entropy: Arc::new(SeededEntropy::new(clock_seed(&clock))) };
         Self { homeserver: Homeserver::start(config, env, storage).await, clock, store }

@@ -72,6 +72,7 @@ pub const KEYS: &[&str] = &[
     "turn.ttl",
     "turn.guests",
     "push.allow_private_addresses",
+    "search.enabled",
     "access.query_tokens",
     "access.trusted_proxies",
     "well_known.client_base_url",

@@ -58,6 +58,7 @@ impl Server {
             media: MediaConfig::default(),
             conversation: ConversationConfig::default(),
             push: std::sync::Arc::new(actors::push::NoPushGateways),
+            search: None,
         };
         let cost = PasswordCost { memory_kib: 64, iterations: 1, lanes: 1 };
         let passwords = Passwords::new(cost, env.entropy.clone()).unwrap();

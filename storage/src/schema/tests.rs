@@ -63,12 +63,20 @@ fn push_rows() -> Vec<String> {
     };
     let (app, pushkey) = ("org.example.app".to_owned(), "pushkey".to_owned());
     let unread = PushUnreadRecord { unread: 2, missed_calls: 1 };
+    let report = ReportRecord {
+        room_id: Some(owned_room_id!("!room:example.org")),
+        event_id: Some(owned_event_id!("$event")),
+        user_id: None,
+        reason: "spam".to_owned(),
+        reported: NOW,
+    };
     vec![
         row(&PUSHERS, &(alice(), app.clone(), pushkey.clone()), &pusher),
         row(&PUSHKEYS, &(app.clone(), pushkey.clone(), alice()), &()),
         row(&PUSH_CURSORS, &(alice(), app, pushkey), &cursor),
         row(&PUSH_UNREAD, &(alice(), owned_room_id!("!room:example.org")), &unread),
         row(&PUSH_COUNTED, &alice(), &Position(701)),
+        row(&REPORTS, &(alice(), Position(701)), &report),
     ]
 }
 

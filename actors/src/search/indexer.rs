@@ -1,0 +1,385 @@
+//! The task that keeps the full-text index: it follows the events in the order in which they were stored.
+//!
+//! Events are numbered in that order, those of the past that are fetched later among them, so one cursor is enough. It is
+//! committed with the index: after a crash, or without an index, the task starts where the index ends.
+//!
+//! A message is found by the text of its newest edit; the edits themselves are not in the index.
+
+use std::{sync::Arc, time::Duration};
+
+use engine::id::{Position, ShortEventId};
+use parking_lot::Mutex;
+use ruma::OwnedEventId;
+use serde::Deserialize;
+use storage::{
+    Direction, KeyRange, StoreError,
+    schema::{self, EventRecord, Standing},
+    text::{self, TextDocument, TextError, TextField, TextIndex},
+};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+};
+
+use crate::room::{ReadError, RoomShared, StoredEvent};
+
+/// Events that are read at a time.
+const PAGE: usize = 200;
+
+/// Changes that are committed together, at most, while the index is far behind.
+const COMMIT_AT: usize = 5000;
+
+/// Positions that the index may be behind before its cursor is committed although nothing in it has changed.
+const BEHIND_MAX: u64 = 10_000;
+
+/// Changes come together for so long, unless somebody searches.
+const GATHER: Duration = Duration::from_millis(500);
+
+/// After so long without a change the index gives back what writing takes.
+const REST_AFTER: Duration = Duration::from_secs(60);
+
+/// How long the task waits after a failure that may pass.
+const RETRY: Duration = Duration::from_secs(30);
+
+/// How long a search waits for what is not indexed yet.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// Edits of one message that are looked at, from the newest back.
+const EDITS_MAX: usize = 256;
+
+/// The index, and the task that keeps it.
+pub(crate) struct Searching {
+    shared: Arc<RoomShared>,
+    index: Option<Arc<TextIndex>>,
+    indexed: watch::Sender<Position>,
+    wanted: Notify,
+    stopping: watch::Sender<bool>,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum IndexError {
+    #[error(transparent)]
+    Text(#[from] TextError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Searching {
+    /// Starts the task, if there is an index.
+    pub(crate) fn start(shared: &Arc<RoomShared>, index: Option<Arc<TextIndex>>) -> Arc<Self> {
+        let searching = Arc::new(Self {
+            shared: shared.clone(),
+            index,
+            indexed: watch::Sender::new(Position(0)),
+            wanted: Notify::new(),
+            stopping: watch::Sender::new(false),
+            task: Mutex::default(),
+        });
+        if let Some(index) = searching.index.clone() {
+            let own = searching.clone();
+            *searching.task.lock() = Some(tokio::spawn(async move { own.run(index).await }));
+        }
+        searching
+    }
+
+    /// The index, unless search is off.
+    pub(crate) fn index(&self) -> Option<&Arc<TextIndex>> {
+        self.index.as_ref()
+    }
+
+    /// Ends the task.
+    pub(crate) async fn stop(&self) {
+        self.stopping.send_replace(true);
+        let task = self.task.lock().take();
+        if let Some(task) = task
+            && let Err(error) = task.await
+        {
+            tracing::error!(%error, "the full-text index's task ended badly");
+        }
+    }
+
+    /// Waits until everything that has happened so far is indexed, but not for long.
+    pub(super) async fn settle(&self) {
+        let happened = self.shared.store.storage().watermark();
+        if *self.indexed.borrow() >= happened {
+            return;
+        }
+        self.wanted.notify_one();
+        let mut indexed = self.indexed.subscribe();
+        // Who cannot wait finds what is indexed.
+        let _ = tokio::time::timeout(SETTLE, indexed.wait_for(|indexed| *indexed >= happened)).await;
+    }
+
+    async fn run(&self, index: Arc<TextIndex>) {
+        let mut stopping = self.stopping.subscribe();
+        tokio::select! {
+            biased;
+            // The sender is this task's own.
+            _ = stopping.wait_for(|stopping| *stopping) => {}
+            () = self.keep(index) => {}
+        }
+    }
+
+    async fn keep(&self, index: Arc<TextIndex>) {
+        let mut changed = self.shared.store.storage().watermark_changed();
+        let mut indexer = Indexer { shared: self.shared.clone(), cursor: index.cursor(), index, pending: 0 };
+        loop {
+            let upto = *changed.borrow_and_update();
+            match indexer.catch_up(upto).await {
+                Ok(()) => {
+                    self.indexed.send_replace(upto);
+                }
+                Err(error) => {
+                    indexer.failed(&error).await;
+                    continue;
+                }
+            }
+            if tokio::time::timeout(REST_AFTER, changed.changed()).await.is_err() {
+                if let Err(error) = text::blocking(&indexer.index, TextIndex::rest).await {
+                    tracing::warn!(%error, "the full-text index could not finish its work");
+                }
+                // The sender lives as long as the store.
+                let _ = changed.changed().await;
+            }
+            let _ = tokio::time::timeout(GATHER, self.wanted.notified()).await;
+        }
+    }
+}
+
+/// A change of the index.
+enum Change {
+    Put(TextDocument),
+    Delete(ShortEventId),
+}
+
+struct Indexer {
+    shared: Arc<RoomShared>,
+    index: Arc<TextIndex>,
+    cursor: Position,
+    /// Changes that are not committed.
+    pending: usize,
+}
+
+impl Indexer {
+    /// Takes in the events that were stored up to a position.
+    async fn catch_up(&mut self, upto: Position) -> Result<(), IndexError> {
+        if self.cursor > upto {
+            tracing::warn!("the full-text index is of another store; it is made anew");
+            self.reset().await?;
+        }
+        while self.cursor < upto {
+            let range = KeyRange::all().after(&ShortEventId(self.cursor.0)).up_to(&ShortEventId(upto.0));
+            let storage = self.shared.store.storage();
+            let rows = storage.range(&schema::EVENTS, range, Direction::Ascending, PAGE).await?;
+            let is_last = rows.len() < PAGE;
+            let read_to = rows.last().map_or(upto, |(short, _)| Position(short.0));
+            let mut changes = Vec::new();
+            for (short, record) in rows {
+                self.take_in(short, record, &mut changes).await?;
+            }
+            self.pending += changes.len();
+            if !changes.is_empty() {
+                text::blocking(&self.index, move |index| write(index, &changes)).await?;
+            }
+            self.cursor = if is_last { upto } else { read_to };
+            let is_due = self.pending > 0 && (is_last || self.pending >= COMMIT_AT);
+            if is_due || self.cursor.0 > self.index.cursor().0 + BEHIND_MAX {
+                let cursor = self.cursor;
+                text::blocking(&self.index, move |index| index.commit(cursor)).await?;
+                self.pending = 0;
+            }
+        }
+        Ok(())
+    }
+
+    async fn reset(&mut self) -> Result<(), TextError> {
+        text::blocking(&self.index, TextIndex::reset).await?;
+        self.cursor = Position(0);
+        self.pending = 0;
+        Ok(())
+    }
+
+    async fn failed(&mut self, error: &IndexError) {
+        if matches!(error, IndexError::Text(error) if error.is_damage()) {
+            tracing::warn!(%error, "the full-text index is damaged; it is made anew");
+            match self.reset().await {
+                Ok(()) => return,
+                Err(error) => tracing::error!(%error, "the full-text index cannot be made anew; will retry"),
+            }
+        } else {
+            tracing::error!(%error, "the full-text index falls behind; will retry");
+        }
+        // What was not committed is taken in again.
+        self.cursor = self.index.cursor();
+        self.pending = 0;
+        tokio::time::sleep(RETRY).await;
+    }
+
+    /// What an event changes.
+    async fn take_in(
+        &self,
+        short: ShortEventId,
+        record: EventRecord,
+        changes: &mut Vec<Change>,
+    ) -> Result<(), IndexError> {
+        let event = match StoredEvent::from_record(short, record) {
+            Ok(event) => event,
+            Err(error) => {
+                tracing::warn!(%error, "an event is left out of the full-text index");
+                return Ok(());
+            }
+        };
+        match (event.pdu.kind(), event.pdu.state_key()) {
+            ("m.room.redaction", None) => self.redacted_by(&event, changes).await?,
+            ("m.room.message", None) => match replaced_by(&event) {
+                Some(target) => {
+                    if let Some(target) = self.shared.store.event_by_id(&target).await? {
+                        changes.push(self.change_to(&target).await?);
+                    }
+                }
+                None => changes.push(self.change_to(&event).await?),
+            },
+            ("m.room.name" | "m.room.topic", Some("")) => changes.push(self.change_to(&event).await?),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn redacted_by(
+        &self,
+        redaction: &StoredEvent,
+        changes: &mut Vec<Change>,
+    ) -> Result<(), IndexError> {
+        let Some(target) = redaction.pdu.redacts() else { return Ok(()) };
+        let Some(target) = self.shared.store.event_by_id(target).await? else { return Ok(()) };
+        if target.redacted_by.is_none() {
+            return Ok(());
+        }
+        changes.push(Change::Delete(target.short));
+        // If it was an edit, the message is found by what it says without it.
+        let short = target.short;
+        for edited in text::blocking(&self.index, move |index| index.with_source(short)).await? {
+            let edited = self.shared.store.event(edited).await?;
+            changes.push(self.change_to(&edited).await?);
+        }
+        Ok(())
+    }
+
+    /// What the index has to say of an event.
+    async fn change_to(&self, event: &StoredEvent) -> Result<Change, IndexError> {
+        let is_hidden = matches!(event.standing, Standing::Rejected | Standing::SoftFailed);
+        if is_hidden || event.redacted_by.is_some() {
+            return Ok(Change::Delete(event.short));
+        }
+        let edit = self.newest_edit(event).await?;
+        let found = match &edit {
+            Some(edit) => new_body(edit).map(|text| (TextField::Body, text)),
+            None => text_of(event),
+        };
+        Ok(match found {
+            Some((field, text)) => Change::Put(TextDocument {
+                event: event.short,
+                room: event.room,
+                sender: event.pdu.sender().to_string(),
+                at: event.index.unwrap_or_default(),
+                field,
+                text,
+                source: edit.map(|edit| edit.short),
+            }),
+            None => Change::Delete(event.short),
+        })
+    }
+
+    /// The edit that a message is shown with.
+    ///
+    /// Spec: client-server API, "Event replacements".
+    async fn newest_edit(&self, event: &StoredEvent) -> Result<Option<Arc<StoredEvent>>, IndexError> {
+        if event.pdu.kind() != "m.room.message" || !event.has_relations {
+            return Ok(None);
+        }
+        let edits = KeyRange::prefix(&(event.room, event.pdu.event_id(), REPLACE));
+        let storage = self.shared.store.storage();
+        let rows = storage.range(&schema::RELATIONS, edits, Direction::Descending, EDITS_MAX).await?;
+        let valid = rows.into_iter().map(|(_, record)| record).filter(|record| {
+            record.can_replace && record.kind == event.pdu.kind() && record.sender == event.pdu.sender()
+        });
+        match valid.max_by(|a, b| (a.sent_ms, &a.event_id).cmp(&(b.sent_ms, &b.event_id))) {
+            Some(newest) => Ok(Some(self.shared.store.event(newest.event).await?)),
+            None => Ok(None),
+        }
+    }
+}
+
+fn write(index: &TextIndex, changes: &[Change]) -> Result<(), TextError> {
+    changes.iter().try_for_each(|change| match change {
+        Change::Put(document) => index.put(document),
+        Change::Delete(event) => index.delete(*event),
+    })
+}
+
+const REPLACE: &str = "m.replace";
+
+/// The event that an edit replaces.
+fn replaced_by(event: &StoredEvent) -> Option<OwnedEventId> {
+    #[derive(Deserialize)]
+    struct Content {
+        #[serde(rename = "m.relates_to")]
+        relates_to: RelatesTo,
+    }
+    #[derive(Deserialize)]
+    struct RelatesTo {
+        rel_type: String,
+        event_id: OwnedEventId,
+    }
+    let content = serde_json::from_str::<Content>(event.pdu.content().get()).ok()?;
+    (content.relates_to.rel_type == REPLACE).then_some(content.relates_to.event_id)
+}
+
+fn new_body(edit: &StoredEvent) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Content {
+        #[serde(rename = "m.new_content")]
+        new_content: NewContent,
+    }
+    #[derive(Deserialize)]
+    struct NewContent {
+        body: String,
+    }
+    serde_json::from_str::<Content>(edit.pdu.content().get()).ok().map(|content| content.new_content.body)
+}
+
+/// The text that an event is found by.
+///
+/// Spec: client-server API, "Server Side Search", `room_events`.
+fn text_of(event: &StoredEvent) -> Option<(TextField, String)> {
+    #[derive(Default, Deserialize)]
+    struct Topic {
+        #[serde(default)]
+        topic: serde_json::Value,
+        #[serde(default, rename = "m.topic")]
+        rich: serde_json::Value,
+    }
+    let text = |name| crate::room::content_string(&event.pdu, name);
+    match event.pdu.kind() {
+        "m.room.message" => Some((TextField::Body, text("body")?)),
+        "m.room.name" => Some((TextField::Name, text("name")?)),
+        "m.room.topic" => {
+            let content: Topic = serde_json::from_str(event.pdu.content().get()).unwrap_or_default();
+            let mut words = content.topic.as_str().unwrap_or_default().to_owned();
+            let representations = content.rich["m.text"].as_array();
+            let is_plain = |item: &&serde_json::Value| {
+                item.get("mimetype").is_none_or(|mimetype| mimetype == "text/plain")
+            };
+            let plain = representations.into_iter().flatten().find(is_plain);
+            if let Some(body) = plain.and_then(|item| item["body"].as_str()).filter(|body| *body != words) {
+                words.push(' ');
+                words.push_str(body);
+            }
+            (!words.is_empty()).then_some((TextField::Topic, words))
+        }
+        _ => None,
+    }
+}
