@@ -101,6 +101,7 @@ fn config(key: SigningKey) -> Result<HomeserverConfig> {
         media: MediaConfig::default(),
         conversation: ConversationConfig::default(),
         push: Arc::new(actors::push::NoPushGateways),
+        search: None,
     })
 }
 
