@@ -84,6 +84,12 @@ export const commands = {
     async restore({ key }) {
         const crypto = client.getCrypto();
         recoveryKey = decodeRecoveryKey(key);
+        // Private keys are taken in only where the public ones are known, which a new device asks for after its first sync.
+        for (;;) {
+            const changed = new Promise((resolve) => client.once(CryptoEvent.KeysChanged, resolve));
+            if (await crypto.userHasCrossSigningKeys()) break;
+            await changed;
+        }
         await crypto.bootstrapCrossSigning({});
         await crypto.loadSessionBackupPrivateKeyFromSecretStorage();
         await crypto.restoreKeyBackup();
