@@ -20,12 +20,13 @@ use std::{
 
 use engine::id::Position;
 use http::StatusCode;
-use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ractor::{Actor, ActorProcessingErr, ActorRef, MessagingErr};
 use ruma::{OwnedRoomId, OwnedServerName};
 use storage::{
     Batch, Direction, KeyRange, Storage,
     schema::{self, DestinationRecord},
 };
+use tokio::sync::oneshot;
 
 pub use self::{
     ephemeral::{Ephemeral, EphemeralContent},
@@ -95,9 +96,11 @@ pub enum DestinationMessage {
     /// The server gave a sign of life.
     Alive(Place),
     /// A back-off is over.
-    RetryDue,
+    RetryDue(Place),
     /// A transaction ended.
     Done(Box<Outcome>),
+    /// A transaction ended whose actor had been passivated meanwhile.
+    Orphan(Box<Outcome>, Place),
 }
 
 /// The actor; see the module's documentation.
@@ -169,7 +172,6 @@ impl Actor for DestinationActor {
         (server, shared, meter): Self::Arguments,
     ) -> Result<Destination, ActorProcessingErr> {
         let mut destination = Destination::load(server, shared, meter).await?;
-        destination.schedule_retry(&myself);
         destination.pump(&myself).await?;
         Ok(destination)
     }
@@ -184,12 +186,26 @@ impl Actor for DestinationActor {
             DestinationMessage::Pdu(outgoing, _place) => destination.enqueue(outgoing),
             DestinationMessage::Edu(edu, _place) => destination.enqueue_edu(edu),
             DestinationMessage::Queued(_place) => destination.has_queued_edus = true,
-            DestinationMessage::Alive(_place) => destination.alive(&myself),
-            DestinationMessage::RetryDue => destination.retry_due(),
-            DestinationMessage::Done(outcome) => destination.done(&myself, *outcome),
+            DestinationMessage::Alive(_place) => destination.alive(),
+            DestinationMessage::RetryDue(_place) => destination.retry_due(),
+            DestinationMessage::Done(outcome) => destination.done(*outcome),
+            DestinationMessage::Orphan(outcome, _place) => destination.adopt_orphan(*outcome),
         }
         destination.pump(&myself).await?;
         destination.meter.set_bytes(destination.weight());
+        Ok(())
+    }
+
+    async fn post_stop(
+        &self,
+        _myself: ActorRef<DestinationMessage>,
+        destination: &mut Destination,
+    ) -> Result<(), ActorProcessingErr> {
+        // What waits behind a transaction on its way is left to the server's next actor.
+        let waiting: Vec<_> = destination.pdus.drain(..).collect();
+        if let Some(noted) = destination.leave_to_catch_up(waiting) {
+            let _ = noted.await; // if it failed, the outbox has them after the restart
+        }
         Ok(())
     }
 }
@@ -238,14 +254,14 @@ impl Destination {
     }
 
     /// The server gave a sign of life: it is tried at once, unless that was done just now.
-    fn alive(&mut self, myself: &ActorRef<DestinationMessage>) {
+    fn alive(&mut self) {
         if self.retry_at_ms.is_none() {
             return;
         }
         self.failures = self.failures.min(1);
         let again_ms = self.attempted_ms.saturating_add(ALIVE_PAUSE_MS);
         self.retry_at_ms = (again_ms > self.shared.env.clock.now_ms()).then_some(again_ms);
-        self.schedule_retry(myself);
+        self.schedule_retry();
     }
 
     fn enqueue(&mut self, outgoing: Outgoing) {
@@ -254,7 +270,7 @@ impl Destination {
         if is_covered {
             self.shared.outbox.acknowledge(&[outgoing.position]);
         } else if self.retry_at_ms.is_some() || self.pdus.len() >= QUEUE_MAX {
-            self.leave_to_catch_up([outgoing]);
+            drop(self.leave_to_catch_up([outgoing]));
         } else {
             self.pdus.push_back(outgoing);
         }
@@ -269,24 +285,33 @@ impl Destination {
     }
 
     /// Notes durably that rooms have news for the server, and lets go of the events themselves.
-    fn leave_to_catch_up(&mut self, events: impl IntoIterator<Item = Outgoing>) {
+    ///
+    /// Answers, if there was anything to note, with what resolves once it is durable.
+    fn leave_to_catch_up(
+        &mut self,
+        events: impl IntoIterator<Item = Outgoing>,
+    ) -> Option<oneshot::Receiver<()>> {
         let mut batch = Batch::default();
         let mut positions = Vec::new();
         for Outgoing { position, room_id, .. } in events {
             let from = self.catch_up.get(&room_id).map_or(position, |from| position.min(*from));
             batch.put(&schema::CATCH_UP, &(self.server.clone(), room_id.clone()), &from);
+            self.catching.remove(&room_id);
             self.catch_up.insert(room_id, from);
             positions.push(position);
         }
         if positions.is_empty() {
-            return;
+            return None;
         }
         let outbox = self.shared.outbox.clone();
+        let (done, noted) = oneshot::channel();
         self.shared.storage.submit(batch, None, move |result| {
             if result.is_ok() {
                 outbox.acknowledge(&positions);
+                let _ = done.send(()); // nobody waits for it but an actor that ends
             }
         });
+        Some(noted)
     }
 
     fn retry_due(&mut self) {
@@ -294,6 +319,8 @@ impl Destination {
         if self.retry_at_ms.is_some_and(|at_ms| at_ms <= now_ms + 50) {
             self.retry_at_ms = None;
         }
+        // The clock was set back meanwhile, or this was a sign for an earlier back-off.
+        self.schedule_retry();
     }
 
     /// Sends the next transaction, if there is anything to send and nothing on its way.
@@ -309,15 +336,33 @@ impl Destination {
         let (shared, server, myself) = (self.shared.clone(), self.server.clone(), myself.clone());
         tokio::spawn(async move {
             let outcome = transaction.send(&shared, &server).await;
-            // An actor that ended meanwhile starts over from the store.
-            let _ = myself.cast(DestinationMessage::Done(Box::new(outcome)));
+            // If the actor has ended meanwhile, the server's next one deals with it.
+            if let Err(MessagingErr::SendErr(DestinationMessage::Done(outcome))) =
+                myself.cast(DestinationMessage::Done(Box::new(outcome)))
+            {
+                shared.outbox.orphaned(server, outcome);
+            }
         });
         Ok(())
     }
 
-    fn done(&mut self, myself: &ActorRef<DestinationMessage>, outcome: Outcome) {
+    fn done(&mut self, outcome: Outcome) {
         self.in_flight = false;
+        self.adopt(outcome);
         self.catching.clear();
+    }
+
+    /// Takes note of how a transaction of an earlier actor ended.
+    fn adopt_orphan(&mut self, outcome: Outcome) {
+        let before = self.catch_up.clone();
+        let mut catching = std::mem::take(&mut self.catching);
+        self.adopt(outcome);
+        catching.retain(|room_id| self.catch_up.get(room_id) == before.get(room_id));
+        self.catching = catching;
+    }
+
+    /// Takes note of how a transaction ended.
+    fn adopt(&mut self, outcome: Outcome) {
         let Outcome { transaction, result } = outcome;
         match result {
             Ok(()) => self.succeeded(transaction),
@@ -327,17 +372,17 @@ impl Destination {
                     let items_max = self.size_max;
                     tracing::info!(destination = %self.server, %error, items_max, "a server refuses a transaction; sending less at a time");
                     self.put_off(RETRY_FIRST / 2, transaction.pdus, transaction.ephemeral);
-                    self.schedule_retry(myself);
+                    self.schedule_retry();
                 }
                 Reaction::Drop => {
                     tracing::warn!(destination = %self.server, %error, "a server refuses an event or EDU for good; it is left out");
                     self.take_off(transaction);
                     self.put_off(RETRY_FIRST / 2, Vec::new(), Taken::default());
-                    self.schedule_retry(myself);
+                    self.schedule_retry();
                 }
                 Reaction::BackOff(at_least) => {
                     self.failed(&error, at_least, transaction);
-                    self.schedule_retry(myself);
+                    self.schedule_retry();
                 }
             },
         }
@@ -368,10 +413,11 @@ impl Destination {
             if let Some(from) = rest {
                 batch.put(&schema::CATCH_UP, &key, &from);
                 self.catch_up.insert(room_id, from);
-            } else {
+            } else if self.catching.contains(&room_id) {
                 batch.delete(&schema::CATCH_UP, &key);
                 self.catch_up.remove(&room_id);
             }
+            // A room that got more to catch up with meanwhile, or from an earlier actor, is caught up with again.
         }
         self.shared.storage.submit(batch, None, |_| {});
         let positions: Vec<_> = transaction.pdus.iter().map(|outgoing| outgoing.position).collect();
@@ -397,7 +443,7 @@ impl Destination {
         let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
         self.retry_at_ms = Some(self.shared.env.clock.now_ms().saturating_add(delay_ms));
         let waiting: Vec<_> = events.into_iter().chain(self.pdus.drain(..)).collect();
-        self.leave_to_catch_up(waiting);
+        drop(self.leave_to_catch_up(waiting));
         self.ephemeral.restore(ephemeral);
         // What is queued durably is read again.
         self.has_queued_edus = true;
@@ -411,10 +457,11 @@ impl Destination {
         base.mul_f64(f64::from(u32::try_from(jitter).unwrap_or(100)) / 100.0)
     }
 
-    fn schedule_retry(&self, myself: &ActorRef<DestinationMessage>) {
+    /// Has the dispatcher keep the time of the next try: this actor may be passivated before.
+    fn schedule_retry(&self) {
         if let Some(at_ms) = self.retry_at_ms {
             let wait_ms = at_ms.saturating_sub(self.shared.env.clock.now_ms());
-            myself.send_after(Duration::from_millis(wait_ms), || DestinationMessage::RetryDue);
+            self.shared.outbox.retry_after(&self.server, Duration::from_millis(wait_ms));
         }
     }
 

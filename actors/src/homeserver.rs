@@ -16,8 +16,8 @@ use ruma::{
     ServerName, UserId,
 };
 use serde_json::{Map, Value};
-use storage::{Storage, StoreError, schema};
-use tokio::sync::{mpsc, watch};
+use storage::{Signal, Storage, StoreError, schema};
+use tokio::sync::mpsc;
 
 use crate::{
     delayed::DelayedEvents,
@@ -101,7 +101,7 @@ struct Inner {
     default_room_version: RoomVersionId,
     env: Env,
     storage: Storage,
-    stopping: watch::Sender<bool>,
+    stopping: Signal<bool>,
     room_shared: Arc<RoomShared>,
     rooms: Directory<RoomActor>,
     session_shared: Arc<SessionShared>,
@@ -123,6 +123,7 @@ impl Homeserver {
     pub async fn start(config: HomeserverConfig, env: Env, storage: Storage) -> Self {
         let (outbox, announcements) =
             Outbox::new(config.server_name.clone(), storage.clone(), config.federation.is_some());
+        let metrics = Metrics::default();
         let (closed_rooms, closed) = mpsc::unbounded_channel();
         let room_shared = Arc::new(RoomShared {
             outbox: outbox.clone(),
@@ -135,8 +136,8 @@ impl Homeserver {
             changed_rooms: ChangedRooms::default(),
             erasures: Erasures::default(),
             closed_rooms,
+            metrics: metrics.clone(),
         });
-        let metrics = Metrics::default();
         let rooms = ClassConfig { budget_bytes: config.room_memory / 2, ..config.rooms };
         let media =
             MediaRepository::new(config.server_name.clone(), config.media, env.clone(), storage.clone());
@@ -170,7 +171,7 @@ impl Homeserver {
             default_room_version: config.default_room_version,
             env,
             storage,
-            stopping: watch::Sender::new(false),
+            stopping: Signal::new(false),
             rooms: Directory::start(room_shared.clone(), rooms).await,
             sessions: Directory::start(session_shared.clone(), config.sessions).await,
             session_shared,
@@ -464,6 +465,11 @@ impl Homeserver {
         &self.0.media
     }
 
+    /// How often state resolution went back to older state without a reason.
+    pub fn state_resets(&self) -> u64 {
+        self.0.metrics.state_resets()
+    }
+
     /// What the room actors do.
     pub fn room_stats(&self) -> Stats {
         self.0.rooms.stats()
@@ -503,13 +509,12 @@ impl Homeserver {
 
     /// Resolves once the server shuts down, so that long polls end.
     pub async fn stopping(&self) {
-        // The sender lives as long as this handle: waiting cannot fail.
-        let _ = self.0.stopping.subscribe().wait_for(|stopping| *stopping).await;
+        self.0.stopping.watch().wait_for(|stopping| *stopping).await;
     }
 
     /// Ends long polls; requests under way go on.
     pub fn stop_waiting(&self) {
-        self.0.stopping.send_replace(true);
+        self.0.stopping.set(true);
         self.0.media.stop_waiting();
     }
 

@@ -23,8 +23,8 @@ use std::{
 
 use object_store::ObjectStore;
 use ruma::{OwnedServerName, ServerName};
-use storage::{CommitError, Storage, StoreError};
-use tokio::sync::{Notify, watch};
+use storage::{CommitError, Signal, Storage, StoreError};
+use tokio::sync::Notify;
 
 pub(crate) use self::multipart::second_part;
 pub use self::{
@@ -179,7 +179,7 @@ struct Inner {
     fetched: AtomicU64,
     /// So much came that there is something to sweep.
     fetched_much: Notify,
-    stopping: watch::Sender<bool>,
+    stopping: Signal<bool>,
 }
 
 impl MediaRepository {
@@ -198,7 +198,7 @@ impl MediaRepository {
             previews: Previews::default(),
             fetched: AtomicU64::new(0),
             fetched_much: Notify::new(),
-            stopping: watch::Sender::new(false),
+            stopping: Signal::new(false),
         }))
     }
 
@@ -214,7 +214,7 @@ impl MediaRepository {
 
     /// Ends long polls.
     pub(crate) fn stop_waiting(&self) {
-        self.0.stopping.send_replace(true);
+        self.0.stopping.set(true);
     }
 
     fn is_local(&self, server_name: &ServerName) -> bool {

@@ -30,6 +30,8 @@ pub struct Metrics {
     sent_pdus: Counter,
     /// EDUs in transactions that were taken.
     sent_edus: Counter,
+    /// Resolutions that went back to older state without a reason.
+    state_resets: Counter,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -54,6 +56,18 @@ impl Metrics {
         registry.register("federation_sent_pdus", pdus, self.sent_pdus.clone());
         let edus = "EDUs in transactions that other servers took";
         registry.register("federation_sent_edus", edus, self.sent_edus.clone());
+        let resets = "State resolutions that went back to older state without a reason";
+        registry.register("room_state_resets", resets, self.state_resets.clone());
+    }
+
+    /// A resolution went back to older state without a reason.
+    pub(crate) fn state_was_reset(&self) {
+        self.state_resets.inc();
+    }
+
+    /// How often a resolution went back to older state without a reason.
+    pub(crate) fn state_resets(&self) -> u64 {
+        self.state_resets.get()
     }
 
     /// Another server was asked for something.

@@ -31,6 +31,7 @@ mod read;
 mod receive;
 mod related;
 mod relations;
+mod reset;
 mod snapshot;
 
 use std::{
@@ -68,6 +69,7 @@ pub use self::{
     read::{Access, Viewer},
     receive::{Receive, Received},
     related::{RECURSION_DEPTH, RelatedCache, RelationQuery},
+    reset::ResetRecord,
     snapshot::{Published, RECENT_MAX, Receipt, Receipts, RoomHead, RoomSnapshot, Typing},
 };
 use self::{
@@ -82,6 +84,7 @@ use crate::{
     effects::{ClosedRooms, Effect, closes_to_guests},
     env::Env,
     hub::{Changed, Hub},
+    metrics::Metrics,
     users::ChangedRooms,
 };
 
@@ -110,6 +113,8 @@ pub struct RoomShared {
     pub erasures: Erasures,
     /// Is told of rooms that close to guests.
     pub(crate) closed_rooms: ClosedRooms,
+    /// What is counted.
+    pub metrics: Metrics,
 }
 
 /// A new room, ready to be stored.

@@ -170,7 +170,7 @@ impl Homeserver {
             }
             tokio::select! {
                 biased;
-                _ = changes.changed(), if Instant::now() < deadline => {}
+                () = changes.changed(), if Instant::now() < deadline => {}
                 () = self.stopping() => return Ok(unchanged(request)),
                 () = tokio::time::sleep_until(deadline.min(Instant::now() + VIEW_MAX)) => {
                     if Instant::now() >= deadline {

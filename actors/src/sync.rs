@@ -94,7 +94,7 @@ impl Homeserver {
             }
             tokio::select! {
                 biased;
-                _ = changes.changed() => {}
+                () = changes.changed() => {}
                 () = self.stopping() => return Ok(nothing(&session, request, upto)),
                 () = tokio::time::sleep_until(deadline.min(Instant::now() + VIEW_MAX)) => {
                     if Instant::now() >= deadline {
@@ -127,7 +127,7 @@ impl Homeserver {
         while room.snapshot().head.latest <= after {
             tokio::select! {
                 biased;
-                result = commits.changed() => if result.is_err() { return },
+                () = commits.changed() => {}
                 () = self.stopping() => return,
                 () = tokio::time::sleep_until(deadline) => return,
             }
@@ -139,11 +139,7 @@ impl Homeserver {
     /// Marks come a moment before the watermark; only earlier commits that are under way lie between.
     pub(crate) async fn caught_up(&self, marked: Position) -> Position {
         let mut watermark = self.storage().watermark_changed();
-        match watermark.wait_for(|reached| *reached >= marked).await {
-            Ok(reached) => *reached,
-            // The store is closing: answer with what there is.
-            Err(_) => self.storage().watermark(),
-        }
+        watermark.wait_for(|reached| *reached >= marked).await
     }
 }
 

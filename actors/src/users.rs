@@ -21,10 +21,10 @@ use engine::{
 use parking_lot::Mutex;
 use ruma::{OwnedRoomId, OwnedUserId, UserId};
 use storage::{
-    Batch, Direction, KeyRange, StoreError,
+    Batch, Direction, KeyRange, Signal, StoreError,
     schema::{self, DirectoryRoomRecord},
 };
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use crate::{
     homeserver::Homeserver,
@@ -94,7 +94,7 @@ impl ChangedRooms {
 /// The task that keeps the directory.
 pub(crate) struct UserDirectory {
     shared: Arc<RoomShared>,
-    taken_in: watch::Sender<u64>,
+    taken_in: Signal<u64>,
     task: Mutex<Option<tokio::task::JoinHandle<()>>>,
 }
 
@@ -112,11 +112,8 @@ pub struct FoundUser {
 impl UserDirectory {
     /// Starts the task.
     pub(crate) fn start(shared: &Arc<RoomShared>) -> Arc<Self> {
-        let directory = Arc::new(Self {
-            shared: shared.clone(),
-            taken_in: watch::Sender::new(0),
-            task: Mutex::default(),
-        });
+        let directory =
+            Arc::new(Self { shared: shared.clone(), taken_in: Signal::new(0), task: Mutex::default() });
         let own = directory.clone();
         *directory.task.lock() = Some(tokio::spawn(async move { own.run().await }));
         directory
@@ -145,7 +142,7 @@ impl UserDirectory {
                     tracing::error!(%error, "the user directory could not take a room in");
                 }
             }
-            self.taken_in.send_replace(count);
+            self.taken_in.set(count);
             changed.work.notified().await;
         }
     }
@@ -322,7 +319,7 @@ impl UserDirectory {
     /// Waits until what has changed so far is taken in, but not for long.
     pub(crate) async fn settle(&self) {
         let wanted = self.shared.changed_rooms.count();
-        let mut taken_in = self.taken_in.subscribe();
+        let mut taken_in = self.taken_in.watch();
         let settled = taken_in.wait_for(|count| *count >= wanted);
         // Who cannot wait finds what is known.
         let _ = tokio::time::timeout(SETTLE, settled).await;

@@ -201,7 +201,7 @@ impl Outbound {
             None => &self.direct,
         };
         let url = format!("https://{}{}", place.authority(), request.path_and_query);
-        let authorization = self.authorization(destination, &request)?;
+        let authorization = authorization(&self.own, &self.key, destination, &request)?;
         let outgoing = client
             .request(request.method, url)
             .header(header::AUTHORIZATION, authorization)
@@ -240,32 +240,32 @@ impl Outbound {
         }
         self.answered.insert(server.to_owned(), Instant::now());
     }
+}
 
-    /// The `Authorization` header of a request.
-    fn authorization(
-        &self,
-        destination: &ServerName,
-        request: &FederationRequest,
-    ) -> Result<HeaderValue, FederationError> {
-        let bad = |error: serde_json::Error| FederationError::BadBody(error.to_string());
-        let mut object = CanonicalJsonObject::from([
-            ("destination".to_owned(), destination.as_str().into()),
-            ("method".to_owned(), request.method.as_str().into()),
-            ("origin".to_owned(), self.own.as_str().into()),
-            ("uri".to_owned(), request.path_and_query.as_str().into()),
-        ]);
-        if let Some(body) = &request.body {
-            let content: CanonicalJsonValue = serde_json::from_slice(body).map_err(bad)?;
-            object.insert("content".to_owned(), content);
-        }
-        let signature = self.key.sign(&serde_json::to_vec(&object).map_err(bad)?);
-        let (own, key) = (&self.own, self.key.id());
-        let signature = Base64::<Standard, _>::new(signature.as_bytes()).encode();
-        let header = format!(
-            "X-Matrix origin=\"{own}\",destination=\"{destination}\",key=\"{key}\",sig=\"{signature}\""
-        );
-        HeaderValue::from_str(&header).map_err(|error| FederationError::BadBody(error.to_string()))
+/// The `Authorization` header of a request from `own` to `destination`.
+pub fn authorization(
+    own: &ServerName,
+    key: &SigningKey,
+    destination: &ServerName,
+    request: &FederationRequest,
+) -> Result<HeaderValue, FederationError> {
+    let bad = |error: serde_json::Error| FederationError::BadBody(error.to_string());
+    let mut object = CanonicalJsonObject::from([
+        ("destination".to_owned(), destination.as_str().into()),
+        ("method".to_owned(), request.method.as_str().into()),
+        ("origin".to_owned(), own.as_str().into()),
+        ("uri".to_owned(), request.path_and_query.as_str().into()),
+    ]);
+    if let Some(body) = &request.body {
+        let content: CanonicalJsonValue = serde_json::from_slice(body).map_err(bad)?;
+        object.insert("content".to_owned(), content);
     }
+    let signature = key.sign(&serde_json::to_vec(&object).map_err(bad)?);
+    let key = key.id();
+    let signature = Base64::<Standard, _>::new(signature.as_bytes()).encode();
+    let header =
+        format!("X-Matrix origin=\"{own}\",destination=\"{destination}\",key=\"{key}\",sig=\"{signature}\"");
+    HeaderValue::from_str(&header).map_err(|error| FederationError::BadBody(error.to_string()))
 }
 
 impl FederationClient for Outbound {
@@ -376,7 +376,8 @@ struct ErrorBody {
     retry_after_ms: Option<u64>,
 }
 
-fn refusal(status: StatusCode, retry_after: Option<Duration>, body: &[u8]) -> FederationError {
+/// What an answer that is no success says; `retry_after` is that of its headers.
+pub fn refusal(status: StatusCode, retry_after: Option<Duration>, body: &[u8]) -> FederationError {
     let body: ErrorBody = serde_json::from_slice(body).unwrap_or_default();
     let errcode = if body.errcode.is_empty() { "M_UNKNOWN".to_owned() } else { body.errcode };
     let retry_after = retry_after.or(body.retry_after_ms.map(Duration::from_millis));

@@ -1,9 +1,27 @@
-//! Deterministic simulation of whole servers: the same seed gives the same run, hashed into a trace.
+//! Deterministic simulation of whole federations: the same seed gives the same run, hashed into a trace.
 //!
-//! A [`World`] runs the real server code on one thread, on paused time, with a seeded clock, randomness and
-//! an in-memory store that loses un-synced writes in a crash.
+//! A [`World`](world::World) holds [`Host`](host::Host)s, each the real server (actors, and the gateway's router called
+//! as a service) on a disk that may lose power, with a clock and randomness that follow from the seed. Their requests to
+//! each other are signed as the gateway signs them and pass through a [`Network`](network::Network) that delays, loses,
+//! repeats and reorders them. A [`Scenario`](scenario::Scenario) lets users work while faults happen; then everything
+//! heals, and the [`invariant`]s are checked. All of it runs on one thread, on paused time.
 
-mod trace;
-mod world;
-
-pub use self::{trace::Trace, world::World};
+pub mod client;
+pub mod disk;
+pub mod fault;
+pub mod follower;
+pub mod host;
+pub mod hostile;
+pub mod invariant;
+pub mod minimise;
+pub mod network;
+pub mod plant;
+pub mod report;
+pub mod resolution;
+pub mod run;
+pub mod scenario;
+pub mod seed;
+pub mod storm;
+pub mod trace;
+pub mod workload;
+pub mod world;

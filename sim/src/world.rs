@@ -1,181 +1,331 @@
-//! One simulated server with users who chat, and crashes.
+//! A federation: hosts, the network between them, their users, and what is known to have happened.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use actors::{
-    directory::ClassConfig,
-    env::{Env, SeededEntropy, TokioClock},
-    homeserver::{ConversationConfig, Homeserver, HomeserverConfig},
-    media::MediaConfig,
-    room::{MembershipAction, MembershipChange, PageDirection, PageQuery, Send},
+use anyhow::{Context, Result};
+use futures_util::future::{join, join_all};
+use parking_lot::Mutex;
+use ruma::{OwnedRoomId, OwnedServerName, RoomId, ServerName};
+use serde_json::{Value, json};
+use storage::{Direction, KeyRange, Table, Value as Stored, key::Key, schema};
+use tokio::time::Instant;
+
+use crate::{
+    client::{Client, Shared},
+    disk::Disk,
+    fault::Fault,
+    follower::Follower,
+    host::{Boot, Host, HostOptions},
+    invariant::{Ledger, Verdict},
+    network::{Conditions, Endpoint, Network},
+    seed::Seed,
+    trace::Trace,
 };
-use anyhow::{Context, Result, ensure};
-use engine::{
-    id::TimelineIndex,
-    pdu::{Draft, SigningKey},
-    room::create::{NewRoom, Preset},
-    room_version,
-};
-use rand::{RngExt, SeedableRng, seq::IndexedRandom};
-use rand_chacha::ChaCha8Rng;
-use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, UserId, api::client::filter::RoomEventFilter};
-use serde_json::{Map, json, value::to_raw_value};
-use storage::{Durability, MemoryStore, Storage};
 
-use crate::Trace;
+/// How long everything may take to come to rest: the longest back-off and a fifth, twice.
+const SETTLE_MAX: Duration = Duration::from_secs(3 * 3600);
 
-/// When simulated time begins, in milliseconds since the epoch.
-const START_MS: u64 = 1_700_000_000_000;
+/// How often is looked whether everything has come to rest, and for how many looks it must have.
+const SETTLE_LOOKS: (Duration, u32) = (Duration::from_secs(2), 3);
 
-/// A server, its users and one room; everything that is drawn follows from the seed.
-pub struct World {
-    random: ChaCha8Rng,
-    trace: Trace,
-    homeserver: Homeserver,
-    store: Arc<MemoryStore>,
-    start: tokio::time::Instant,
-    room: OwnedRoomId,
-    users: Vec<OwnedUserId>,
-    acknowledged: BTreeSet<OwnedEventId>,
+/// What a run is made of.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What it follows from.
+    pub seed: Seed,
+    /// Number of hosts.
+    pub servers: usize,
+    /// How long the workload lasts.
+    pub lasts: Duration,
+    /// What goes wrong.
+    pub faults: Vec<Fault>,
+    /// What hosts are like.
+    pub host: HostOptions,
+    /// What links are like.
+    pub conditions: Conditions,
+    /// Whether all of the trace is kept.
+    pub keep_trace: bool,
+}
+
+/// A federation. Cloning shares it.
+#[derive(Clone)]
+pub struct World(Arc<Inner>);
+
+struct Inner {
+    options: Options,
+    trace: Arc<Trace>,
+    network: Network,
+    hosts: Vec<Arc<Host>>,
+    ledger: Arc<Ledger>,
+    verdict: Arc<Verdict>,
+    clients: Mutex<Vec<Arc<Client>>>,
+    followers: Mutex<Vec<Arc<Follower>>>,
+    /// Endpoints that are no hosts: the network does not keep them.
+    peers: Mutex<Vec<Arc<dyn Endpoint>>>,
+    rooms: Mutex<Vec<OwnedRoomId>>,
+    ends: Mutex<Option<Instant>>,
 }
 
 impl World {
-    /// Runs `steps` steps of chat and crashes of a world of this seed, checks the invariants, and returns the trace.
-    ///
-    /// Call it on a current-thread runtime with paused time, or the run depends on the machine.
-    pub async fn run(seed: u64, users: usize, steps: usize) -> Result<Trace> {
-        let mut world = Self::new(seed, users).await?;
-        for _ in 0..steps {
-            world.step().await?;
-        }
-        world.check().await?;
-        Ok(world.trace)
-    }
-
-    async fn new(seed: u64, users: usize) -> Result<Self> {
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let store = Arc::new(MemoryStore::new());
-        let start = tokio::time::Instant::now();
-        let homeserver = boot(&store, random.random(), START_MS).await?;
-        let names: Result<Vec<_>, _> = (0..users).map(|n| UserId::parse(format!("@user{n}:sim"))).collect();
-        let users = names?;
-        let creator = users.first().context("a world needs a user")?.clone();
-        let new = NewRoom {
-            version: room_version::DEFAULT,
-            creator,
-            creator_profile: Map::new(),
-            preset: Preset::PublicChat,
-            creation_content: Map::new(),
-            power_levels: Map::new(),
-            alias: None,
-            initial_state: Vec::new(),
-            name: Some("sim".to_owned()),
-            topic: None,
-            invite: Vec::new(),
-        };
-        let room = homeserver.create_room(new, Vec::new(), false).await?;
-        let trace = Trace::default();
-        let mut world =
-            Self { random, trace, homeserver, store, start, room, users, acknowledged: BTreeSet::new() };
-        for user in world.users.clone().into_iter().skip(1) {
-            world.join(user).await?;
+    /// A world of hosts that are up.
+    pub async fn new(options: Options) -> Result<Self> {
+        let world = Self::asleep(options, |_| Disk::default())?;
+        for host in world.hosts() {
+            host.start().await?;
         }
         Ok(world)
     }
 
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    /// A world of hosts that are down; `disk` gives each one's disk.
+    pub fn asleep(options: Options, disk: impl Fn(usize) -> Disk) -> Result<Self> {
+        let trace = Arc::new(Trace::new(options.keep_trace));
+        // Nothing gets lost while the scenario sets up.
+        let network = Network::new(options.seed, options.conditions.reliable(), trace.clone());
+        let make = |number| {
+            let made = (options.seed, options.host.clone());
+            Host::new(host_name(number)?, disk(number), made, &network, &trace)
+        };
+        let hosts = (0..options.servers).map(make).collect::<Result<_>>()?;
+        Ok(Self(Arc::new(Inner {
+            options,
+            trace,
+            network,
+            hosts,
+            ledger: Arc::default(),
+            verdict: Arc::default(),
+            clients: Mutex::default(),
+            followers: Mutex::default(),
+            peers: Mutex::default(),
+            rooms: Mutex::default(),
+            ends: Mutex::default(),
+        })))
     }
 
-    async fn join(&mut self, user: OwnedUserId) -> Result<()> {
-        let action = MembershipAction::Join { meets_allow_rule: Some(false) };
-        let change = MembershipChange { sender: user.clone(), target: user, action, content: Map::new() };
-        let joined = self.homeserver.room(&self.room).await?.change_membership(change).await?;
-        self.trace.note(self.now_ms(), &format!("joined {joined:?}"));
-        Ok(())
+    /// What the run is made of.
+    pub fn options(&self) -> &Options {
+        &self.0.options
     }
 
-    async fn step(&mut self) -> Result<()> {
-        tokio::time::sleep(Duration::from_millis(self.random.random_range(1..500))).await;
-        if self.random.random_ratio(1, 20) {
-            return self.crash().await;
+    /// What happened so far.
+    pub fn trace(&self) -> &Arc<Trace> {
+        &self.0.trace
+    }
+
+    /// The network.
+    pub fn network(&self) -> &Network {
+        &self.0.network
+    }
+
+    /// A host by its number.
+    pub fn host(&self, number: usize) -> &Arc<Host> {
+        &self.0.hosts[number % self.0.hosts.len()]
+    }
+
+    /// All hosts.
+    pub fn hosts(&self) -> &[Arc<Host>] {
+        &self.0.hosts
+    }
+
+    /// The servers that are up, with their hosts' names.
+    pub fn boots(&self) -> Vec<(OwnedServerName, Arc<Boot>)> {
+        self.hosts().iter().filter_map(|host| Some((host.name.clone(), host.boot()?))).collect()
+    }
+
+    /// What was acknowledged to clients.
+    pub fn ledger(&self) -> &Ledger {
+        &self.0.ledger
+    }
+
+    /// Whether something has gone wrong, and what.
+    pub fn verdict(&self) -> &Arc<Verdict> {
+        &self.0.verdict
+    }
+
+    /// What clients note things in.
+    pub fn shared(&self) -> Shared<'_> {
+        (&self.0.trace, &self.0.ledger, &self.0.verdict)
+    }
+
+    /// All users' clients.
+    pub fn clients(&self) -> Vec<Arc<Client>> {
+        self.0.clients.lock().clone()
+    }
+
+    /// Keeps an endpoint on the network until the world ends.
+    pub fn keep(&self, peer: Arc<dyn Endpoint>) {
+        self.0.peers.lock().push(peer);
+    }
+
+    /// The clients that follow their rooms.
+    pub fn followers(&self) -> Vec<Arc<Follower>> {
+        self.0.followers.lock().clone()
+    }
+
+    /// The rooms that the invariants are about.
+    pub fn rooms(&self) -> Vec<OwnedRoomId> {
+        self.0.rooms.lock().clone()
+    }
+
+    /// Registers a user, who follows what happens with `/sync`.
+    pub async fn user(&self, name: &str, host: usize) -> Result<Arc<Client>> {
+        let client = self.quiet_user(name, host).await?;
+        self.0.followers.lock().push(Follower::start(&client, &self.0.verdict));
+        Ok(client)
+    }
+
+    /// Registers a user who follows nothing.
+    pub async fn quiet_user(&self, name: &str, host: usize) -> Result<Arc<Client>> {
+        let client = Client::register(self.host(host), name, self.shared()).await?;
+        self.0.clients.lock().push(client.clone());
+        Ok(client)
+    }
+
+    /// One user on each host, `prefix` and a number.
+    pub async fn users(&self, prefix: &str) -> Result<Vec<Arc<Client>>> {
+        let mut users = Vec::new();
+        for number in 0..self.hosts().len() {
+            users.push(self.user(&format!("{prefix}{number}"), number).await?);
         }
-        let sender = self.users.choose(&mut self.random).context("a world needs a user")?.clone();
-        let body = format!("message {}", self.random.random::<u32>());
-        let draft = Draft {
-            kind: "m.room.message".into(),
-            state_key: None,
-            content: to_raw_value(&json!({ "body": body }))?,
-            redacts: None,
-        };
-        let room = self.homeserver.room(&self.room).await?;
-        let event_id = room.send(Send { sender, draft, sent_by: None }).await?;
-        self.trace.note(self.now_ms(), &format!("sent {event_id}"));
-        self.acknowledged.insert(event_id);
+        Ok(users)
+    }
+
+    /// Has the invariants be about a room.
+    pub fn watch_room(&self, room: &RoomId) {
+        self.0.rooms.lock().push(room.to_owned());
+    }
+
+    /// Creates a room that the invariants are about.
+    pub async fn room(&self, creator: &Client, options: Value) -> Result<OwnedRoomId> {
+        let room = creator.create_room(options).await?;
+        self.0.rooms.lock().push(room.clone());
+        Ok(room)
+    }
+
+    /// A public room with these members, whose first one created it.
+    pub async fn public_room(&self, members: &[Arc<Client>]) -> Result<OwnedRoomId> {
+        let (creator, others) = members.split_first().context("a room needs a member")?;
+        let options = json!({ "preset": "public_chat", "name": "room" });
+        let room = self.room(creator, options).await?;
+        for other in others {
+            other.join(&room, creator.host.name.as_str()).await?;
+        }
+        Ok(room)
+    }
+
+    /// Runs a workload while the faults happen; it lasts as long as the options say, and until all faults are over.
+    pub async fn under_faults(&self, work: impl Future<Output = Result<()>>) -> Result<()> {
+        let conditions = self.0.options.conditions;
+        self.network().set_conditions(conditions);
+        *self.0.ends.lock() = Some(Instant::now() + self.0.options.lasts);
+        let faults = join_all(self.0.options.faults.iter().map(|fault| fault.happen(self)));
+        let (worked, happened) = join(work, faults).await;
+        happened.into_iter().collect::<Result<()>>()?;
+        worked
+    }
+
+    /// Whether the workload is to go on.
+    pub fn goes_on(&self) -> bool {
+        !self.verdict().is_over() && self.0.ends.lock().is_none_or(|ends| Instant::now() < ends)
+    }
+
+    /// Calls `change` for each directed pair of hosts on different sides.
+    pub fn cut(&self, side: &[usize], change: impl Fn(&ServerName, &ServerName)) {
+        let side: BTreeSet<_> = side.iter().map(|number| &self.host(*number).name).collect();
+        for from in self.hosts() {
+            for to in self.hosts() {
+                if side.contains(&from.name) != side.contains(&to.name) {
+                    change(&from.name, &to.name);
+                }
+            }
+        }
+    }
+
+    /// Ends all that is wrong: every host is up, every link works.
+    pub async fn heal(&self) -> Result<()> {
+        self.trace().note(format_args!("healed"));
+        self.network().heal();
+        for host in self.hosts() {
+            host.recover().await?;
+        }
         Ok(())
     }
 
-    /// Kills the server and starts it again on what the store had synced.
-    async fn crash(&mut self) -> Result<()> {
-        self.trace.note(self.now_ms(), "crash");
-        self.store.lose_unsynced_writes();
-        let now_ms = START_MS + self.now_ms();
-        self.homeserver = boot(&self.store, self.random.random(), now_ms).await?;
+    /// Waits until nothing is left to be done; what never comes to rest breaks the invariant that queues drain.
+    pub async fn settle(&self) -> Result<()> {
+        let deadline = Instant::now() + SETTLE_MAX;
+        let (pause, looks) = SETTLE_LOOKS;
+        let (mut quiet, mut busy) = (0, None);
+        while quiet < looks {
+            if Instant::now() > deadline {
+                let busy = busy.unwrap_or_default();
+                self.verdict().fail("queues_drain", format!("no rest in {SETTLE_MAX:?}: {busy}"));
+            }
+            if self.verdict().is_over() {
+                break;
+            }
+            tokio::time::sleep(pause).await;
+            busy = self.busy().await?;
+            quiet = if busy.is_none() { quiet + 1 } else { 0 };
+        }
         Ok(())
     }
 
-    /// Nothing acknowledged is lost, nothing is there twice.
-    async fn check(&self) -> Result<()> {
-        let room = self.homeserver.room(&self.room).await?;
-        let query = PageQuery {
-            user_id: &self.users[0],
-            from: TimelineIndex(i64::MIN),
-            to: None,
-            direction: PageDirection::Forward,
-            limit: usize::MAX / 2,
-            filter: &RoomEventFilter::default(),
-        };
-        let page = room.page(&query).await?;
-        let stored: BTreeSet<_> = page.events.iter().map(|event| event.pdu.event_id().clone()).collect();
-        ensure!(stored.len() == page.events.len(), "an event is in the timeline twice");
-        let lost: Vec<_> = self.acknowledged.difference(&stored).collect();
-        ensure!(lost.is_empty(), "acknowledged and lost: {lost:?}");
-        Ok(())
+    /// What is left to be done, if anything.
+    async fn busy(&self) -> Result<Option<String>> {
+        let in_flight = self.network().traffic().in_flight;
+        if in_flight > 0 {
+            return Ok(Some(format!("{in_flight} requests are under way")));
+        }
+        for (name, boot) in self.boots() {
+            for (what, rows) in queues(&boot).await? {
+                if rows > 0 {
+                    return Ok(Some(format!("{name} has {rows} rows in {what}")));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// A member of a room on each of its hosts, at most `limit`.
+    pub async fn voices(&self, room: &RoomId, limit: usize) -> Vec<Arc<Client>> {
+        let (mut voices, mut heard) = (Vec::<Arc<Client>>::new(), BTreeSet::new());
+        for client in self.clients() {
+            if voices.len() == limit || heard.contains(&client.host.name) {
+                continue;
+            }
+            let Some(boot) = client.host.boot() else { continue };
+            let Ok(handle) = boot.homeserver().room(room).await else { continue };
+            if handle.is_joined(&client.user_id).await.unwrap_or(false) {
+                heard.insert(client.host.name.clone());
+                voices.push(client);
+            }
+        }
+        voices
+    }
+
+    /// Stops every host in order.
+    pub async fn stop(&self) {
+        join_all(self.hosts().iter().map(|host| host.stop())).await;
     }
 }
 
-async fn boot(store: &Arc<MemoryStore>, seed: u64, now_ms: u64) -> Result<Homeserver> {
-    let storage = Storage::open(store.clone(), Durability::Always).await?;
-    let env = Env { clock: Arc::new(TokioClock::new(now_ms)), entropy: Arc::new(SeededEntropy::new(seed)) };
-    let config = HomeserverConfig {
-        server_name: "sim".try_into()?,
-        signing_key: Arc::new(SigningKey::new(&[1; 32], "sim").context("the key's version is valid")?),
-        old_keys: Vec::new(),
-        federation: None,
-        default_room_version: room_version::DEFAULT,
-        room_memory: 16 << 20,
-        rooms: ClassConfig::default(),
-        sessions: ClassConfig::default(),
-        media: MediaConfig::default(),
-        conversation: ConversationConfig::default(),
-        push: std::sync::Arc::new(actors::push::NoPushGateways),
-        search: None,
-    };
-    Ok(Homeserver::start(config, env, storage).await)
+/// The lengths of a server's durable queues, counted to a thousand.
+pub async fn queues(boot: &Boot) -> Result<[(&'static str, usize); 4]> {
+    async fn length<K: Key, V: Stored>(boot: &Boot, table: &Table<K, V>) -> Result<usize> {
+        Ok(boot.storage().range(table, KeyRange::all(), Direction::Ascending, 1000).await?.len())
+    }
+    Ok([
+        ("STAGED", length(boot, &schema::STAGED).await?),
+        ("OUTBOX", length(boot, &schema::OUTBOX).await?),
+        ("CATCH_UP", length(boot, &schema::CATCH_UP).await?),
+        ("EDU_QUEUE", length(boot, &schema::EDU_QUEUE).await?),
+    ])
 }
 
-#[cfg(test)]
-mod tests {
-    use super::World;
-
-    #[tokio::test(start_paused = true)]
-    async fn the_same_seed_gives_the_same_trace() {
-        let first = World::run(7, 5, 200).await.unwrap();
-        let second = World::run(7, 5, 200).await.unwrap();
-        assert_eq!(first.lines(), second.lines());
-        assert_eq!(first.hash(), second.hash());
-        let other = World::run(8, 5, 200).await.unwrap();
-        assert_ne!(first.hash(), other.hash());
-        assert!(first.lines().iter().any(|line| line.ends_with("crash")), "the seed has no crash");
-    }
+/// The name of a host: a letter, or a number with one.
+pub fn host_name(number: usize) -> Result<OwnedServerName> {
+    let letter =
+        u8::try_from(number).ok().filter(|number| *number < 26).map(|number| char::from(b'a' + number));
+    let name = letter.map_or_else(|| format!("s{number}"), String::from);
+    Ok(OwnedServerName::try_from(name)?)
 }

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use engine::id::Position;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 pub mod backend;
 #[cfg(test)]
@@ -25,6 +25,7 @@ mod sequencer;
 #[cfg(test)]
 #[path = "sequencer/tests.rs"]
 mod sequencer_tests;
+pub mod signal;
 pub mod store;
 pub mod text;
 pub mod verify;
@@ -42,6 +43,7 @@ pub use metrics::CommitMetrics;
 pub use record::{Record, Value};
 pub use schema::Table;
 pub use sequencer::Ticket;
+pub use signal::{Signal, Watcher};
 pub use store::{Batch, CommitError, Direction, Refused, Store, StoreError};
 pub use writer::Durability;
 
@@ -171,8 +173,8 @@ impl Storage {
         self.sequencer.watermark()
     }
 
-    /// A receiver that is told of each move of the watermark.
-    pub fn watermark_changed(&self) -> watch::Receiver<Position> {
+    /// A watcher of the watermark.
+    pub fn watermark_changed(&self) -> Watcher<Position> {
         self.sequencer.changed()
     }
 

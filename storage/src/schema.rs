@@ -282,6 +282,11 @@ tables! {
     /// Key: room, the place after the hole. Writer: `RoomActor`. Changes: overwritten; deletion once it is filled.
     64 => GAPS: (ShortRoomId, TimelineIndex) => GapRecord;
 
+    /// State resolutions that went back to older state without a reason, with their inputs, as JSON.
+    ///
+    /// Key: room, when. Writer: `RoomActor`. Changes: none.
+    140 => STATE_RESETS: (ShortRoomId, Position) => Bytes;
+
     /// Received events that are not dealt with yet, as JSON text.
     ///
     /// Key: room ID, when it came, its server. Writer: the receiving of transactions. Changes: deletion, once dealt with.

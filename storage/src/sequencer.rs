@@ -12,9 +12,11 @@ use std::{
 };
 
 use engine::id::Position;
-use tokio::sync::watch;
 
-use crate::primitives::{AtomicU64, Mutex, Ordering};
+use crate::{
+    primitives::{AtomicU64, Mutex, Ordering},
+    signal::{Signal, Watcher},
+};
 
 /// How far the stored ceiling is raised above the positions handed out. Large enough that raising it is rare, small enough
 /// that no number of crashes uses up the 64 bits.
@@ -25,7 +27,7 @@ pub(crate) const LEASE: u64 = 1 << 16;
 pub(crate) struct Sequencer {
     state: Mutex<State>,
     watermark: AtomicU64,
-    changed: watch::Sender<Position>,
+    changed: Signal<Position>,
 }
 
 #[derive(Debug)]
@@ -56,7 +58,7 @@ impl Sequencer {
         Self {
             state: Mutex::new(State { last: ceiling, ceiling, open: BTreeMap::new(), frozen: false }),
             watermark: AtomicU64::new(ceiling),
-            changed: watch::Sender::new(Position(ceiling)),
+            changed: Signal::new(Position(ceiling)),
         }
     }
 
@@ -80,9 +82,9 @@ impl Sequencer {
         Position(self.watermark.load(Ordering::Acquire))
     }
 
-    /// A receiver of the watermark.
-    pub(crate) fn changed(&self) -> watch::Receiver<Position> {
-        self.changed.subscribe()
+    /// A watcher of the watermark.
+    pub(crate) fn changed(&self) -> Watcher<Position> {
+        self.changed.watch()
     }
 
     /// The ceiling to store with the next commit, if the present one is near.
@@ -130,7 +132,7 @@ impl Sequencer {
         let reached = state.reached();
         if !state.frozen && reached > self.watermark.load(Ordering::Relaxed) {
             self.watermark.store(reached, Ordering::Release);
-            self.changed.send_replace(Position(reached));
+            self.changed.set(Position(reached));
         }
     }
 

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use dashmap::DashSet;
@@ -12,9 +13,12 @@ use parking_lot::Mutex;
 use ruma::{OwnedServerName, OwnedUserId, ServerName, UserId};
 use serde_json::value::RawValue;
 use storage::{Batch, Direction, KeyRange, Storage, StoreError, schema};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    time::Instant,
+};
 
-use super::{DestinationActor, DestinationMessage, Ephemeral, Outgoing};
+use super::{DestinationActor, DestinationMessage, Ephemeral, Outgoing, transaction::Outcome};
 use crate::{
     directory::{Directory, Place},
     room::{RoomStore, StoredEvent},
@@ -33,6 +37,10 @@ pub enum Announcement {
     Queued(Vec<OwnedServerName>),
     /// A sign of life.
     Alive(OwnedServerName),
+    /// A server is to be tried again, and when.
+    Retry(OwnedServerName, Instant),
+    /// How a transaction ended whose actor is gone.
+    Orphan(OwnedServerName, Box<Outcome>),
 }
 
 /// Where rooms leave what is to be sent.
@@ -166,6 +174,16 @@ impl Outbox {
         self.backing_off.insert(server.to_owned());
     }
 
+    /// Has a server tried again after a while.
+    pub(super) fn retry_after(&self, server: &ServerName, wait: Duration) {
+        self.dispatch(Announcement::Retry(server.to_owned(), Instant::now() + wait));
+    }
+
+    /// A transaction ended whose actor had been passivated meanwhile.
+    pub(super) fn orphaned(&self, server: OwnedServerName, outcome: Box<Outcome>) {
+        self.dispatch(Announcement::Orphan(server, outcome));
+    }
+
     fn dispatch(&self, announcement: Announcement) {
         if let Some(dispatcher) = &self.dispatcher {
             // Without a dispatcher the server is shutting down; what is durable is sent after the restart.
@@ -249,13 +267,30 @@ impl Outbox {
     }
 }
 
-/// Hands announcements to the destinations, in order; ends with the outbox.
+/// Hands announcements to the destinations, in order, and wakes those that are to be tried again; ends with the outbox.
 pub async fn dispatch(
     mut announcements: mpsc::UnboundedReceiver<Announcement>,
     destinations: Directory<DestinationActor>,
 ) {
-    while let Some(announcement) = announcements.recv().await {
+    let mut retries = Retries::default();
+    loop {
+        let next = retries.next();
+        let announcement = tokio::select! {
+            biased;
+            announcement = announcements.recv() => announcement,
+            () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
+                if let Some(server) = retries.pop() {
+                    tell(&destinations, server, DestinationMessage::RetryDue).await;
+                }
+                continue;
+            }
+        };
+        let Some(announcement) = announcement else { return };
         match announcement {
+            Announcement::Retry(server, due) => retries.set(server, due),
+            Announcement::Orphan(server, outcome) => {
+                tell(&destinations, server, |place| DestinationMessage::Orphan(outcome, place)).await;
+            }
             Announcement::Pdu(outgoing, servers) => {
                 for server in servers {
                     let outgoing = outgoing.clone();
@@ -275,6 +310,32 @@ pub async fn dispatch(
             }
             Announcement::Alive(server) => tell(&destinations, server, DestinationMessage::Alive).await,
         }
+    }
+}
+
+/// When each server is to be tried again.
+#[derive(Default)]
+struct Retries {
+    by_server: BTreeMap<OwnedServerName, Instant>,
+    by_time: BTreeSet<(Instant, OwnedServerName)>,
+}
+
+impl Retries {
+    fn set(&mut self, server: OwnedServerName, due: Instant) {
+        if let Some(before) = self.by_server.insert(server.clone(), due) {
+            self.by_time.remove(&(before, server.clone()));
+        }
+        self.by_time.insert((due, server));
+    }
+
+    fn next(&self) -> Option<Instant> {
+        self.by_time.first().map(|(due, _)| *due)
+    }
+
+    fn pop(&mut self) -> Option<OwnedServerName> {
+        let (_, server) = self.by_time.pop_first()?;
+        self.by_server.remove(&server);
+        Some(server)
     }
 }
 

@@ -104,7 +104,7 @@ impl MediaRepository {
     /// Waits until the bytes of a URI come.
     async fn wait(&self, media_id: &str, timeout: Duration) -> Result<MediaRecord, MediaError> {
         let mut arrival = self.0.waiting.subscribe(media_id);
-        let mut stopping = self.0.stopping.subscribe();
+        let mut stopping = self.0.stopping.watch();
         let waited = async {
             // Looked up again after the subscription: they may have come in between.
             let record = self.record(&self.0.server_name, media_id).await?.ok_or(MediaError::NotFound)?;
@@ -115,6 +115,7 @@ impl MediaRepository {
                 return Err(MediaError::NotFound);
             }
             tokio::select! {
+                biased;
                 _ = arrival.changed() => {}
                 _ = stopping.wait_for(|stopping| *stopping) => {}
                 () = tokio::time::sleep(timeout) => {}

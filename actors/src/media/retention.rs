@@ -76,7 +76,7 @@ fn day(record: &MediaRecord) -> u64 {
 impl MediaRepository {
     /// Sweeps from time to time, until the server stops.
     pub(crate) async fn keep_sweeping(self) {
-        let mut stopping = self.0.stopping.subscribe();
+        let mut stopping = self.0.stopping.watch();
         let mut wait = SWEEP_FIRST;
         for round in 0_u64.. {
             tokio::select! {

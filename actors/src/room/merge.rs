@@ -15,7 +15,11 @@ use engine::{
 };
 use ruma::{EventId, OwnedEventId};
 
-use super::{ActiveRoom, ReadError, RoomError, StateKey, StoredEvent, change::Change};
+use super::{
+    ActiveRoom, ReadError, RoomError, StateKey, StoredEvent,
+    change::Change,
+    reset::{ResetRecord, spelled},
+};
 
 /// Events of auth chains that are fetched ahead whenever one is missing.
 const AHEAD: usize = 200;
@@ -90,11 +94,42 @@ impl ActiveRoom {
             }
         };
         let mut entries: BTreeMap<StateKey, Option<ShortEventId>> =
-            held.into_keys().map(|key| (key, None)).collect();
-        for (key, id) in resolved {
-            entries.insert(key, known.events.get(&id).map(|(event, _)| event.short));
+            held.keys().map(|key| (key.clone(), None)).collect();
+        for (key, id) in &resolved {
+            entries.insert(key.clone(), known.events.get(id).map(|(event, _)| event.short));
         }
-        self.apply(change, first, &entries).await
+        let root = self.apply(change, first, &entries).await?;
+        let resets = self.resets(change, &held, root).await?;
+        if !resets.is_empty() {
+            let record = self.reset_record(&known, &agreed, (&differing, &resolved), resets);
+            self.raise_alarm(change, &record);
+        }
+        Ok(root)
+    }
+
+    fn reset_record(
+        &self,
+        known: &Known,
+        agreed: &Agreed,
+        (differing, resolved): (&[StateSet], &StateSet),
+        resets: Vec<(StateKey, OwnedEventId)>,
+    ) -> ResetRecord {
+        let event = |(event, ranked): &(Arc<StoredEvent>, Ranked)| {
+            let json = serde_json::from_slice(event.pdu.raw()).ok()?;
+            Some((ranked.rank, event.pdu.is_rejected(), event.pdu.event_id().clone(), json))
+        };
+        ResetRecord {
+            room_version: self.version.to_string(),
+            differing: differing.iter().map(spelled).collect(),
+            agreed: agreed
+                .keys
+                .iter()
+                .map(|((kind, key), id)| (kind.clone(), key.clone(), id.clone()))
+                .collect(),
+            events: known.events.values().filter_map(event).collect(),
+            resolved: spelled(resolved),
+            lost: resets.into_iter().map(|((kind, key), event)| (kind, key, event)).collect(),
+        }
     }
 
     async fn id_of(

@@ -221,9 +221,7 @@ impl RoomHandle {
         let mut commits = self.storage().watermark_changed();
         let complete = async {
             while self.lacks_members() {
-                if commits.changed().await.is_err() {
-                    return;
-                }
+                commits.changed().await;
             }
         };
         // Whether it was in time is seen from the room itself.

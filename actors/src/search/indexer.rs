@@ -127,7 +127,7 @@ impl Searching {
         let mut changed = self.shared.store.storage().watermark_changed();
         let mut indexer = Indexer { shared: self.shared.clone(), cursor: index.cursor(), index, pending: 0 };
         loop {
-            let upto = *changed.borrow_and_update();
+            let upto = changed.see();
             match indexer.catch_up(upto).await {
                 Ok(()) => {
                     self.indexed.send_replace(upto);
@@ -141,8 +141,7 @@ impl Searching {
                 if let Err(error) = text::blocking(&indexer.index, TextIndex::rest).await {
                     tracing::warn!(%error, "the full-text index could not finish its work");
                 }
-                // The sender lives as long as the store.
-                let _ = changed.changed().await;
+                changed.changed().await;
             }
             let _ = tokio::time::timeout(GATHER, self.wanted.notified()).await;
         }

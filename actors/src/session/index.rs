@@ -13,8 +13,7 @@ use arc_swap::ArcSwap;
 use engine::id::{Position, ShortEventId, ShortRoomId, TimelineIndex};
 use parking_lot::{Mutex, MutexGuard};
 use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
-use storage::schema::MembershipRecord;
-use tokio::sync::watch;
+use storage::{Signal, Watcher, schema::MembershipRecord};
 
 use super::Ignored;
 use crate::hub::{Latest, RoomNews};
@@ -125,7 +124,7 @@ pub struct SessionView {
     /// Rooms that changed since the index was last looked at; each at most once.
     told: Mutex<Vec<Arc<RoomNews>>>,
     ignored: ArcSwap<Ignored>,
-    changed: watch::Sender<()>,
+    changed: Signal<()>,
     this: Weak<Self>,
 }
 
@@ -137,7 +136,7 @@ impl SessionView {
             index: Mutex::default(),
             told: Mutex::default(),
             ignored: ArcSwap::default(),
-            changed: watch::Sender::new(()),
+            changed: Signal::new(()),
             this: this.clone(),
         })
     }
@@ -173,7 +172,7 @@ impl SessionView {
 
     /// Whether somebody waits for a change.
     pub(crate) fn has_waiting(&self) -> bool {
-        self.changed.receiver_count() > 0
+        self.changed.is_watched()
     }
 
     /// Whose view it is.
@@ -191,14 +190,14 @@ impl SessionView {
         self.ignored.store(ignored);
     }
 
-    /// A receiver that is woken by every change.
-    pub fn subscribe(&self) -> watch::Receiver<()> {
-        self.changed.subscribe()
+    /// A watcher that is woken by every change.
+    pub fn subscribe(&self) -> Watcher<()> {
+        self.changed.watch()
     }
 
     /// Wakes those who wait for a change.
     pub fn wake(&self) {
-        self.changed.send_replace(());
+        self.changed.set(());
     }
 
     /// Notes that a room changed at `position`.

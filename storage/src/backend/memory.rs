@@ -1,6 +1,6 @@
-//! Rows in a `BTreeMap`: for tests and the simulator. Runs inline, without threads, so runs repeat exactly.
+//! Rows in an ordered map: for tests and the simulator. Runs inline, without threads, so runs repeat exactly.
 
-use std::{collections::BTreeMap, ops::Bound};
+use std::ops::Bound;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -21,7 +21,8 @@ pub struct MemoryStore {
 
 #[derive(Debug, Default)]
 struct State {
-    rows: BTreeMap<(TableId, Bytes), Bytes>,
+    /// Copies share their structure: the simulator starts thousands of hosts from one.
+    rows: imbl::OrdMap<(TableId, Bytes), Bytes>,
     /// What the rows changed since the last sync were before.
     unsynced: Writes,
     /// Commits that will fail.
@@ -32,6 +33,13 @@ impl MemoryStore {
     /// An empty store.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Another store with the same rows, which share memory until they change.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let rows = self.state.lock().rows.clone();
+        Self { state: Mutex::new(State { rows, ..State::default() }) }
     }
 
     /// Makes the next commits fail with an I/O error, storing nothing.

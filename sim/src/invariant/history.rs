@@ -1,0 +1,94 @@
+//! A room as each of its servers knows it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use anyhow::{Result, bail};
+use engine::id::TimelineIndex;
+use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomId};
+use storage::schema::Standing;
+
+use actors::room::{RoomHandle, StoredEvent};
+
+use crate::world::World;
+
+/// Holes of a timeline that are filled, at most.
+const GAPS_MAX: usize = 1000;
+
+/// A room as each of its servers knows it.
+pub struct History {
+    /// The room.
+    pub room: OwnedRoomId,
+    /// The servers that are in it.
+    pub sides: Vec<Side>,
+}
+
+/// A room as one server knows it.
+pub struct Side {
+    /// The server.
+    pub host: OwnedServerName,
+    /// The room's handle there.
+    pub handle: RoomHandle,
+    /// The graph, from the forward extremities on, and what is missing of it.
+    pub graph: BTreeMap<OwnedEventId, Option<Arc<StoredEvent>>>,
+    /// The current state.
+    pub state: BTreeMap<(String, String), OwnedEventId>,
+}
+
+impl History {
+    /// Reads a room from all servers that are in it; each first fills the holes of its timeline, as paging back does.
+    pub async fn read(world: &World, room: &RoomId) -> Result<Self> {
+        let mut sides = Vec::new();
+        for (host, boot) in world.boots() {
+            let Ok(handle) = boot.homeserver().room(room).await else { continue };
+            if !handle.snapshot().head.has_server(&host) {
+                continue;
+            }
+            let everything = (TimelineIndex(i64::MIN), TimelineIndex(i64::MAX));
+            let mut left = GAPS_MAX;
+            while boot.homeserver().fill_gap(&handle, everything.0, everything.1).await? {
+                left -= 1;
+                if left == 0 {
+                    bail!("{host} never comes to the end of filling the holes of {room}");
+                }
+            }
+            let graph = graph(&handle).await?;
+            let state = handle.state(handle.snapshot().head.root, None).await?;
+            let state = state.iter().map(|event| {
+                let key = event.pdu.state_key().unwrap_or_default().to_owned();
+                ((event.pdu.kind().to_owned(), key), event.pdu.event_id().clone())
+            });
+            let state = state.collect();
+            sides.push(Side { host, handle, graph, state });
+        }
+        Ok(Self { room: room.to_owned(), sides })
+    }
+}
+
+async fn graph(handle: &RoomHandle) -> Result<BTreeMap<OwnedEventId, Option<Arc<StoredEvent>>>> {
+    let mut graph = BTreeMap::new();
+    let mut open: Vec<_> = handle.snapshot().head.tips.iter().map(|tip| tip.pdu.event_id().clone()).collect();
+    while let Some(id) = open.pop() {
+        if graph.contains_key(&id) {
+            continue;
+        }
+        let event = handle.any_event(&id).await?.filter(|event| event.standing != Standing::Outlier);
+        if let Some(event) = &event {
+            open.extend(event.pdu.prev_events().iter().cloned());
+        }
+        graph.insert(id, event);
+    }
+    Ok(graph)
+}
+
+impl Side {
+    /// Events of the graph with one standing.
+    pub fn with_standing(
+        &self,
+        standing: Standing,
+    ) -> impl Iterator<Item = (&OwnedEventId, &Arc<StoredEvent>)> {
+        self.graph
+            .iter()
+            .filter_map(|(id, event)| Some((id, event.as_ref()?)))
+            .filter(move |(_, event)| event.standing == standing)
+    }
+}

@@ -1,0 +1,214 @@
+//! One run of a scenario, from its seed to its verdict.
+
+use std::{cell::RefCell, sync::Once, time::Duration};
+
+use anyhow::{Context, Result};
+use rand::RngExt;
+use ruma::RoomVersionId;
+use storage::{Direction, Durability, KeyRange, schema};
+
+use crate::{
+    fault::{self, Fault},
+    host::HostOptions,
+    invariant::{self, Violation},
+    network::{Conditions, Traffic},
+    scenario::Scenario,
+    seed::Seed,
+    world::{Options, World},
+};
+
+/// Hosts that speak once more in each room after healing, so that the branches of its graph meet.
+const CLOSING_VOICES: usize = 8;
+
+/// Tasks that the run itself still has when all hosts have stopped.
+const OWN_TASKS: usize = 0;
+
+/// State resets of one host that an outcome keeps.
+const RESETS_MAX: usize = 10;
+
+/// How long what is left of stopped hosts may take to end: longer than any request to another server.
+const END_MAX: Duration = Duration::from_secs(600);
+
+/// What was asked for instead of what the seed says.
+#[derive(Clone, Debug, Default)]
+pub struct Wish {
+    /// Number of hosts.
+    pub servers: Option<usize>,
+    /// How long the workload lasts.
+    pub lasts: Option<Duration>,
+    /// What goes wrong.
+    pub faults: Option<Vec<Fault>>,
+    /// Whether a commit waits for the disk.
+    pub durability: Option<Durability>,
+    /// Whether all of the trace is kept.
+    pub keep_trace: bool,
+}
+
+/// How a run went.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// What it followed from.
+    pub seed: Seed,
+    /// Number of hosts.
+    pub servers: usize,
+    /// What went wrong in it.
+    pub faults: Vec<Fault>,
+    /// The first invariant that did not hold, if any.
+    pub violation: Option<Violation>,
+    /// The hash of its trace.
+    pub hash: String,
+    /// The lines of the trace that were kept.
+    pub lines: Vec<String>,
+    /// How many lines there were.
+    pub line_count: u64,
+    /// What was sent.
+    pub traffic: Traffic,
+    /// Events that were acknowledged to clients.
+    pub acknowledged: usize,
+    /// Simulated time.
+    pub lasted: Duration,
+    /// The inputs of resolutions that went back to older state without a reason.
+    pub resets: Vec<Vec<u8>>,
+}
+
+/// What a seed, and whoever asks, make of a scenario.
+pub fn options(scenario: &Scenario, seed: Seed, wish: &Wish) -> Options {
+    let mut random = seed.stream("options");
+    let (least, most) = scenario.servers;
+    let servers = random.random_range(least..=most);
+    let servers = wish.servers.unwrap_or(servers);
+    let lasts = wish.lasts.unwrap_or(scenario.lasts);
+    let mut conditions = Conditions::draw(&mut random);
+    if scenario.profile == fault::Profile::Nothing {
+        conditions = conditions.reliable();
+    }
+    let versions = [RoomVersionId::V12, RoomVersionId::V11, RoomVersionId::V10, RoomVersionId::V6];
+    let host = HostOptions {
+        room_version: versions[random.random_range(0..versions.len())].clone(),
+        // Some seeds passivate actors all the time.
+        idle_after: Duration::from_secs(if random.random_ratio(1, 4) { 3 } else { 900 }),
+        durability: wish.durability.unwrap_or(Durability::Always),
+        ..HostOptions::default()
+    };
+    let faults = fault::draw(&mut seed.stream("faults"), scenario.profile, servers, lasts);
+    Options {
+        seed,
+        servers,
+        lasts,
+        faults: wish.faults.clone().unwrap_or(faults),
+        host,
+        conditions,
+        keep_trace: wish.keep_trace,
+    }
+}
+
+/// Runs a scenario on a runtime of its own, on this thread.
+pub fn run(scenario: &Scenario, seed: Seed, wish: &Wish) -> Result<Outcome> {
+    catch_panics();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .context("a runtime")?;
+    let options = options(scenario, seed, wish);
+    runtime.block_on(play(scenario, options))
+}
+
+async fn play(scenario: &Scenario, options: Options) -> Result<Outcome> {
+    let (seed, servers, faults) = (options.seed, options.servers, options.faults.clone());
+    let world = World::new(options).await?;
+    let watching = tokio::spawn(invariant::watch(world.clone()));
+    let verdict = world.verdict().clone();
+    let whole = async {
+        (scenario.play)(&world).await?;
+        conclude(&world).await
+    };
+    let ended = tokio::select! {
+        biased;
+        () = verdict.over() => Ok(()),
+        ended = whole => ended,
+    };
+    if let Err(error) = ended
+        && !verdict.is_over()
+    {
+        verdict.fail("scenario", format!("{error:#}"));
+    }
+    let is_good = !verdict.is_over();
+    let mut resets = Vec::new();
+    for (_, boot) in world.boots() {
+        let all = KeyRange::all();
+        let rows = boot.storage().range(&schema::STATE_RESETS, all, Direction::Ascending, RESETS_MAX).await?;
+        resets.extend(rows.into_iter().map(|(_, record)| record.to_vec()));
+    }
+    verdict.end();
+    watching.abort();
+    let traffic = world.network().traffic();
+    if is_good {
+        world.stop().await;
+        let mut waited = Duration::ZERO;
+        while tasks() > OWN_TASKS && waited < END_MAX {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            waited += Duration::from_secs(1);
+        }
+        if tasks() > OWN_TASKS {
+            verdict.fail("no_leak", format!("{} tasks are left when all hosts have stopped", tasks()));
+        }
+    }
+    if let Some(panic) = PANICS.with_borrow_mut(|panics| std::mem::take(panics).into_iter().next()) {
+        verdict.fail("no_crash", panic);
+    }
+    Ok(Outcome {
+        seed,
+        servers,
+        faults,
+        violation: verdict.violation(),
+        hash: world.trace().hash(),
+        lines: world.trace().lines(),
+        line_count: world.trace().count(),
+        traffic,
+        acknowledged: world.ledger().all().len(),
+        lasted: world.trace().elapsed(),
+        resets,
+    })
+}
+
+fn tasks() -> usize {
+    tokio::runtime::Handle::current().metrics().num_alive_tasks()
+}
+
+/// Heals the world, lets it come to rest, has every server speak once more in each room, and checks the invariants.
+async fn conclude(world: &World) -> Result<()> {
+    world.heal().await?;
+    world.settle().await?;
+    for room in world.rooms() {
+        for voice in world.voices(&room, CLOSING_VOICES).await {
+            // Whoever may not speak any more has nothing to add.
+            drop(voice.send(&room, "closing").await);
+        }
+        world.settle().await?;
+    }
+    if world.verdict().is_over() {
+        return Ok(());
+    }
+    invariant::check_at_rest(world).await
+}
+
+thread_local! {
+    static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Has panics noted where the run can find them: tasks and actors keep them to themselves.
+fn catch_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            PANICS.with_borrow_mut(|panics| panics.push(info.to_string()));
+            before(info);
+        }));
+    });
+    PANICS.with_borrow_mut(Vec::clear);
+}
+
+#[cfg(test)]
+mod tests;

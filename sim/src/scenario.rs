@@ -1,0 +1,126 @@
+//! Scenarios: short functions that set a room up and say who does what in it.
+
+mod rooms;
+
+use std::time::Duration;
+
+use anyhow::Result;
+use futures_util::future::BoxFuture;
+
+use crate::{fault::Profile, world::World};
+
+/// A scenario.
+pub struct Scenario {
+    /// Its name.
+    pub name: &'static str,
+    /// What happens in it.
+    pub about: &'static str,
+    /// The faults that it bears.
+    pub profile: Profile,
+    /// Hosts, unless asked for otherwise: the least and the most.
+    pub servers: (usize, usize),
+    /// How long its workload lasts, unless asked for otherwise.
+    pub lasts: Duration,
+    /// What happens.
+    pub play: Play,
+}
+
+/// What happens in a scenario: it sets up, and then works under faults.
+pub type Play = fn(&World) -> BoxFuture<'_, Result<()>>;
+
+/// All scenarios.
+pub const ALL: [Scenario; 11] = [
+    Scenario {
+        name: "chat",
+        about: "a user on each host talks in one room; hosts and network fail",
+        profile: Profile::Everything,
+        servers: (2, 5),
+        lasts: Duration::from_secs(60),
+        play: |world| Box::pin(rooms::chat(world)),
+    },
+    Scenario {
+        name: "busy-room",
+        about: "two users on each host talk fast in one room; the network fails",
+        profile: Profile::Network,
+        servers: (2, 4),
+        lasts: Duration::from_secs(20),
+        play: |world| Box::pin(rooms::busy_room(world)),
+    },
+    Scenario {
+        name: "quiet-network",
+        about: "the same as chat without faults: nothing may be soft-failed, and everything arrives at once",
+        profile: Profile::Nothing,
+        servers: (2, 6),
+        lasts: Duration::from_secs(30),
+        play: |world| Box::pin(rooms::chat(world)),
+    },
+    Scenario {
+        name: "joins-and-leaves",
+        about: "users of all hosts join and leave while others talk",
+        profile: Profile::Everything,
+        servers: (2, 5),
+        lasts: Duration::from_secs(60),
+        play: |world| Box::pin(rooms::joins_and_leaves(world)),
+    },
+    Scenario {
+        name: "bans-racing",
+        about: "moderators on two hosts kick and ban users who come back and talk",
+        profile: Profile::Network,
+        servers: (3, 5),
+        lasts: Duration::from_secs(60),
+        play: |world| Box::pin(rooms::bans_racing(world)),
+    },
+    Scenario {
+        name: "power-fight",
+        about: "administrators raise and lower each other from both sides of partitions",
+        profile: Profile::Network,
+        servers: (2, 5),
+        lasts: Duration::from_secs(60),
+        play: |world| Box::pin(rooms::power_fight(world)),
+    },
+    Scenario {
+        name: "key-rotation",
+        about: "hosts replace their signing keys while their users talk",
+        profile: Profile::Everything,
+        servers: (2, 4),
+        lasts: Duration::from_secs(60),
+        play: |world| Box::pin(rooms::key_rotation(world)),
+    },
+    Scenario {
+        name: "large-join",
+        about: "hosts join a room with many members and much history, one after the other",
+        profile: Profile::Network,
+        servers: (2, 4),
+        lasts: Duration::from_secs(30),
+        play: |world| Box::pin(rooms::large_join(world)),
+    },
+    Scenario {
+        name: "invite-storm",
+        about: "a user is invited to many rooms at once, and accepts or rejects",
+        profile: Profile::Network,
+        servers: (2, 4),
+        lasts: Duration::from_secs(30),
+        play: |world| Box::pin(rooms::invite_storm(world)),
+    },
+    Scenario {
+        name: "hostile-peer",
+        about: "a peer forges, equivocates, withholds and tries to reset the state while others talk",
+        profile: Profile::Network,
+        servers: (2, 4),
+        lasts: Duration::from_secs(40),
+        play: |world| Box::pin(rooms::hostile_peer(world)),
+    },
+    Scenario {
+        name: "noise",
+        about: "receipts, typing notices and presence among a few messages",
+        profile: Profile::Everything,
+        servers: (2, 5),
+        lasts: Duration::from_secs(60),
+        play: |world| Box::pin(rooms::noise(world)),
+    },
+];
+
+/// A scenario by its name.
+pub fn find(name: &str) -> Option<&'static Scenario> {
+    ALL.iter().find(|scenario| scenario.name == name)
+}

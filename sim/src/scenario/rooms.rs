@@ -1,0 +1,167 @@
+//! Scenarios of one room, or of many.
+
+use anyhow::{Context, Result};
+use futures_util::future::{join_all, try_join, try_join_all};
+use rand::RngExt;
+use serde_json::json;
+
+use crate::{
+    fault::Kind,
+    hostile::{ATTACKS, Mallory},
+    workload::{chat, may_refuse, members, noise as noises, pause, powers},
+    world::World,
+};
+
+pub(super) async fn chat(world: &World) -> Result<()> {
+    let users = world.users("user").await?;
+    let room = world.public_room(&users).await?;
+    world.under_faults(chat::chat(world, &room, &users, 6000)).await
+}
+
+pub(super) async fn busy_room(world: &World) -> Result<()> {
+    let mut users = world.users("alice").await?;
+    users.extend(world.users("bob").await?);
+    let room = world.public_room(&users).await?;
+    world.under_faults(chat::chat(world, &room, &users, 500)).await
+}
+
+pub(super) async fn joins_and_leaves(world: &World) -> Result<()> {
+    let residents = world.users("alice").await?;
+    let guests = world.users("bob").await?;
+    // Some hosts are in the room only while their guest is.
+    let (stay, _) = residents.split_at(residents.len().div_ceil(2));
+    let room = world.public_room(stay).await?;
+    let talk = chat::chat(world, &room, stay, 6000);
+    let move_about = members::come_and_go(world, &room, &guests, 4000);
+    world.under_faults(async { try_join(talk, move_about).await.map(drop) }).await
+}
+
+pub(super) async fn bans_racing(world: &World) -> Result<()> {
+    let residents = world.users("alice").await?;
+    let others = world.users("mallory").await?;
+    let room = world.public_room(&residents).await?;
+    let via = residents[0].host.name.clone();
+    let mut levels = residents[0].state(&room, "m.room.power_levels").await?;
+    levels["users"][residents[1].user_id.as_str()] = 90.into();
+    residents[0].set_state(&room, ("m.room.power_levels", ""), levels).await?;
+    for other in &others {
+        other.join(&room, via.as_str()).await?;
+    }
+    world.settle().await?;
+    let judge = members::moderate(world, &room, &residents[..2], &others);
+    let insist = try_join_all(others.iter().map(|other| members::insist(world, &room, other, via.as_str())));
+    world.under_faults(async { try_join(judge, insist).await.map(drop) }).await
+}
+
+pub(super) async fn power_fight(world: &World) -> Result<()> {
+    let users = world.users("admin").await?;
+    let room = world.public_room(&users).await?;
+    let mut levels = users[0].state(&room, "m.room.power_levels").await?;
+    for user in &users[1..] {
+        levels["users"][user.user_id.as_str()] = 100.into();
+    }
+    users[0].set_state(&room, ("m.room.power_levels", ""), levels).await?;
+    world.settle().await?;
+    let fight = powers::fight(world, &room, &users, 2000);
+    let talk = chat::chat(world, &room, &users, 8000);
+    world.under_faults(async { try_join(fight, talk).await.map(drop) }).await
+}
+
+pub(super) async fn key_rotation(world: &World) -> Result<()> {
+    let users = world.users("user").await?;
+    let room = world.public_room(&users).await?;
+    let rotate = async {
+        let mut random = world.options().seed.stream("rotate keys");
+        while pause(world, &mut random, 20_000).await {
+            let host = random.random_range(0..world.hosts().len());
+            let fault = crate::fault::Fault { at_ms: 0, for_ms: 1000, kind: Kind::NewKey { host } };
+            fault.happen(world).await?;
+        }
+        Ok(())
+    };
+    let talk = chat::chat(world, &room, &users, 5000);
+    Box::pin(world.under_faults(async { try_join(talk, rotate).await.map(drop) })).await
+}
+
+pub(super) async fn large_join(world: &World) -> Result<()> {
+    let creator = world.user("creator", 0).await?;
+    let room = world.public_room(std::slice::from_ref(&creator)).await?;
+    for number in 0..60 {
+        let member = world.quiet_user(&format!("member{number}"), 0).await?;
+        member.join(&room, creator.host.name.as_str()).await?;
+        creator.send(&room, &format!("welcome {number}")).await?;
+    }
+    let mut late = Vec::new();
+    for host in 1..world.hosts().len() {
+        late.push(world.user("late", host).await?);
+    }
+    let work = async {
+        let joins = join_all(late.iter().map(|late| late.join(&room, creator.host.name.as_str())));
+        for joined in joins.await {
+            may_refuse(joined)?;
+        }
+        chat::chat(world, &room, &late, 5000).await
+    };
+    let talk = chat::chat(world, &room, std::slice::from_ref(&creator), 1000);
+    world.under_faults(async { try_join(work, talk).await.map(drop) }).await
+}
+
+pub(super) async fn invite_storm(world: &World) -> Result<()> {
+    let hosts = world.hosts().len();
+    let victim = world.user("victim", hosts - 1).await?;
+    let inviters = world.users("inviter").await?;
+    let mut rooms = Vec::new();
+    for number in 0..12 {
+        let inviter = inviters[number % hosts].clone();
+        let room = world.room(&inviter, json!({ "preset": "private_chat" })).await?;
+        rooms.push((inviter, room));
+    }
+    let storm = async {
+        let invites = rooms.iter().map(|(inviter, room)| inviter.membership(room, "invite", Some(&victim)));
+        for invited in join_all(invites).await {
+            may_refuse(invited)?;
+        }
+        let mut random = world.options().seed.stream("accept or reject");
+        for (inviter, room) in &rooms {
+            if random.random_ratio(2, 3) {
+                may_refuse(victim.join(room, inviter.host.name.as_str()).await)?;
+                may_refuse(victim.send(room, "here I am").await)?;
+            } else {
+                may_refuse(victim.membership(room, "leave", None).await)?;
+            }
+        }
+        Ok(())
+    };
+    world.under_faults(storm).await
+}
+
+pub(super) async fn hostile_peer(world: &World) -> Result<()> {
+    let users = world.users("user").await?;
+    let room = world.public_room(&users).await?;
+    let mallory = Mallory::new(world)?;
+    mallory.join(&room, &users[0].host.name).await?;
+    world.settle().await?;
+    let attacks = async {
+        let mut random = world.options().seed.stream("attacks");
+        while pause(world, &mut random, 4000).await {
+            let attack = ATTACKS[random.random_range(0..ATTACKS.len())];
+            world.ledger().forbid(mallory.attack(world, attack).await?);
+        }
+        Ok(())
+    };
+    let talk = chat::chat(world, &room, &users, 5000);
+    world.under_faults(async { try_join(talk, attacks).await.map(drop) }).await?;
+    // It has no say any more in what follows, and gives nothing.
+    users[0].ban(&room, mallory.user()).await?;
+    Ok(())
+}
+
+pub(super) async fn noise(world: &World) -> Result<()> {
+    let users = world.users("user").await?;
+    let room = world.public_room(&users).await?;
+    let first = users.first().context("a world has users")?;
+    first.send(&room, "hello").await?;
+    let talk = chat::chat(world, &room, &users, 15_000);
+    let fuss = noises::noise(world, &room, &users, 400);
+    world.under_faults(async { try_join(talk, fuss).await.map(drop) }).await
+}
