@@ -123,9 +123,16 @@ impl Homeserver {
     pub async fn start(config: HomeserverConfig, env: Env, storage: Storage) -> Self {
         let (outbox, announcements) =
             Outbox::new(config.server_name.clone(), storage.clone(), config.federation.is_some());
-        let metrics = Metrics::default();
         let (closed_rooms, closed) = mpsc::unbounded_channel();
+        let metrics = Metrics::default();
+        let client = config.federation.as_ref().map(|federation| {
+            let (inner, metrics) = (federation.client.clone(), metrics.clone());
+            let client: Arc<dyn FederationClient> =
+                Arc::new(Counted { inner, metrics, outbox: outbox.clone() });
+            client
+        });
         let room_shared = Arc::new(RoomShared {
+            client: client.clone(),
             outbox: outbox.clone(),
             server_name: config.server_name.clone(),
             signing_key: config.signing_key,
@@ -141,13 +148,8 @@ impl Homeserver {
         let rooms = ClassConfig { budget_bytes: config.room_memory / 2, ..config.rooms };
         let media =
             MediaRepository::new(config.server_name.clone(), config.media, env.clone(), storage.clone());
-        let federation = match (config.federation, announcements) {
-            (Some(federation), Some(announcements)) => {
-                let client: Arc<dyn FederationClient> = Arc::new(Counted {
-                    inner: federation.client.clone(),
-                    metrics: metrics.clone(),
-                    outbox: outbox.clone(),
-                });
+        let federation = match (config.federation, announcements, client) {
+            (Some(federation), Some(announcements), Some(client)) => {
                 let size_max = media.config().upload_size_max;
                 media.set_remote(Arc::new(FederatedMedia::new(client.clone(), size_max)));
                 let shared = Arc::new(DestinationShared {

@@ -26,6 +26,7 @@ mod merge;
 mod page;
 mod partial;
 mod permission;
+mod policy;
 mod purge;
 mod read;
 mod receive;
@@ -62,9 +63,10 @@ pub use self::{
     event::{ReadError, RoomStore, StoredEvent},
     handle::{RoomHandle, STRIPPED},
     history::Backfill,
-    membership::{MembershipAction, MembershipChange},
+    membership::{MembershipAction, MembershipChange, Prepared},
     page::{Page, PageDirection, PageQuery},
     partial::Complete,
+    policy::Advice,
     purge::{PurgeCursor, Purged},
     read::{Access, Viewer},
     receive::{Receive, Received},
@@ -83,6 +85,7 @@ use crate::{
     directory::{DirectoryActor, Meter},
     effects::{ClosedRooms, Effect, closes_to_guests},
     env::Env,
+    federation::FederationClient,
     hub::{Changed, Hub},
     metrics::Metrics,
     users::ChangedRooms,
@@ -101,6 +104,8 @@ pub struct RoomShared {
     pub env: Env,
     /// Events and state, cached.
     pub store: RoomStore,
+    /// Sends requests to other servers; none without federation.
+    pub client: Option<Arc<dyn FederationClient>>,
     /// Whom to tell of changes.
     pub hub: Hub,
     /// What other servers are to have.
@@ -153,6 +158,10 @@ pub enum RoomMessage {
     Send(Box<Send>, RpcReplyPort<Result<OwnedEventId, RoomError>>),
     /// Change a membership on behalf of a local user.
     Membership(Box<MembershipChange>, RpcReplyPort<Result<Option<OwnedEventId>, RoomError>>),
+    /// Build an event of a local user without appending it.
+    PrepareSend(Box<Send>, RpcReplyPort<Result<Prepared, RoomError>>),
+    /// Build a membership event without appending it, if it changes anything.
+    PrepareChange(Box<MembershipChange>, RpcReplyPort<Result<Option<Pdu>, RoomError>>),
     /// Build a membership event without appending it.
     Prepare(Box<MembershipChange>, RpcReplyPort<Result<Pdu, RoomError>>),
     /// Take in an event from another server.
@@ -308,6 +317,8 @@ impl Empty {
                 return Self::begin(myself, self.outside(*outside).await, reply, ());
             }
             RoomMessage::Prepare(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
+            RoomMessage::PrepareSend(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
+            RoomMessage::PrepareChange(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
             RoomMessage::Receive(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
             RoomMessage::Backfill(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
             RoomMessage::Purge(_, _, reply) => drop(reply.send(Err(RoomError::NotFound))),
@@ -393,12 +404,23 @@ impl ActiveRoom {
                 let outcome = self.change_membership(&mut change, *membership).await;
                 self.conclude(myself, change, outcome, reply);
             }
+            RoomMessage::PrepareSend(send, reply) => drop(reply.send(self.prepare_send(*send).await)),
+            RoomMessage::PrepareChange(membership, reply) => {
+                drop(reply.send(self.prepare_change(*membership).await));
+            }
             RoomMessage::Prepare(membership, reply) => {
                 drop(reply.send(self.prepare_membership(*membership).await));
             }
             RoomMessage::Receive(receive, reply) => {
                 let mut change = Change::new(self);
+                let event_id = receive.pdu.event_id().clone();
+                let txn = receive.sent_by.as_ref().map(|sent_by| {
+                    change::txn_key(self.room, receive.pdu.sender(), receive.pdu.kind(), sent_by)
+                });
                 let outcome = self.receive(&mut change, *receive).await;
+                if matches!(outcome, Ok(Received::Accepted)) {
+                    self.remember_txn(txn, &event_id);
+                }
                 self.conclude(myself, change, outcome, reply);
             }
             RoomMessage::Outliers(pdus, reply) => {
@@ -500,6 +522,26 @@ impl ActiveRoom {
             }
             Err(error) => drop(reply.send(Err(error))),
         }
+    }
+
+    /// The event that a local user sends, as it would be now.
+    async fn prepare_send(&self, send: Send) -> Result<Prepared, RoomError> {
+        let Send { sender, draft, sent_by } = send;
+        let change = Change::new(self);
+        let txn =
+            sent_by.map(|sent_by| change::txn_key(self.room, &sender, &draft.kind.to_string(), &sent_by));
+        let known = txn.and_then(|txn| self.txns.get(&txn).cloned());
+        let known = match known {
+            Some(event_id) => Some(event_id),
+            None => self.same_state(&change, &sender, &draft).await?,
+        };
+        if let Some(event_id) = known {
+            return Ok(Prepared::Known(event_id));
+        }
+        self.check_relation(&change, &sender, &draft).await?;
+        let pdu = self.prepare(&change, &sender, draft).await?;
+        self.redaction_target(&change, &pdu).await?;
+        Ok(Prepared::Event(Box::new(pdu)))
     }
 
     /// The present event of the draft's key, if the draft would only repeat it.

@@ -1,7 +1,7 @@
 //! Rooms of thousands of servers without thousands of joins: one server's room, with members that it was told of, is
 //! copied to the disks of all others.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use actors::room::{Receive, Received};
 use anyhow::{Context, Result, bail};
@@ -39,8 +39,7 @@ pub async fn plant(options: &Options) -> Result<(Disk, OwnedRoomId)> {
         join.insert("origin_server_ts".to_owned(), CanonicalJsonValue::Integer(now.get().into()));
         let key = signing_key(options.seed, &server, 0)?;
         let pdu = pdu::seal(join, &key, &server, rules)?;
-        let receive = Receive { pdu, origin: server, prev_states: BTreeMap::new(), relay: false };
-        match handle.receive(receive).await? {
+        match handle.receive(Receive::new(pdu, server)).await? {
             Received::Accepted => {}
             other => bail!("a planted join is not accepted: {other:?}"),
         }

@@ -6,9 +6,12 @@ mod access;
 mod conversation;
 mod ephemeral;
 mod forks;
+mod history;
 mod identity;
 mod joining;
 mod media;
+mod numbers;
+mod policy;
 mod receiving;
 mod sending;
 

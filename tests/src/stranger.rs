@@ -175,6 +175,56 @@ impl Stranger {
         Guest { room_id, user, rules, state, tips: vec![join] }
     }
 
+    /// Makes a public room of version 11 with a user of this server in it, which nobody else knows of.
+    pub fn found_room(&self, localpart: &str) -> Guest {
+        let user: OwnedUserId = format!("@{localpart}:{}", self.name).try_into().expect("it is a user ID");
+        let room_id = format!("!founded{}:{}", next(), self.name).try_into().expect("it is a room ID");
+        let rules = room_version::rules(&RoomVersionId::V11).expect("it is supported");
+        let mut room = Guest { room_id, user: user.clone(), rules, state: BTreeMap::new(), tips: Vec::new() };
+        self.event(&mut room, "m.room.create", Some(""), &json!({ "room_version": "11" }));
+        self.event(&mut room, "m.room.member", Some(user.as_str()), &json!({ "membership": "join" }));
+        let levels = json!({ "users": { user.as_str(): 100 } });
+        self.event(&mut room, "m.room.power_levels", Some(""), &levels);
+        self.event(&mut room, "m.room.join_rules", Some(""), &json!({ "join_rule": "public" }));
+        room
+    }
+
+    /// Lets a user of another stranger into a room that this one founded.
+    pub fn let_in(&self, room: &mut Guest, other: &Self, localpart: &str) {
+        let user: OwnedUserId = format!("@{localpart}:{}", other.name).try_into().expect("it is a user ID");
+        let founder = std::mem::replace(&mut room.user, user.clone());
+        other.event(room, "m.room.member", Some(user.as_str()), &json!({ "membership": "join" }));
+        room.user = founder;
+    }
+
+    /// Answers those who want to join a room that this server founded.
+    pub fn host(&self, room: &Guest) {
+        let id = |key: (&str, &str)| {
+            room.state.get(&(key.0.to_owned(), key.1.to_owned())).map(|event| event.event_id().clone())
+        };
+        let auth: Vec<_> = ["m.room.create", "m.room.power_levels", "m.room.join_rules"]
+            .iter()
+            .filter_map(|kind| id((kind, "")))
+            .collect();
+        let prev: Vec<_> = room.tips.iter().map(|tip| tip.event_id().clone()).collect();
+        let depth = room.tips.iter().map(|tip| tip.depth()).max().unwrap_or(0) + 1;
+        let state: Vec<Value> = room.state.values().map(|event| value(event)).collect();
+        let room_id = room.room_id.clone();
+        self.on(move |heard| {
+            if heard.uri.contains("/make_join/") {
+                let user = heard.uri.split('?').next()?.rsplit('/').next()?.replace("%40", "@").replace("%3A", ":");
+                let event = json!({
+                    "type": "m.room.member", "room_id": room_id, "sender": user, "state_key": user, "depth": depth,
+                    "content": { "membership": "join" }, "origin_server_ts": now_ms(), "prev_events": prev,
+                    "auth_events": auth,
+                });
+                return Some(Reply::Json(200, json!({ "room_version": "11", "event": event })));
+            }
+            let joined = json!({ "state": state, "auth_chain": state, "event": heard.json(), "members_omitted": false });
+            heard.uri.contains("/send_join/").then_some(Reply::Json(200, joined))
+        });
+    }
+
     /// Hashes and signs an event as it is.
     pub fn seal(&self, event: Value, rules: &'static RoomVersion) -> Pdu {
         let mut object: CanonicalJsonObject = serde_json::from_value(event).expect("it is canonical");

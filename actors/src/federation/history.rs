@@ -2,14 +2,17 @@
 //!
 //! Spec: server-server API, "Backfilling and retrieving missing events".
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use engine::{id::TimelineIndex, pdu::Pdu};
-use ruma::{OwnedEventId, OwnedServerName};
+use ruma::{EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedServerName};
 
 use crate::{
     homeserver::Homeserver,
-    room::{Backfill, RoomError, RoomHandle},
+    room::{Backfill, PageDirection, RoomError, RoomHandle, StoredEvent},
 };
 
 /// Events that one request asks for.
@@ -17,6 +20,9 @@ const LIMIT: usize = 100;
 
 /// Servers that are asked, one after the other.
 const SERVERS_MAX: usize = 5;
+
+/// Holes that are filled to get to an event, at most.
+const FILLS_MAX: usize = 10;
 
 /// Events whose state is fetched, since what comes before them is not known.
 const EDGES_MAX: usize = 5;
@@ -43,6 +49,68 @@ impl Homeserver {
             }
         }
         Ok(false)
+    }
+
+    /// The event closest to a moment of those that only other servers have, if there is one closer than `known`, once it
+    /// was fetched.
+    ///
+    /// Spec: server-server API, `GET /_matrix/federation/v1/timestamp_to_event/{roomId}`.
+    pub async fn missed_event_near(
+        &self,
+        room: &RoomHandle,
+        moment: MilliSecondsSinceUnixEpoch,
+        direction: PageDirection,
+        known: Option<&StoredEvent>,
+    ) -> Result<Option<Arc<StoredEvent>>, RoomError> {
+        let snapshot = room.snapshot();
+        let index = known.and_then(|event| event.index);
+        // Only what lies in a hole on the way to the known event can be closer.
+        let may_be_closer = |at: &TimelineIndex| match (direction, index) {
+            (_, None) => true,
+            (PageDirection::Forward, Some(index)) => *at <= index,
+            (PageDirection::Backward, Some(index)) => *at > index,
+        };
+        let Some(gap) = snapshot.head.gaps.iter().rev().find(|(at, _)| may_be_closer(at)).map(|(_, gap)| gap)
+        else {
+            return Ok(None);
+        };
+        if self.federation().is_none() {
+            return Ok(None);
+        }
+        for server in self.candidates(room, &gap.origin) {
+            let found = match self.remote(&server)?.event_near(&snapshot.room_id, moment, direction).await {
+                Ok(found) => found,
+                Err(error) => {
+                    tracing::debug!(%server, %error, "a server knows no event near a moment");
+                    continue;
+                }
+            };
+            let is_closer = known.is_none_or(|known| match direction {
+                PageDirection::Forward => found.origin_server_ts < known.pdu.origin_server_ts(),
+                PageDirection::Backward => found.origin_server_ts > known.pdu.origin_server_ts(),
+            });
+            if is_closer {
+                return self.fetch_into_timeline(room, &found.event_id).await;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Fills holes until an event has its place, as far as that takes no more than some requests.
+    async fn fetch_into_timeline(
+        &self,
+        room: &RoomHandle,
+        event_id: &EventId,
+    ) -> Result<Option<Arc<StoredEvent>>, RoomError> {
+        for _ in 0..FILLS_MAX {
+            if let Some(event) = room.event(event_id).await? {
+                return Ok(Some(event));
+            }
+            if !self.fill_gap(room, TimelineIndex(i64::MIN), TimelineIndex(i64::MAX)).await? {
+                break;
+            }
+        }
+        room.event(event_id).await
     }
 
     /// The servers to ask about a room: a likely one, then those with most members.

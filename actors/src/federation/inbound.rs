@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     homeserver::Homeserver,
-    room::{Receive, Received, RoomError, RoomHandle, membership_of},
+    room::{Advice, Receive, Received, RoomError, RoomHandle, membership_of},
 };
 
 /// Events that one request for missing ones asks for.
@@ -393,7 +393,10 @@ impl Homeserver {
 
     /// Takes in one event, after what comes before it.
     async fn take_in_one(&self, room: &RoomHandle, origin: &ServerName, pdu: Pdu) -> Result<(), RoomError> {
-        let receive = Receive { pdu, origin: origin.to_owned(), prev_states: BTreeMap::new(), relay: false };
+        // What is known already needs nobody's advice any more.
+        let is_known = room.is_placed(pdu.event_id()).await?;
+        let (pdu, advice) = if is_known { (pdu, Advice::Recommended) } else { room.advice(pdu).await? };
+        let receive = Receive { advice, ..Receive::new(pdu, origin.to_owned()) };
         let prev_events = match room.receive(receive.clone()).await? {
             Received::Lacks { prev_events, .. } => prev_events,
             received => return concluded(received),
@@ -401,7 +404,8 @@ impl Homeserver {
         if !prev_events.is_empty() {
             for older in self.missing_events(room, origin, &receive.pdu).await {
                 let event_id = older.event_id().clone();
-                match self.settle(room, Receive { pdu: older, ..receive.clone() }).await {
+                let (older, advice) = room.advice(older).await?;
+                match self.settle(room, Receive { advice, ..Receive::new(older, origin.to_owned()) }).await {
                     Err(error) if is_own_trouble(&error) => return Err(error),
                     // What comes after an event that is rejected, or cannot be had, may be good all the same.
                     Err(error) => tracing::debug!(%event_id, %error, "left out an older event"),

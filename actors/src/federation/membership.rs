@@ -2,7 +2,7 @@
 //!
 //! Spec: server-server API, "Joining Rooms", "Knocking upon a room", "Inviting to a room", "Leaving Rooms".
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use engine::{
     pdu::{self, Pdu},
@@ -218,7 +218,7 @@ impl Homeserver {
     pub async fn invite_remote(&self, room: &RoomHandle, invite: MembershipChange) -> Result<(), RoomError> {
         let snapshot = room.snapshot();
         let server = invite.target.server_name().to_owned();
-        let pdu = room.prepare_membership(invite).await?;
+        let pdu = room.recommended(room.prepare_membership(invite).await?).await?;
         let event =
             serde_json::from_slice(pdu.raw()).map_err(|error| RoomError::Invalid(error.to_string()))?;
         let body = Invite {
@@ -233,8 +233,7 @@ impl Homeserver {
         let pdu = signed.pop().ok_or_else(|| {
             FederationError::BadBody("the invited server returned another event".to_owned())
         })?;
-        let receive =
-            Receive { pdu, origin: self.server_name().to_owned(), prev_states: BTreeMap::new(), relay: true };
+        let receive = Receive { relay: true, ..Receive::new(pdu, self.server_name().to_owned()) };
         room.accept(receive).await
     }
 

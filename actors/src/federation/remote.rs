@@ -6,11 +6,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Method;
-use ruma::{EventId, OwnedEventId, OwnedServerName, RoomId, RoomVersionId, ServerName, UserId};
+use ruma::{
+    EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedServerName, RoomId, RoomVersionId, ServerName,
+    UserId,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
 use super::{FederationClient, FederationError, FederationRequest};
+use crate::room::PageDirection;
 
 /// How long ordinary requests may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -129,6 +133,15 @@ pub struct State {
     /// What authorises them.
     #[serde(default)]
     pub auth_chain: RawEvents,
+}
+
+/// The answer to `timestamp_to_event`.
+#[derive(Debug, Deserialize)]
+pub struct EventNear {
+    /// The event.
+    pub event_id: OwnedEventId,
+    /// When its server says it was sent.
+    pub origin_server_ts: MilliSecondsSinceUnixEpoch,
 }
 
 /// The body of `get_missing_events`.
@@ -329,6 +342,21 @@ impl<'a> Remote<'a> {
         let path = format!("/_matrix/federation/v1/backfill/{room_id}?{}&limit={limit}", from.join("&"));
         let answer: Pdus = self.get_large(path).await?;
         Ok(answer.pdus)
+    }
+
+    /// `GET /_matrix/federation/v1/timestamp_to_event/{roomId}`
+    pub async fn event_near(
+        &self,
+        room_id: &RoomId,
+        moment: MilliSecondsSinceUnixEpoch,
+        direction: PageDirection,
+    ) -> Result<EventNear, FederationError> {
+        let dir = match direction {
+            PageDirection::Forward => "f",
+            PageDirection::Backward => "b",
+        };
+        let (room_id, ts) = (encode(room_id.as_str()), moment.get());
+        self.get(format!("/_matrix/federation/v1/timestamp_to_event/{room_id}?ts={ts}&dir={dir}")).await
     }
 
     /// `POST /_matrix/federation/v1/get_missing_events/{roomId}`

@@ -148,7 +148,8 @@ impl Homeserver {
             checked.map_err(RoomError::Invalid)?
         };
         check_membership(&pdu, origin, (room_id, event_id), membership)?;
-        let receive = Receive { pdu, origin: origin.to_owned(), prev_states: BTreeMap::new(), relay: true };
+        let (pdu, advice) = room.advice(pdu).await?;
+        let receive = Receive { relay: true, advice, ..Receive::new(pdu, origin.to_owned()) };
         room.accept(receive).await?;
         let stored = room.any_event(event_id).await?.ok_or(RoomError::EventNotFound)?;
         Ok((room, stored))
@@ -214,12 +215,8 @@ impl Homeserver {
         let signed = pdu::countersign(&pdu, &self.room_shared().signing_key, self.server_name(), rules)?;
         if self.is_resident(room_id).await? {
             let room = self.shared_room(origin, room_id).await?;
-            let receive = Receive {
-                pdu: signed.clone(),
-                origin: origin.to_owned(),
-                prev_states: BTreeMap::new(),
-                relay: false,
-            };
+            let (pdu, advice) = room.advice(signed.clone()).await?;
+            let receive = Receive { advice, ..Receive::new(pdu, origin.to_owned()) };
             // What it may lack comes with the room's transactions.
             room.receive(receive).await?;
             return Ok(signed);

@@ -139,6 +139,7 @@ impl ActiveRoom {
             short: known.map(|known| known.short),
             origin: origin.clone(),
             missing: Vec::new(),
+            sent_by: None,
         };
         let event = self.accept(change, Arc::new(join), placement).await?;
         if let Some(servers) = partial {
@@ -165,6 +166,7 @@ impl ActiveRoom {
             short: self.known_event(change, pdu.event_id()).await?.map(|known| known.short),
             origin: self.shared.server_name.clone(),
             missing: Vec::new(),
+            sent_by: None,
         };
         let pdu = Arc::new(pdu);
         self.hide(change, pdu.clone(), Standing::Outlier, &placement);

@@ -531,7 +531,7 @@ impl ActiveRoom {
     /// The event that a local user's redaction is to strip, if it is known and the sender may.
     ///
     /// Spec: client-server API, "Redactions"; room version 3, "Handling redactions".
-    async fn redaction_target(
+    pub(super) async fn redaction_target(
         &self,
         change: &Change,
         redaction: &Pdu,

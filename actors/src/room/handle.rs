@@ -24,7 +24,7 @@ use super::{
     RelatedCache, RoomActor, RoomError, RoomMessage, RoomShared, RoomSnapshot, RoomStore, Send, StoredEvent,
     Typing, change::txn_key,
 };
-use crate::{directory::Handle, hub::Hub};
+use crate::{directory::Handle, federation::FederationClient, hub::Hub};
 
 /// A room that exists here.
 #[derive(Clone)]
@@ -92,7 +92,7 @@ impl RoomHandle {
         {
             return Ok(event_id);
         }
-        self.actor.call(|reply| RoomMessage::Send(Box::new(send), reply)).await?
+        self.send_advised(send).await
     }
 
     async fn sent_before(&self, send: &Send, sent_by: &SentBy) -> Result<Option<OwnedEventId>, RoomError> {
@@ -111,7 +111,7 @@ impl RoomHandle {
             // Whether somebody is banned, say, is not known before.
             self.wait_for_members(MEMBERS_MAX).await?;
         }
-        self.actor.call(|reply| RoomMessage::Membership(Box::new(change), reply)).await?
+        self.change_membership_advised(change).await
     }
 
     /// A membership event as it would be now, signed by this server, without appending it.
@@ -231,6 +231,16 @@ impl RoomHandle {
     /// Events and state, cached.
     pub(crate) fn store(&self) -> &RoomStore {
         &self.shared.store
+    }
+
+    /// The room's actor.
+    pub(super) fn actor(&self) -> &Handle<RoomActor> {
+        &self.actor
+    }
+
+    /// Sends requests to other servers.
+    pub(super) fn client(&self) -> Option<&Arc<dyn FederationClient>> {
+        self.shared.client.as_ref()
     }
 
     /// The store, for the reads of this module.

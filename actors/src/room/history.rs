@@ -69,6 +69,7 @@ impl ActiveRoom {
                 short: known.map(|known| known.short),
                 origin: origin.clone(),
                 missing: Vec::new(),
+                sent_by: None,
             };
             open.remove(pdu.event_id());
             if let Verdict::Rejected(_) = evidence.judge(&pdu, self.rules) {

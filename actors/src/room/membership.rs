@@ -46,6 +46,15 @@ pub struct MembershipChange {
     pub content: Map<String, Value>,
 }
 
+/// An event of a local user, before it is appended.
+#[derive(Debug)]
+pub enum Prepared {
+    /// The event as it would be now.
+    Event(Box<Pdu>),
+    /// It was sent before, or would only repeat what is there.
+    Known(OwnedEventId),
+}
+
 /// What to make of a membership that the target has already.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Repeated {
@@ -79,6 +88,16 @@ impl ActiveRoom {
         let draft =
             draft.ok_or_else(|| RoomError::Invalid("the user has this membership already".to_owned()))?;
         self.prepare(&change, &sender, draft).await
+    }
+
+    /// The same, if it changes anything.
+    pub(super) async fn prepare_change(&self, request: MembershipChange) -> Result<Option<Pdu>, RoomError> {
+        let change = Change::new(self);
+        let sender = request.sender.clone();
+        match self.membership_draft(&change, request, Repeated::Nothing).await? {
+            Some(draft) => self.prepare(&change, &sender, draft).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     async fn membership_draft(

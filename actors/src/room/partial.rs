@@ -39,8 +39,12 @@ impl ActiveRoom {
         change: &mut Change,
         join: OwnedEventId,
         origin: &OwnedServerName,
-        servers: Vec<OwnedServerName>,
+        mut servers: Vec<OwnedServerName>,
     ) {
+        // Whatever it says of itself, the resident server is in the room.
+        if !servers.contains(origin) {
+            servers.push(origin.clone());
+        }
         for server in &servers {
             if !change.head.has_server(server) {
                 change.head.servers.insert(server.clone(), 1);

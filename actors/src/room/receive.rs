@@ -16,9 +16,9 @@ use engine::{
     state::StateRoot,
 };
 use ruma::{OwnedEventId, OwnedServerName};
-use storage::schema::{self, GapRecord, Standing};
+use storage::schema::{self, GapRecord, SentBy, Standing};
 
-use super::{ActiveRoom, Backfill, RoomError, StoredEvent, change::Change};
+use super::{ActiveRoom, Advice, Backfill, RoomError, StoredEvent, change::Change};
 
 /// Places in the timeline that are kept free where events are missing.
 const GAP_PLACES: u64 = 1000;
@@ -34,6 +34,24 @@ pub struct Receive {
     pub prev_states: BTreeMap<OwnedEventId, Vec<OwnedEventId>>,
     /// Whether this server is to pass it on: its server is not in the room (yet), and came to us with it.
     pub relay: bool,
+    /// What the room's policy server thinks of it.
+    pub advice: Advice,
+    /// The local client's transaction, if one sent it.
+    pub sent_by: Option<SentBy>,
+}
+
+impl Receive {
+    /// An event that came from a server, with nothing special about it.
+    pub fn new(pdu: Pdu, origin: OwnedServerName) -> Self {
+        Self {
+            pdu,
+            origin,
+            prev_states: BTreeMap::new(),
+            relay: false,
+            advice: Advice::Recommended,
+            sent_by: None,
+        }
+    }
 }
 
 /// What became of a received event.
@@ -66,12 +84,14 @@ pub(super) struct Placement {
     pub(super) origin: OwnedServerName,
     /// Prev events that are missing here.
     pub(super) missing: Vec<OwnedEventId>,
+    /// The local client's transaction, if one sent it.
+    pub(super) sent_by: Option<SentBy>,
 }
 
 impl ActiveRoom {
     /// Judges a received event and takes it in accordingly.
     pub(super) async fn receive(&self, change: &mut Change, receive: Receive) -> Result<Received, RoomError> {
-        let Receive { pdu, origin, prev_states, relay } = receive;
+        let Receive { pdu, origin, prev_states, relay, advice, sent_by } = receive;
         change.relays = relay;
         if *pdu.room_id() != *self.room_id {
             return Ok(Received::Rejected("the event belongs to another room".to_owned()));
@@ -112,9 +132,14 @@ impl ActiveRoom {
             short: known.map(|known| known.short),
             origin,
             missing,
+            sent_by,
         };
         let pdu = Arc::new(pdu);
         match verdict {
+            Verdict::Accepted if advice == Advice::Refused => {
+                self.hide(change, pdu, Standing::SoftFailed, &placement);
+                Ok(Received::SoftFailed)
+            }
             Verdict::Accepted => {
                 self.accept(change, pdu, placement).await?;
                 Ok(Received::Accepted)
@@ -179,7 +204,7 @@ impl ActiveRoom {
         pdu: Arc<Pdu>,
         placement: Placement,
     ) -> Result<Arc<StoredEvent>, RoomError> {
-        let Placement { before, rank, short, origin, missing } = placement;
+        let Placement { before, rank, short, origin, missing, sent_by } = placement;
         let has_relations = self.has_relations(change, pdu.event_id()).await?;
         let places = if missing.is_empty() { 1 } else { GAP_PLACES + 1 };
         let ticket = self.shared.store.storage().reserve(places);
@@ -195,7 +220,7 @@ impl ActiveRoom {
             after: before,
             replaces: None,
             redacted_by: None,
-            sent_by: None,
+            sent_by,
             rank,
             has_relations,
         };
@@ -206,9 +231,7 @@ impl ActiveRoom {
             event.replaces = held.filter(|held| *held != event.short);
         }
         // The state's new events are looked up while members are counted.
-        change
-            .hidden
-            .insert(event.short, Arc::new(StoredEvent { pdu: event.pdu.clone(), sent_by: None, ..event }));
+        change.hidden.insert(event.short, Arc::new(event.clone()));
         let mut roots = BTreeSet::from([self.state_after(change, &event).await?]);
         let mut tips: Vec<_> = change.head.tips.clone();
         tips.retain(|tip| !event.pdu.prev_events().contains(tip.pdu.event_id()));
@@ -334,6 +357,7 @@ impl ActiveRoom {
                 short: None,
                 origin: self.shared.server_name.clone(),
                 missing: Vec::new(),
+                sent_by: None,
             };
             self.hide(change, Arc::new(pdu), standing, &placement);
         }

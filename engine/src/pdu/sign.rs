@@ -2,12 +2,13 @@
 
 use ed25519_dalek::{Signer, SigningKey as Ed25519Key};
 use ruma::{
-    CanonicalJsonObject, OwnedSigningKeyId, ServerSigningKeyVersion,
+    CanonicalJsonObject, CanonicalJsonValue, OwnedSigningKeyId, ServerName, ServerSigningKeyVersion,
+    canonical_json,
     serde::Base64,
     signatures::{self, KeyPair, PublicKeyMap, Signature},
 };
 
-use super::PduError;
+use super::{Pdu, PduError, SIZE_MAX};
 use crate::room_version::RoomVersion;
 
 pub use ruma::signatures::Verified;
@@ -55,6 +56,55 @@ impl KeyPair for SigningKey {
         let id = id.ok().and_then(Result::ok).expect("a key's version is checked when the key is loaded");
         Signature::new(id, self.key.sign(message).to_bytes().to_vec())
     }
+}
+
+/// Whether a server signed an event with a key of an ID; the key is base64, of either alphabet.
+///
+/// Spec: server-server API, "Validating Policy Server signatures".
+pub fn is_signed_by(
+    pdu: &Pdu,
+    (server, key_id): (&ServerName, &str),
+    key: &str,
+    version: &RoomVersion,
+) -> bool {
+    let Ok(key) = Base64::parse(key.replace('-', "+").replace('_', "/")) else { return false };
+    let Ok(object) = pdu.to_object() else { return false };
+    let Some(signature) = signature(&object, server, key_id) else { return false };
+    let Ok(mut signed) = canonical_json::redact(object, &version.redaction, None) else { return false };
+    signed.remove("unsigned");
+    let own = CanonicalJsonObject::from([(key_id.to_owned(), signature)]);
+    let signatures = CanonicalJsonObject::from([(server.to_string(), own.into())]);
+    signed.insert("signatures".to_owned(), signatures.into());
+    let keys = PublicKeyMap::from([(server.to_string(), [(key_id.to_owned(), key)].into())]);
+    signatures::verify_json(&keys, &signed).is_ok()
+}
+
+fn signature(object: &CanonicalJsonObject, server: &ServerName, key_id: &str) -> Option<CanonicalJsonValue> {
+    let CanonicalJsonValue::Object(signatures) = object.get("signatures")? else { return None };
+    let CanonicalJsonValue::Object(own) = signatures.get(server.as_str())? else { return None };
+    own.get(key_id).cloned()
+}
+
+/// Adds a signature of another server to an event.
+pub fn with_signature(
+    pdu: &Pdu,
+    (server, key_id): (&ServerName, &str),
+    signature: &str,
+) -> Result<Pdu, PduError> {
+    let malformed = || PduError::Malformed("signatures are no object".to_owned());
+    let mut object = pdu.to_object()?;
+    let signatures =
+        object.entry("signatures".to_owned()).or_insert_with(|| CanonicalJsonObject::new().into());
+    let CanonicalJsonValue::Object(signatures) = signatures else { return Err(malformed()) };
+    let own = signatures.entry(server.to_string()).or_insert_with(|| CanonicalJsonObject::new().into());
+    let CanonicalJsonValue::Object(own) = own else { return Err(malformed()) };
+    own.insert(key_id.to_owned(), signature.into());
+    let raw = serde_json::to_vec(&object).map_err(|error| PduError::Json(error.to_string()))?;
+    if raw.len() > SIZE_MAX {
+        return Err(PduError::TooLarge(format!("{} bytes", raw.len())));
+    }
+    // Signatures are no part of what an event's ID is made of.
+    Pdu::from_stored(pdu.event_id().clone(), raw.into())
 }
 
 /// Checks a received event's signatures and content hash.

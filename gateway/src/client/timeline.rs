@@ -191,7 +191,16 @@ pub async fn timestamp_to_event(
 ) -> ApiResult<Matrix<get_event_by_timestamp::v1::Response>> {
     let room = room_of(&app, &request.room_id).await?;
     readable_by(&room, &requester).await?;
-    let found = room.event_near(&requester.user_id, request.ts, page_direction(request.dir)).await?;
+    let direction = page_direction(request.dir);
+    let user_id = &requester.user_id;
+    let mut found = room.event_near(user_id, request.ts, direction).await?;
+    let homeserver = app.homeserver();
+    let missed = homeserver.missed_event_near(&room, request.ts, direction, found.as_deref()).await?;
+    if let Some(missed) = missed
+        && room.may_see(user_id, &missed).await?
+    {
+        found = Some(missed);
+    }
     let event = found.ok_or_else(|| ApiError::not_found("no event in that direction"))?;
     let pdu = &event.pdu;
     Ok(Matrix(get_event_by_timestamp::v1::Response::new(pdu.event_id().clone(), pdu.origin_server_ts())))
