@@ -106,9 +106,10 @@ async fn what_a_rejected_event_authorises_is_rejected_and_what_only_follows_it_i
         assert!(is_shown(&alice, &room, &after).await, "version {version}");
         assert_eq!(alice.state(&room, "m.room.topic", "").await, None, "version {version}");
         // Our next event does not come after a rejected one.
-        let said = alice.say(&room, "mine").await;
+        let words = format!("mine {version}");
+        let said = alice.say(&room, &words).await;
         let sent = eventually("our event is sent", async || {
-            stranger.received().into_iter().rev().find(|event| event["content"]["body"] == "mine")
+            stranger.received().into_iter().find(|event| event["content"]["body"] == *words)
         })
         .await;
         let prev = sent["prev_events"].to_string();
