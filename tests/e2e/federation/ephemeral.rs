@@ -33,13 +33,13 @@ async fn sees_presence(watcher: &User, shower: &User, status: &str) {
 
 /// Receipts of threads do not stand in the way of each other.
 async fn sees_threaded_receipts(watcher: &User, reader: &User, room: &str) {
-    let root = watcher.say(room, "a root").await;
+    let (root, said) = (watcher.say(room, "a root").await, format!("{} in a thread", watcher.id()));
     let content = json!({
-        "msgtype": "m.text", "body": "in a thread",
+        "msgtype": "m.text", "body": said,
         "m.relates_to": { "rel_type": "m.thread", "event_id": root },
     });
     let threaded = watcher.send(room, "m.room.message", "thread", &content).await;
-    reader.hears(room, "in a thread").await;
+    reader.hears(room, &said).await;
     let mut since = watcher.sync_token().await;
     for (event, thread) in [(&root, "main"), (&threaded, &root)] {
         let body = json!({ "thread_id": thread });
