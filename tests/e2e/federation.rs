@@ -6,6 +6,7 @@ mod access;
 mod conversation;
 mod ephemeral;
 mod forks;
+mod history;
 mod identity;
 mod joining;
 mod media;

@@ -1,4 +1,8 @@
 //! sled 0.34: the default. One tree, the table's number as first byte of the key, so that one batch covers all tables.
+//!
+//! Keys are escaped: an `FF` is written as `FF 00`, which keeps their order. To go back over the edge of a node whose first key is
+//! `..x`, sled looks for `..(x-1) FF FF FF FF` and takes for granted that no key of the node before is larger. Where one is, as
+//! among the negative positions of fetched history, it goes around in a circle until it panics.
 
 use std::{
     fs::{File, TryLockError},
@@ -22,6 +26,65 @@ pub(super) struct Sled {
     disk: Disk,
     /// Shared by reads, exclusive for the moment in which a batch is applied: sled's iterators do not hold still.
     cut: RwLock<()>,
+}
+
+/// The mark of a database with escaped keys; in the table of the back ends' own rows.
+const ESCAPED: &[u8] = b"\0escaped";
+
+/// Writes a key in the form in which sled can go through it backwards.
+fn escape(key: Vec<u8>) -> Vec<u8> {
+    if !key.contains(&0xFF) {
+        return key;
+    }
+    let mut escaped = Vec::with_capacity(key.len() + 8);
+    for byte in key {
+        escaped.push(byte);
+        if byte == 0xFF {
+            escaped.push(0);
+        }
+    }
+    escaped
+}
+
+/// A row's key without its table.
+fn unescape(escaped: &[u8]) -> Bytes {
+    let table = if escaped[0] == 0xFF { 2 } else { 1 };
+    let escaped = &escaped[table..];
+    if !escaped.contains(&0xFF) {
+        return Bytes::copy_from_slice(escaped);
+    }
+    let mut key = Vec::with_capacity(escaped.len());
+    let mut bytes = escaped.iter();
+    while let Some(byte) = bytes.next() {
+        key.push(*byte);
+        if *byte == 0xFF {
+            bytes.next(); // the 00 after it
+        }
+    }
+    key.into()
+}
+
+/// Escapes the keys of a database that was written before they were, all at once.
+fn escape_all(db: &sled::Db) -> sled::Result<()> {
+    if db.contains_key(ESCAPED)? {
+        return Ok(());
+    }
+    let mut batch = sled::Batch::default();
+    let mut rows = Vec::new();
+    for row in db.iter() {
+        let (key, value) = row?;
+        if key.contains(&0xFF) {
+            batch.remove(key.clone());
+            rows.push((key, value));
+        }
+    }
+    for (key, value) in rows {
+        batch.insert(escape(key.to_vec()), value);
+    }
+    batch.insert(ESCAPED, &[]);
+    db.apply_batch(batch)?;
+    db.flush()?;
+    Ok(())
 }
 
 fn failed(error: sled::Error) -> StoreError {
@@ -58,6 +121,7 @@ impl Engine for Sled {
             };
             not_opened(Self::NAME, error, io)
         })?;
+        escape_all(&db).map_err(|error| not_opened(Self::NAME, error, None))?;
         let disk =
             Disk::open(folder).map_err(|error| not_opened(Self::NAME, sled::Error::Io(error), None))?;
         Ok(Self { db, disk, cut: RwLock::new(()) })
@@ -67,7 +131,7 @@ impl Engine for Sled {
         let _cut = self.cut.read();
         keys.iter()
             .map(|key| {
-                let value = self.db.get(prefixed::key(table, key)).map_err(failed)?;
+                let value = self.db.get(escape(prefixed::key(table, key))).map_err(failed)?;
                 Ok(value.map(|value| Bytes::copy_from_slice(&value)))
             })
             .collect()
@@ -75,10 +139,11 @@ impl Engine for Sled {
 
     fn scan(&self, scan: &Scan) -> Result<Vec<Row>, StoreError> {
         let _cut = self.cut.read();
-        let range: (Bound<Vec<u8>>, Bound<Vec<u8>>) = prefixed::bounds(scan);
+        let (lower, upper) = prefixed::bounds(scan);
+        let range: (Bound<Vec<u8>>, Bound<Vec<u8>>) = (lower.map(escape), upper.map(escape));
         let row = |row: sled::Result<(sled::IVec, sled::IVec)>| {
             let (key, value) = row.map_err(failed)?;
-            Ok((Bytes::copy_from_slice(&key[1..]), Bytes::copy_from_slice(&value)))
+            Ok((unescape(&key), Bytes::copy_from_slice(&value)))
         };
         let rows = self.db.range(range);
         match scan.direction {
@@ -90,7 +155,7 @@ impl Engine for Sled {
     fn apply(&self, writes: Writes, sync: Sync) -> Result<(), StoreError> {
         let mut batch = sled::Batch::default();
         for ((table, key), value) in writes {
-            let key = prefixed::key(table, &key);
+            let key = escape(prefixed::key(table, &key));
             match value {
                 Some(value) => batch.insert(key, value.as_ref()),
                 None => batch.remove(key),
@@ -118,6 +183,62 @@ impl Engine for Sled {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn put(sled: &Sled, keys: impl Iterator<Item = Vec<u8>>) {
+        let row = |key: Vec<u8>| ((TableId(u8::MAX), Bytes::from(key)), Some(Bytes::from(vec![7; 300])));
+        sled.apply(keys.map(row).collect(), Sync::Now).unwrap();
+    }
+
+    /// All keys, backwards and in small pages.
+    fn backwards(sled: &Sled) -> Vec<Vec<u8>> {
+        let mut keys: Vec<Vec<u8>> = Vec::new();
+        loop {
+            let upper = keys.last().map_or(Bound::Unbounded, |key| Bound::Excluded(Bytes::from(key.clone())));
+            let (table, lower, direction) = (TableId(u8::MAX), Bound::Unbounded, Direction::Descending);
+            let page = sled.scan(&Scan { table, lower, upper, direction, limit: 7 }).unwrap();
+            if page.is_empty() {
+                return keys;
+            }
+            keys.extend(page.into_iter().map(|(key, _)| key.to_vec()));
+        }
+    }
+
+    /// Positions on both sides of zero, as in a room with fetched history.
+    fn positions() -> impl DoubleEndedIterator<Item = Vec<u8>> {
+        (-500_i64..500).map(|position| (position ^ i64::MIN).to_be_bytes().to_vec())
+    }
+
+    #[test]
+    fn keys_with_many_ff_are_gone_through_backwards() {
+        let folder = tempfile::tempdir().unwrap();
+        let sled = Sled::open(folder.path(), 8 << 20).unwrap();
+        // The later half first, so that a node begins at the shortest key between the halves.
+        put(&sled, positions().skip(500));
+        put(&sled, positions().take(500));
+        assert_eq!(backwards(&sled), positions().rev().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_database_with_bare_keys_is_brought_into_form_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let bare = sled::open(folder.path()).unwrap();
+        let mut keys: Vec<_> = positions().collect();
+        // One key that looks as another does when escaped.
+        keys.extend([vec![0xFF], vec![0xFF, 0]]);
+        for key in &keys {
+            bare.insert([&[0xFF], key.as_slice()].concat(), key.as_slice()).unwrap();
+        }
+        drop(bare);
+        keys.sort();
+        keys.reverse();
+        for _ in 0..2 {
+            let sled = Sled::open(folder.path(), 8 << 20).unwrap();
+            assert_eq!(backwards(&sled), keys);
+            let wanted: Vec<_> = keys.iter().cloned().map(Bytes::from).collect();
+            let values = sled.read(TableId(u8::MAX), &wanted).unwrap();
+            assert_eq!(values, wanted.into_iter().map(Some).collect::<Vec<_>>());
+        }
+    }
 
     /// Rows so large that sled puts nodes into files of their own; commits so quick that the folder's time stands still.
     #[test]
