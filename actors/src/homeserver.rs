@@ -491,6 +491,7 @@ impl Homeserver {
     pub fn register_metrics(&self, registry: &mut Registry) {
         self.0.storage.metrics().register(registry);
         self.0.metrics.register(registry);
+        self.pushing().metrics().register(registry);
         // Weak: whoever serves metrics does not keep the server alive.
         let server = self.downgrade();
         let classes = move || {

@@ -13,6 +13,7 @@ mod badge;
 mod delivery;
 mod dispatcher;
 mod history;
+mod metrics;
 mod notification;
 mod watch;
 
@@ -53,6 +54,25 @@ pub enum PushError {
     /// Its address is not public, and `push.allow_private_addresses` is off.
     #[error("the push gateway's address is not public")]
     PrivateAddress,
+}
+
+impl PushError {
+    /// All kinds of failure.
+    const CAUSES: [&str; 7] =
+        ["connect", "private_address", "status_4xx", "status_5xx", "timeout", "too_large", "unacceptable"];
+
+    /// The kind of failure, for metrics.
+    fn cause(&self) -> &'static str {
+        match self {
+            Self::Unacceptable(_) => "unacceptable",
+            Self::Status(status) if status.is_server_error() => "status_5xx",
+            Self::Status(_) => "status_4xx",
+            Self::Unreachable(_) => "connect",
+            Self::Timeout => "timeout",
+            Self::TooLarge => "too_large",
+            Self::PrivateAddress => "private_address",
+        }
+    }
 }
 
 /// Calls push gateways. The gateway crate implements it with HTTP.

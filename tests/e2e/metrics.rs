@@ -6,12 +6,12 @@ use serde_json::json;
 use tests::{Server, free_port};
 
 /// The samples of a text for Prometheus, by name and labels.
-fn samples(text: &str) -> BTreeMap<&str, &str> {
+pub(crate) fn samples(text: &str) -> BTreeMap<&str, &str> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     lines.map(|line| line.rsplit_once(' ').unwrap()).collect()
 }
 
-async fn scrape(port: u16) -> String {
+pub(crate) async fn scrape(port: u16) -> String {
     let response = reqwest::get(format!("http://127.0.0.1:{port}/metrics")).await.unwrap();
     assert_eq!(response.status(), 200);
     assert_eq!(response.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
@@ -56,6 +56,8 @@ async fn what_the_server_does_is_counted_and_documented() {
     assert_eq!(value("ganglion_federation_requests_total{kind=\"publicRooms\"}"), "1");
     let failed = "ganglion_federation_failures_total{kind=\"publicRooms\",cause=\"connect\"}";
     assert_eq!(value(failed), "1");
+    assert_eq!(value("ganglion_push_requests_total{kind=\"event\"}"), "0");
+    assert_eq!(value("ganglion_pushers_waiting"), "0");
     assert!(number("ganglion_process_memory_bytes") > f64::from(1 << 20));
     assert!(number("ganglion_process_descriptors") < number("ganglion_process_descriptors_max"));
     assert!(number("ganglion_store_bytes") > 0.0);

@@ -1,6 +1,6 @@
 //! Push notifications, against a small push gateway.
 
-mod gateway;
+pub(crate) mod gateway;
 
 use serde_json::{Value, json};
 use tests::{Client, Server, segment};

@@ -9,8 +9,14 @@ use storage::{
     Batch, CommitError, StoreError,
     schema::{self, PushCursorRecord, PusherRecord},
 };
+use tokio::time::Instant;
 
-use super::{Owned, PushError, badge::Badge, notification};
+use super::{
+    Owned, PushError,
+    badge::Badge,
+    metrics::{self, PushMetrics},
+    notification,
+};
 use crate::{
     env::Entropy,
     homeserver::Homeserver,
@@ -160,6 +166,7 @@ impl<'a> Run<'a> {
         if self.cursor.failures > 0 && failing > GIVE_UP_AFTER {
             let user_id = &self.owned.0;
             tracing::warn!(user.id = %user_id, "a push gateway has failed for long; what waited for it is dropped");
+            self.metrics().abandoned();
             self.cursor.upto = self.cursor.upto.max(self.homeserver.storage().watermark());
             self.cursor.failing_since_ms = now_ms;
         }
@@ -232,7 +239,7 @@ impl<'a> Run<'a> {
         let Happened { at, room, notice } = happened;
         let pusher = (&self.owned.1, &*self.record);
         let body = notification::of_event(pusher, &self.owned.0, room, notice, counts).await?;
-        let told = self.call(body).await;
+        let told = self.call(metrics::Told::Event, body).await;
         if matches!(told, Told::Taken) {
             self.cursor.upto = self.cursor.upto.max(*at);
         }
@@ -248,12 +255,20 @@ impl<'a> Run<'a> {
         if counts.unread >= self.cursor.badge {
             return Ok(None);
         }
-        let told = self.call(notification::of_counts((&self.owned.1, &self.record), counts)).await;
+        let body = notification::of_counts((&self.owned.1, &self.record), counts);
+        let told = self.call(metrics::Told::Counts, body).await;
         self.conclude(told, counts.unread).await
     }
 
-    async fn call(&self, body: Bytes) -> Told {
-        match self.homeserver.pushing().gateway().notify(&self.url, body).await {
+    fn metrics(&self) -> &PushMetrics {
+        self.homeserver.pushing().metrics()
+    }
+
+    async fn call(&self, what: metrics::Told, body: Bytes) -> Told {
+        let began = Instant::now();
+        let answer = self.homeserver.pushing().gateway().notify(&self.url, body).await;
+        self.metrics().called(what, began.elapsed(), answer.as_ref().err());
+        match answer {
             Ok(answer) if notification::rejects(&answer, &self.owned.1.pushkey) => Told::Rejected,
             Ok(_) => Told::Taken,
             Err(error) => Told::Failed(error),
@@ -274,6 +289,7 @@ impl<'a> Run<'a> {
             }
             Told::Rejected => {
                 tracing::info!(user.id = %user_id, "a push gateway rejects a pushkey; its pusher is removed");
+                self.metrics().rejected();
                 let gone = SessionChange::RemovePusher(self.owned.1.clone(), Some(self.record.set));
                 self.session.change(gone).await?;
                 Ok(Some(Next::Idle))

@@ -19,6 +19,7 @@ use tokio::{
 use super::{
     Owned, PushGateway,
     delivery::{self, Next},
+    metrics::PushMetrics,
     watch::News,
 };
 use crate::{
@@ -38,6 +39,7 @@ const PAGE: usize = 500;
 /// What a server pushes with.
 pub(crate) struct Pushing {
     gateway: Arc<dyn PushGateway>,
+    metrics: PushMetrics,
     stopping: watch::Sender<bool>,
     task: Mutex<Option<JoinHandle<()>>>,
 }
@@ -45,7 +47,12 @@ pub(crate) struct Pushing {
 impl Pushing {
     /// Nothing is pushed until [`Self::start`].
     pub(crate) fn new(gateway: Arc<dyn PushGateway>) -> Self {
-        Self { gateway, stopping: watch::Sender::new(false), task: Mutex::default() }
+        Self {
+            gateway,
+            metrics: PushMetrics::default(),
+            stopping: watch::Sender::new(false),
+            task: Mutex::default(),
+        }
     }
 
     /// Calls push gateways.
@@ -53,11 +60,16 @@ impl Pushing {
         &self.gateway
     }
 
+    /// What is counted.
+    pub(crate) fn metrics(&self) -> &PushMetrics {
+        &self.metrics
+    }
+
     /// Takes up what the last run of the server left, and starts the task.
     pub(crate) async fn start(&self, homeserver: &Homeserver) {
         let watch = &homeserver.room_shared().hub.push;
         let Some(news) = watch.take_news() else { return };
-        let mut dispatcher = Dispatcher::new(homeserver.downgrade());
+        let mut dispatcher = Dispatcher::new(homeserver.downgrade(), self.metrics.clone());
         if let Err(error) = dispatcher.load(homeserver).await {
             tracing::error!(%error, "cannot read the pushers; they start with their next change");
         }
@@ -89,10 +101,11 @@ struct Dispatcher {
     resting: BTreeMap<Owned, Instant>,
     due: BTreeSet<(Instant, Owned)>,
     runs: JoinSet<(Owned, Next)>,
+    metrics: PushMetrics,
 }
 
 impl Dispatcher {
-    fn new(homeserver: WeakHomeserver) -> Self {
+    fn new(homeserver: WeakHomeserver, metrics: PushMetrics) -> Self {
         Self {
             homeserver,
             running: BTreeMap::new(),
@@ -101,6 +114,7 @@ impl Dispatcher {
             resting: BTreeMap::new(),
             due: BTreeSet::new(),
             runs: JoinSet::new(),
+            metrics,
         }
     }
 
@@ -144,6 +158,7 @@ impl Dispatcher {
     async fn run(mut self, mut news: mpsc::UnboundedReceiver<News>, mut stopping: watch::Receiver<bool>) {
         loop {
             self.start_waiting();
+            self.metrics.pushers(self.running.len(), self.waiting.len(), self.resting.len());
             let due = self.due.first().map(|(at, _)| *at);
             tokio::select! {
                 biased;

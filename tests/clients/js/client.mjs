@@ -117,6 +117,9 @@ const commands = {
         client.sendEvent(room_id, "m.reaction", { "m.relates_to": { rel_type: "m.annotation", event_id, key } }),
     redact: ({ room_id, event_id }) => client.redactEvent(room_id, event_id),
     typing: ({ room_id, typing }) => client.sendTyping(room_id, typing, 30_000),
+    set_pusher: ({ pusher }) => client.setPusher(pusher),
+    remove_pusher: ({ pushkey, app_id }) => client.removePusher(pushkey, app_id),
+    pushers: () => client.getPushers(),
     receipt: ({ room_id, event_id }) => client.sendReadReceipt(client.getRoom(room_id).findEventById(event_id)),
     wait: ({ fact }) =>
         new Promise((resolve) => {
@@ -147,7 +150,7 @@ for await (const line of createInterface({ input: process.stdin })) {
     try {
         const result = await commands[command](parameters);
         // Results may be objects of the library: only plain members go out.
-        const keys = ["user_id", "device_id", "room_id", "event_id", "bodies", "body", "flow", "key"];
+        const keys = ["user_id", "device_id", "room_id", "event_id", "bodies", "body", "flow", "key", "pushers"];
         answer = { ok: command === "wait" ? result : Object.fromEntries(keys.map((key) => [key, result?.[key]])) };
     } catch (error) {
         answer = { error: error.stack ?? String(error) };

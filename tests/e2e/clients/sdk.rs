@@ -14,6 +14,7 @@ use matrix_sdk::{
         OwnedEventId, RoomId, UserId,
         api::client::{
             account::register,
+            push::{Pusher, PusherIds, get_pushers},
             receipt::create_receipt::v3::ReceiptType,
             room::create_room::v3::{Request as CreateRoom, RoomPreset},
             uiaa::{AuthData, Dummy},
@@ -149,8 +150,28 @@ impl Sdk {
                 Value::Null
             }
             "wait" => self.facts.wait(&arguments["fact"]).await,
+            "set_pusher" | "remove_pusher" | "pushers" => self.push(command, arguments).await,
             _ => self.in_room(command, arguments).await,
         }
+    }
+
+    async fn push(&self, command: &str, arguments: &Value) -> Value {
+        let text = |key: &str| arguments[key].as_str().unwrap().to_owned();
+        match command {
+            "set_pusher" => {
+                let pusher = serde_json::from_value::<Pusher>(arguments["pusher"].clone()).unwrap();
+                self.client.pusher().set(pusher, false).await.unwrap();
+            }
+            "remove_pusher" => {
+                let pusher = PusherIds::new(text("pushkey"), text("app_id"));
+                self.client.pusher().delete(pusher).await.unwrap();
+            }
+            _ => {
+                let answer = self.client.send(get_pushers::v3::Request::new()).await.unwrap();
+                return json!({ "pushers": answer.pushers });
+            }
+        }
+        Value::Null
     }
 
     async fn in_room(&self, command: &str, arguments: &Value) -> Value {

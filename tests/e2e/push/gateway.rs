@@ -20,11 +20,19 @@ struct Behavior {
     rejects: BTreeSet<String>,
 }
 
+/// Where it tells what came in: what it took, and what it failed to take.
+#[derive(Clone)]
+struct Senders {
+    taken: mpsc::UnboundedSender<Value>,
+    failed: mpsc::UnboundedSender<Value>,
+}
+
 /// The gateway; it ends when it is dropped.
-pub(super) struct Gateway {
+pub(crate) struct Gateway {
     port: u16,
     behavior: Arc<Mutex<Behavior>>,
     received: mpsc::UnboundedReceiver<Value>,
+    failed: mpsc::UnboundedReceiver<Value>,
     task: JoinHandle<()>,
 }
 
@@ -35,42 +43,44 @@ impl Drop for Gateway {
 }
 
 impl Gateway {
-    pub(super) async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let behavior = Arc::<Mutex<Behavior>>::default();
-        let (sender, received) = mpsc::unbounded_channel();
+        let (taken, received) = mpsc::unbounded_channel();
+        let (failed, not_taken) = mpsc::unbounded_channel();
+        let senders = Senders { taken, failed };
         let shared = behavior.clone();
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, shared.clone(), sender.clone()));
+                tokio::spawn(serve(stream, shared.clone(), senders.clone()));
             }
         });
-        Self { port, behavior, received, task }
+        Self { port, behavior, received, failed: not_taken, task }
     }
 
-    pub(super) fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}/_matrix/push/v1/notify", self.port)
     }
 
     /// Answers with errors from now on, or with successes again.
-    pub(super) async fn fail(&self, fails: bool) {
+    pub(crate) async fn fail(&self, fails: bool) {
         self.behavior.lock().await.fails = fails;
     }
 
     /// Rejects a pushkey from now on.
-    pub(super) async fn reject(&self, pushkey: &str) {
+    pub(crate) async fn reject(&self, pushkey: &str) {
         self.behavior.lock().await.rejects.insert(pushkey.to_owned());
     }
 
     /// The next notification that came in.
-    pub(super) async fn next(&mut self) -> Value {
+    pub(crate) async fn next(&mut self) -> Value {
         let next = tokio::time::timeout(WAIT_MAX, self.received.recv()).await;
         next.expect("a notification comes in time").expect("the gateway runs")
     }
 
     /// The next notification of an event; those of nothing but counts are skipped.
-    pub(super) async fn next_event(&mut self) -> Value {
+    pub(crate) async fn next_event(&mut self) -> Value {
         loop {
             let next = self.next().await;
             if next["event_id"].is_string() {
@@ -79,8 +89,14 @@ impl Gateway {
         }
     }
 
+    /// The next notification that it failed to take.
+    pub(crate) async fn next_failed(&mut self) -> Value {
+        let next = tokio::time::timeout(WAIT_MAX, self.failed.recv()).await;
+        next.expect("a notification comes in time").expect("the gateway runs")
+    }
+
     /// Takes notifications until one satisfies a condition.
-    pub(super) async fn next_that(&mut self, is_it: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) async fn next_that(&mut self, is_it: impl Fn(&Value) -> bool) -> Value {
         loop {
             let next = self.next().await;
             if is_it(&next) {
@@ -90,16 +106,12 @@ impl Gateway {
     }
 
     /// What has come in and not been looked at.
-    pub(super) fn rest(&mut self) -> Vec<Value> {
+    pub(crate) fn rest(&mut self) -> Vec<Value> {
         std::iter::from_fn(|| self.received.try_recv().ok()).collect()
     }
 }
 
-async fn serve(
-    mut stream: TcpStream,
-    behavior: Arc<Mutex<Behavior>>,
-    sender: mpsc::UnboundedSender<Value>,
-) -> Option<()> {
+async fn serve(mut stream: TcpStream, behavior: Arc<Mutex<Behavior>>, senders: Senders) -> Option<()> {
     let mut buffer = Vec::new();
     loop {
         let (head, body) = loop {
@@ -118,9 +130,8 @@ async fn serve(
         let rejected: Vec<_> = behavior.rejects.iter().filter(|key| **key == pushkey).collect();
         let status = if behavior.fails { "502 Bad Gateway" } else { "200 OK" };
         let answer = json!({ "rejected": rejected }).to_string();
-        if !behavior.fails {
-            let _ = sender.send(notification);
-        }
+        let sender = if behavior.fails { &senders.failed } else { &senders.taken };
+        let _ = sender.send(notification); // a test that has ended does not listen
         let response = format!(
             "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{answer}",
             answer.len()
