@@ -45,10 +45,14 @@ impl Shelf {
 }
 
 fn state(criterion: &mut Criterion) {
-    for members in [100, 10_000, 100_000] {
+    for members in [100, 10_000, 1_000_000] {
         let (mut shelf, root) = Shelf::room(members);
         let changed = shelf.apply(root, &change(members / 2));
         let mut group = criterion.benchmark_group("state");
+        group.bench_function(BenchmarkId::new("insert", members), |bencher| {
+            let newcomer = change(members);
+            bencher.iter(|| state::apply(&shelf, root, SALT, black_box(&newcomer)));
+        });
         group.bench_function(BenchmarkId::new("apply", members), |bencher| {
             let change = change(members / 3);
             bencher.iter(|| state::apply(&shelf, root, SALT, black_box(&change)));

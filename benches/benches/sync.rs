@@ -2,85 +2,26 @@
 
 use std::{hint::black_box, sync::Arc, time::Duration};
 
-use actors::{
-    directory::ClassConfig,
-    env::{Env, SeededEntropy, TokioClock},
-    homeserver::{ConversationConfig, Homeserver, HomeserverConfig},
-    media::MediaConfig,
-    room::Send,
-    session::NewAccount,
-    sync::SyncRequest,
-};
-use anyhow::{Context, Result};
+use actors::{homeserver::Homeserver, sync::SyncRequest};
+use anyhow::Result;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use engine::{
-    id::Position,
-    pdu::{Draft, SigningKey},
-    room::create::{NewRoom, Preset},
-    room_version,
-};
-use ruma::{OwnedRoomId, OwnedUserId, user_id};
-use serde_json::{Map, json, value::to_raw_value};
-use storage::{Durability, MemoryStore, Storage};
+use engine::id::Position;
+use ruma::OwnedRoomId;
 use tokio::runtime::Runtime;
+
+mod server;
+
+use server::{alice, homeserver, say};
 
 /// Messages in each room.
 const MESSAGES: usize = 20;
 
-fn alice() -> OwnedUserId {
-    user_id!("@alice:example.org").to_owned()
-}
-
-async fn homeserver() -> Result<Homeserver> {
-    let env =
-        Env { clock: Arc::new(TokioClock::new(1_700_000_000_000)), entropy: Arc::new(SeededEntropy::new(1)) };
-    let config = HomeserverConfig {
-        server_name: "example.org".try_into()?,
-        signing_key: Arc::new(SigningKey::new(&[1; 32], "bench").context("the key's version is valid")?),
-        old_keys: Vec::new(),
-        federation: None,
-        default_room_version: room_version::DEFAULT,
-        room_memory: 64 << 20,
-        rooms: ClassConfig::default(),
-        sessions: ClassConfig::default(),
-        media: MediaConfig::default(),
-        conversation: ConversationConfig::default(),
-        push: std::sync::Arc::new(actors::push::NoPushGateways),
-        search: None,
-    };
-    let storage = Storage::open(Arc::new(MemoryStore::new()), Durability::Always).await?;
-    let homeserver = Homeserver::start(config, env, storage).await;
-    let account = NewAccount { user_id: alice(), password_hash: None, is_guest: false, is_admin: false };
-    homeserver.register(account).await?;
-    Ok(homeserver)
-}
-
 async fn room(homeserver: &Homeserver) -> Result<OwnedRoomId> {
-    let new = NewRoom {
-        version: room_version::DEFAULT,
-        creator: alice(),
-        creator_profile: Map::new(),
-        preset: Preset::PublicChat,
-        creation_content: Map::new(),
-        power_levels: Map::new(),
-        alias: None,
-        initial_state: Vec::new(),
-        name: Some("bench".to_owned()),
-        topic: None,
-        invite: Vec::new(),
-    };
-    let room_id = homeserver.create_room(new, Vec::new(), false).await?;
+    let room_id = server::room(homeserver).await?;
     for number in 0..MESSAGES {
         say(homeserver, &room_id, number).await?;
     }
     Ok(room_id)
-}
-
-async fn say(homeserver: &Homeserver, room_id: &OwnedRoomId, number: usize) -> Result<()> {
-    let content = to_raw_value(&json!({ "msgtype": "m.text", "body": format!("message {number}") }))?;
-    let draft = Draft { kind: "m.room.message".into(), state_key: None, content, redacts: None };
-    homeserver.room(room_id).await?.send(Send { sender: alice(), draft, sent_by: None }).await?;
-    Ok(())
 }
 
 fn request(since: Option<Position>) -> SyncRequest {
