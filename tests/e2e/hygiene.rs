@@ -33,6 +33,29 @@ async fn malformed_requests_get_the_specified_errors() {
     alice.get("/_matrix/client/v3/sync?since=garbage").await.is(400, "M_INVALID_PARAM");
 }
 
+/// A value outside of what the specification lists is refused, not taken for one of those inside.
+#[tokio::test]
+async fn unknown_values_of_enumerations_are_refused() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({})).await;
+    let create = "/_matrix/client/v3/createRoom";
+    alice.post(create, &json!({ "preset": "cosy_chat" })).await.is(400, "M_BAD_JSON");
+    alice.post(create, &json!({ "visibility": "hazy" })).await.is(400, "M_BAD_JSON");
+    let listed = format!("/_matrix/client/v3/directory/list/room/{}", tests::segment(&room));
+    alice.put(&listed, &json!({ "visibility": "hazy" })).await.is(400, "M_BAD_JSON");
+    alice.get("/_matrix/client/v3/sync?set_presence=dizzy").await.is(400, "M_INVALID_PARAM");
+    alice.get("/_matrix/client/v3/sync?filter=%7B%22room").await.is(400, "M_INVALID_PARAM");
+    alice.post("/_matrix/client/v3/register?kind=robot", &json!({})).await.is(400, "M_INVALID_PARAM");
+    let rule = "/_matrix/client/v3/pushrules/global/content/cake";
+    let with = |action: &str| json!({ "pattern": "cake", "actions": [action] });
+    alice.put(rule, &with("shout")).await.is(400, "M_INVALID_PARAM");
+    alice.put(rule, &with("dont_notify")).await.ok();
+    let actions = format!("{rule}/actions");
+    alice.put(&actions, &json!({ "actions": [{ "shout": true }] })).await.is(400, "M_INVALID_PARAM");
+    alice.put(&actions, &json!({ "actions": ["notify", { "set_tweak": "sound", "value": "a" }] })).await.ok();
+}
+
 #[tokio::test]
 async fn browsers_and_old_clients_are_let_in() {
     let server = Server::start().await;

@@ -109,12 +109,22 @@ pub async fn set_visibility(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<set_room_visibility::v3::Request>,
 ) -> ApiResult<Matrix<set_room_visibility::v3::Response>> {
+    let is_public = is_public(&request.visibility)?;
     let homeserver = app.homeserver();
     if !homeserver.may_publish(&request.room_id, &requester.user_id).await? {
         return Err(ApiError::forbidden("you may not decide whether the directory lists this room"));
     }
-    homeserver.set_public(&request.room_id, request.visibility == Visibility::Public).await?;
+    homeserver.set_public(&request.room_id, is_public).await?;
     Ok(Matrix(set_room_visibility::v3::Response::new()))
+}
+
+/// Whether the directory is to list a room; refuses a visibility that the specification does not know.
+pub(super) fn is_public(visibility: &Visibility) -> ApiResult<bool> {
+    match visibility {
+        Visibility::Public => Ok(true),
+        Visibility::Private => Ok(false),
+        _ => Err(ApiError::bad_json("visibility is public or private")),
+    }
 }
 
 /// `GET /_matrix/client/v3/publicRooms`

@@ -23,19 +23,21 @@ pub async fn set_presence(
     Authenticated { requester, request }: Authenticated<set_presence::v3::Request>,
 ) -> ApiResult<Matrix<set_presence::v3::Response>> {
     own(request.user_id.as_str(), &requester)?;
-    let is_known = matches!(
-        request.presence,
-        PresenceState::Online | PresenceState::Unavailable | PresenceState::Offline
-    );
-    if !is_known {
-        return Err(ApiError::invalid_param("presence is online, unavailable or offline"));
-    }
+    check_state(&request.presence)?;
     if request.status_msg.as_ref().is_some_and(|text| text.len() > STATUS_MAX) {
         return Err(ApiError::invalid_param(format!("status_msg has at most {STATUS_MAX} bytes")));
     }
     let session = app.homeserver().session(&requester.user_id).await?;
     session.set_presence(request.presence, request.status_msg);
     Ok(Matrix(set_presence::v3::Response::new()))
+}
+
+/// Refuses a state of presence that the specification does not know.
+pub(super) fn check_state(state: &PresenceState) -> ApiResult<()> {
+    match state {
+        PresenceState::Online | PresenceState::Unavailable | PresenceState::Offline => Ok(()),
+        _ => Err(ApiError::invalid_param("presence is online, unavailable or offline")),
+    }
 }
 
 /// Bytes of a status message: it is sent to everyone who shares a room with the user.

@@ -12,7 +12,7 @@ use ruma::{
         get_pushrules_all, get_pushrules_global_scope, set_pushrule, set_pushrule_actions,
         set_pushrule_enabled,
     },
-    push::{RuleKind, Ruleset},
+    push::{Action, NewPushRule, RuleKind, Ruleset},
 };
 use serde_json::{Value, json};
 
@@ -63,6 +63,7 @@ pub async fn set_rule(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<set_pushrule::v3::Request>,
 ) -> ApiResult<Matrix<set_pushrule::v3::Response>> {
+    check_actions(actions(&request.rule))?;
     session(&app, &requester).await?.set_push_rule(request.rule, request.after, request.before).await?;
     Ok(Matrix(set_pushrule::v3::Response::new()))
 }
@@ -109,9 +110,33 @@ pub async fn set_actions(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<set_pushrule_actions::v3::Request>,
 ) -> ApiResult<Matrix<set_pushrule_actions::v3::Response>> {
+    check_actions(&request.actions)?;
     let session = session(&app, &requester).await?;
     session.set_push_rule_actions(request.kind, request.rule_id, request.actions).await?;
     Ok(Matrix(set_pushrule_actions::v3::Response::new()))
+}
+
+fn actions(rule: &NewPushRule) -> &[Action] {
+    match rule {
+        NewPushRule::Override(rule) | NewPushRule::Underride(rule) => &rule.actions,
+        NewPushRule::Content(rule) => &rule.actions,
+        NewPushRule::Room(rule) => &rule.actions,
+        NewPushRule::Sender(rule) => &rule.actions,
+        _ => &[],
+    }
+}
+
+/// Actions without effect that clients of the time before v1.7 send.
+const FORMER_ACTIONS: [&str; 2] = ["dont_notify", "coalesce"];
+
+/// Refuses actions that the specification does not know.
+fn check_actions(actions: &[Action]) -> ApiResult<()> {
+    let is_known = |action: &Action| {
+        matches!(action, Action::Notify | Action::SetTweak(_))
+            || FORMER_ACTIONS.iter().any(|former| json!(action) == *former)
+    };
+    let all = actions.iter().all(is_known);
+    if all { Ok(()) } else { Err(ApiError::invalid_param("an action is notify or sets a tweak")) }
 }
 
 async fn session(app: &App, requester: &Requester) -> ApiResult<SessionHandle> {

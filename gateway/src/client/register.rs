@@ -27,7 +27,11 @@ pub async fn register(
     State(app): State<App>,
     Open(request): Open<register::v3::Request>,
 ) -> Result<Matrix<register::v3::Response>, Refusal> {
-    let is_guest = request.kind == RegistrationKind::Guest;
+    let is_guest = match request.kind {
+        RegistrationKind::Guest => true,
+        RegistrationKind::User => false,
+        _ => return Err(ApiError::invalid_param("kind is user or guest").into()),
+    };
     let user_id = match request.username.as_deref().filter(|_| !is_guest) {
         Some(name) => chosen_id(&app, name)?,
         None => generated_id(&app)?,

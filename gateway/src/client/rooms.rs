@@ -10,11 +10,15 @@ use axum::extract::State;
 use engine::room::create::{InitialState, NewRoom, Preset};
 use ruma::{
     OwnedRoomAliasId, OwnedUserId, RoomAliasId, UserId,
-    api::client::room::{Visibility, create_room, upgrade_room},
+    api::client::room::{
+        create_room::{self, v3::RoomPreset},
+        upgrade_room,
+    },
     serde::Raw,
 };
 use serde_json::{Map, Value};
 
+use super::directory::is_public;
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
@@ -40,8 +44,8 @@ pub async fn create_room(
     }
     let homeserver = app.homeserver();
     let is_direct = request.is_direct;
-    let is_public = request.visibility == Visibility::Public;
-    let new = new_room(homeserver, &requester.user_id, request).await?;
+    let is_public = is_public(&request.visibility)?;
+    let new = new_room(homeserver, &requester.user_id, request, is_public).await?;
     let invites = invites(homeserver, &new, is_direct).await?;
     let room_id = homeserver.create_room(new, invites, is_public).await.map_err(|error| match error {
         // The request asks for events that the rules do not allow in a new room.
@@ -55,11 +59,14 @@ async fn new_room(
     homeserver: &Homeserver,
     creator: &UserId,
     request: create_room::v3::Request,
+    is_public: bool,
 ) -> ApiResult<NewRoom> {
-    let preset = match (request.preset, &request.visibility) {
-        (Some(create_room::v3::RoomPreset::PublicChat), _) | (None, Visibility::Public) => Preset::PublicChat,
-        (Some(create_room::v3::RoomPreset::TrustedPrivateChat), _) => Preset::TrustedPrivateChat,
-        _ => Preset::PrivateChat,
+    let preset = match request.preset {
+        None if is_public => Preset::PublicChat,
+        None | Some(RoomPreset::PrivateChat) => Preset::PrivateChat,
+        Some(RoomPreset::PublicChat) => Preset::PublicChat,
+        Some(RoomPreset::TrustedPrivateChat) => Preset::TrustedPrivateChat,
+        Some(_) => return Err(ApiError::bad_json("there is no such preset")),
     };
     let alias = request.room_alias_name.map(|name| local_alias(homeserver, &name)).transpose()?;
     let initial_state = request
