@@ -183,12 +183,14 @@ impl Pass<'_> {
     /// The rooms to look at.
     fn rooms(&self) -> Vec<(ruma::OwnedRoomId, RoomEntry)> {
         let view = self.session.view();
-        let wants_all = self.since == Position(0) || self.request.full_state;
+        let wants_all = self.is_initial() || self.request.full_state;
         let mut rooms = if wants_all { view.rooms() } else { view.rooms_changed(self.since) };
         let no_invites = self.session.data().blocks_invites();
         rooms.retain(|(room_id, entry)| {
             let is_unwanted = no_invites && entry.membership == "invite";
-            !(entry.forgotten || is_unwanted) && filter::room_passes(&self.request.filter.room, room_id)
+            // The user's other devices learn of the leave that came before.
+            let is_gone = entry.forgotten && (self.is_initial() || !self.left_since(entry));
+            !(is_gone || is_unwanted) && filter::room_passes(&self.request.filter.room, room_id)
         });
         rooms
     }
@@ -204,7 +206,7 @@ impl Pass<'_> {
             "join" if !self.is_lazy() && self.homeserver.room(room_id).await?.lacks_members() => {}
             "join" => {
                 let room = self.joined_room(room_id, entry).await?;
-                if !room.is_empty() || self.since == Position(0) {
+                if !room.is_empty() || self.is_initial() {
                     rooms.join.insert(room_id.to_owned(), room);
                 }
             }
@@ -233,12 +235,20 @@ impl Pass<'_> {
 
     /// Whether a room that the user is out of is part of the response.
     fn tells_of_leave(&self, entry: &RoomEntry) -> bool {
-        let left_since = Position::from(entry.since) > self.since;
-        let is_initial = self.since == Position(0);
-        if is_initial || (self.request.full_state && !left_since) {
+        let left_since = self.left_since(entry);
+        if self.is_initial() || (self.request.full_state && !left_since) {
             return self.request.filter.room.include_leave;
         }
         left_since
+    }
+
+    fn is_initial(&self) -> bool {
+        self.since == Position(0)
+    }
+
+    /// Whether the user's membership began after the last response.
+    fn left_since(&self, entry: &RoomEntry) -> bool {
+        Position::from(entry.since) > self.since
     }
 
     fn account_data(&self) -> Events {
@@ -256,7 +266,7 @@ impl Pass<'_> {
         let ignored = self.session.view().ignored();
         let filter = &self.request.filter.presence;
         let mut users = self.session.presence_since(self.since);
-        if self.since == Position(0) {
+        if self.is_initial() {
             users.extend(self.homeserver.present_remote_users(self.session).await?);
         }
         let events: Vec<_> = users

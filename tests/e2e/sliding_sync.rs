@@ -274,6 +274,13 @@ async fn invites_leaves_and_rejoins() {
     assert_eq!(answer["rooms"][&room]["membership"], "ban");
     let anew = Connection::new(&bob).ask(&other).await;
     assert_eq!(anew["rooms"][&room]["membership"], "ban");
+    // A room that is left and forgotten at once is left all the same.
+    let room = bob.create_room(json!({})).await;
+    assert_eq!(connection.ask(&body).await["rooms"][&room]["membership"], "join");
+    bob.leave(&room).await.ok();
+    bob.post(&Client::room(&room, "forget"), &json!({})).await.ok();
+    assert_eq!(connection.ask(&body).await["rooms"][&room]["membership"], "leave");
+    assert_eq!(connection.ask(&body).await["rooms"], json!({}));
 }
 
 #[tokio::test]

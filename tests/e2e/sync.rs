@@ -267,12 +267,51 @@ async fn left_rooms_come_where_the_filter_asks() {
     let [alice, bob] = server.clients(["alice", "bob"]).await;
     let room = alice.create_room(json!({ "preset": "public_chat" })).await;
     bob.join(&room).await.ok();
+    alice.say(&room, "1", "for bob").await;
     bob.leave(&room).await.ok();
+    alice.say(&room, "2", "not for bob").await;
     let sync = bob.sync("timeout=0").await;
     assert!(sync["rooms"]["leave"][&room].is_null());
     let filter = segment(&json!({ "room": { "include_leave": true } }).to_string());
     let sync = bob.sync(&format!("timeout=0&filter={filter}")).await;
-    assert!(sync["rooms"]["leave"][&room].is_object(), "{sync}");
+    let timeline = sync["rooms"]["leave"][&room]["timeline"]["events"].as_array().unwrap();
+    let [.., message, leave] = timeline.as_slice() else { panic!("{sync}") };
+    assert_eq!(message["content"]["body"], "for bob");
+    assert_eq!(leave["content"]["membership"], "leave");
+}
+
+/// The user's other devices would keep the room for ever.
+#[tokio::test]
+async fn a_leave_is_told_although_the_room_is_forgotten() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.join(&room).await.ok();
+    let since = bob.token_of_sync().await;
+    bob.leave(&room).await.ok();
+    bob.post(&Client::room(&room, "forget"), &json!({})).await.ok();
+    let sync = bob.sync(&format!("since={since}&timeout=0")).await;
+    let left = &sync["rooms"]["leave"][&room];
+    assert_eq!(left["timeline"]["events"][0]["content"]["membership"], "leave", "{sync}");
+    assert_eq!(left["state"]["events"], json!([]));
+    let next = sync["next_batch"].as_str().unwrap();
+    let sync = bob.sync(&format!("since={next}&timeout=0&full_state=true")).await;
+    assert!(sync["rooms"]["leave"][&room].is_null(), "{sync}");
+}
+
+#[tokio::test]
+async fn a_refused_knock_is_told_with_its_refusal() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let rule = json!({ "type": "m.room.join_rules", "content": { "join_rule": "knock" } });
+    let room = alice.create_room(json!({ "room_version": "11", "initial_state": [rule] })).await;
+    bob.post(&format!("/_matrix/client/v3/knock/{}", segment(&room)), &json!({})).await.ok();
+    let since = bob.token_of_sync().await;
+    alice.moderate("kick", &room, &bob.user_id).await.ok();
+    let sync = bob.sync_until(&since, |sync| sync["rooms"]["leave"][&room].is_object()).await;
+    let refusal = &sync["rooms"]["leave"][&room]["timeline"]["events"][0];
+    assert_eq!((&refusal["sender"], &refusal["state_key"]), (&json!(alice.user_id), &json!(bob.user_id)));
+    assert_eq!(refusal["content"]["membership"], "leave");
 }
 
 #[tokio::test]

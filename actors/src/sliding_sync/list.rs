@@ -59,8 +59,8 @@ impl Turn<'_> {
                 "invite" if no_invites => {}
                 "invite" if self.homeserver.is_ignored_invite(self.session, &entry).await? => {}
                 "join" | "invite" | "knock" => rooms.push((room_id, entry)),
-                _ if entry.forgotten => {}
                 _ if is_leave_news(&entry) => rooms.push((room_id, entry)),
+                _ if entry.forgotten => {}
                 // Who left by themselves knows it.
                 _ if entry.left.is_some() => left.push((room_id, entry)),
                 _ => {}

@@ -49,7 +49,7 @@ impl Pass<'_> {
         if let Some(inbox) = waiting.more_after {
             response.next_batch = Token::SyncInbox { position: self.upto, inbox }.to_string();
         }
-        if self.since != Position(0) {
+        if !self.is_initial() {
             let homeserver = self.homeserver;
             response.device_lists =
                 homeserver.device_list_changes(self.session, self.since, self.upto).await?;

@@ -49,7 +49,7 @@ impl Pass<'_> {
         let room = self.homeserver.room(room_id).await?;
         // Who wants all members has not seen the room before they came.
         let came_whole = !self.is_lazy() && room.snapshot().head.completed > self.since;
-        let is_new = self.since == Position(0) || Position::from(entry.since) > self.since || came_whole;
+        let is_new = self.is_initial() || Position::from(entry.since) > self.since || came_whole;
         let after = if is_new { TimelineIndex(i64::MIN) } else { TimelineIndex::from(self.since) };
         let end = TimelineIndex::from(self.upto);
         let stretch = self.stretch(&room, after, end).await?;
@@ -83,34 +83,44 @@ impl Pass<'_> {
 
     pub(super) async fn left_room(&self, room_id: &RoomId, entry: &RoomEntry) -> Result<LeftRoom, RoomError> {
         let room = self.homeserver.room(room_id).await?;
-        let was_joined = entry.left.is_some();
-        // Someone who never was in the room, or left it before, is told of the leave alone.
-        let after = if was_joined && self.since != Position(0) {
-            TimelineIndex::from(self.since)
-        } else {
-            TimelineIndex(entry.since.0 - 1)
-        };
         let end = entry.since;
-        let stretch = self.stretch(&room, after, end).await?;
-        let span = Span {
-            from: if self.since == Position(0) || self.request.full_state { None } else { Some(after) },
-            start: stretch
-                .events
-                .first()
-                .and_then(|event| event.index)
-                .map_or(end, |first| TimelineIndex(first.0 - 1)),
-            end,
-        };
-        let delta = if was_joined {
-            self.state_delta(&room, &span, &stretch.events).await?
+        let (stretch, delta) = if entry.left.is_some() && !entry.forgotten {
+            self.until_leave(&room, end).await?
         } else {
-            Delta::default()
+            (self.leave_alone(&room, entry).await?, Delta::default())
         };
         Ok(LeftRoom {
             state: self.render_state(&room, delta).await?,
             timeline: self.render_timeline(&room, stretch, end).await?,
             account_data: self.room_account_data(room_id, false),
         })
+    }
+
+    /// What someone who was in a room, and left it at `end`, is told of it.
+    async fn until_leave(
+        &self,
+        room: &RoomHandle,
+        end: TimelineIndex,
+    ) -> Result<(Stretch, Delta), RoomError> {
+        let since = (!self.is_initial()).then(|| TimelineIndex::from(self.since));
+        let stretch = self.stretch(room, since.unwrap_or(TimelineIndex(i64::MIN)), end).await?;
+        let first = stretch.events.first().and_then(|event| event.index);
+        let span = Span {
+            from: since.filter(|_| !self.request.full_state),
+            start: first.map_or(end, |first| TimelineIndex(first.0 - 1)),
+            end,
+        };
+        let delta = self.state_delta(room, &span, &stretch.events).await?;
+        Ok((stretch, delta))
+    }
+
+    /// The event by which someone left who never was in the room, or has forgotten it.
+    async fn leave_alone(&self, room: &RoomHandle, entry: &RoomEntry) -> Result<Stretch, RoomError> {
+        let filter = &self.request.filter.room.timeline;
+        let mut events = room.events(&[entry.event]).await?;
+        let applies = filter::applies_to_room(filter, &room.snapshot().room_id);
+        events.retain(|event| applies && filter::passes(filter, &event.pdu));
+        Ok(Stretch { events, limited: false })
     }
 
     /// The newest events of `(after, end]` that the filter lets through and the user may see.
@@ -275,7 +285,7 @@ impl Pass<'_> {
         let since = if is_new { Position(0) } else { self.since };
         let mut events = Vec::new();
         let typing = room.typing();
-        let is_news = typing.position > since && (self.since != Position(0) || !typing.users.is_empty());
+        let is_news = typing.position > since && (!self.is_initial() || !typing.users.is_empty());
         if is_news && filter::type_passes(filter.types.as_deref(), &filter.not_types, "m.typing") {
             let content = json!({ "user_ids": typing.users });
             events.push(to_raw(&json!({ "type": "m.typing", "content": content })));
