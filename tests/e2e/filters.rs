@@ -192,4 +192,11 @@ async fn context_is_filtered_around_the_event() {
     };
     assert_eq!(bodies("events_before"), ["picture", "from bob"]);
     assert!(bodies("events_after").is_empty());
+    assert!(context["state"].as_array().is_none_or(Vec::is_empty), "{context}");
+    let filter = json!({ "types": ["m.room.member"], "not_senders": [alice.user_id] });
+    let query = format!("context/{}?filter={}", segment(&asked), segment(&filter.to_string()));
+    let context = alice.get(&Client::room(&room, &query)).await.ok();
+    let state = context["state"].as_array().unwrap();
+    assert!(!state.is_empty() && state.iter().all(|event| event["type"] == "m.room.member"), "{context}");
+    assert!(state.iter().all(|event| event["sender"] != alice.user_id), "{context}");
 }

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 
 use actors::{
+    filter,
     room::{Page, PageDirection, PageQuery, RoomHandle, StoredEvent},
     token::Token,
 };
@@ -164,14 +165,12 @@ pub async fn get_context(
     let mut shown: Vec<_> = before.events.clone();
     shown.push(event.clone());
     shown.extend(after.events.iter().cloned());
-    let state = if filter.lazy_load_options.is_disabled() {
-        room.state(newest.after, None).await?
-    } else {
-        let mut state = room.state(newest.after, None).await?;
+    let mut state = room.state(newest.after, None).await?;
+    if !filter.lazy_load_options.is_disabled() {
         state.retain(|event| event.pdu.kind() != "m.room.member");
         state.extend(lazy_members(&room, filter, &shown).await?);
-        state
-    };
+    }
+    state.retain(|event| filter::passes(&request.filter, &event.pdu));
     let mut response = get_context::v3::Response::new();
     response.start = Some(Token::Timeline(TimelineIndex(boundary(oldest).0 - 1)).to_string());
     response.end = Some(Token::Timeline(boundary(newest)).to_string());
