@@ -2,6 +2,8 @@
 //!
 //! Spec: client-server API, "Room upgrades", "Server behaviour".
 
+mod follow;
+
 use engine::{
     pdu::Draft,
     room::create::{InitialState, NewRoom, Preset},
@@ -51,10 +53,14 @@ impl Homeserver {
         let tombstone = json!({ "body": "This room has been replaced", "replacement_room": new_id });
         old.send(state_event(user_id, "m.room.tombstone", &tombstone)?).await?;
         self.move_names(room_id, &new_id, is_public).await?;
+        if let Err(error) = self.move_canonical_alias(&old, &new_id, user_id).await {
+            tracing::debug!(%error, room.id = %room_id, "an upgraded room keeps its canonical alias");
+        }
         // As far as the user may: without it the old room is only less tidy.
         if let Err(error) = silence(&old, user_id).await {
             tracing::debug!(%error, room.id = %room_id, "an upgraded room stays writable");
         }
+        self.follow_upgrade(user_id, &new_id).await;
         Ok(new_id)
     }
 
@@ -122,6 +128,48 @@ impl Homeserver {
         }
         Ok(())
     }
+
+    /// Gives the new room the names by which the old one called itself, as far as they lead there now.
+    async fn move_canonical_alias(
+        &self,
+        old: &RoomHandle,
+        new_id: &RoomId,
+        user_id: &UserId,
+    ) -> Result<(), RoomError> {
+        let Some(event) = old.current("m.room.canonical_alias", "").await? else { return Ok(()) };
+        let moved: Vec<_> = self.room_aliases(new_id).await?.iter().map(ToString::to_string).collect();
+        let content = serde_json::from_str(event.pdu.content().get()).unwrap_or_default();
+        let (stays, goes) = split_aliases(content, &moved);
+        if goes.is_empty() {
+            return Ok(());
+        }
+        let new = self.room(new_id).await?;
+        new.send(state_event(user_id, "m.room.canonical_alias", &Value::Object(goes))?).await?;
+        old.send(state_event(user_id, "m.room.canonical_alias", &Value::Object(stays))?).await?;
+        Ok(())
+    }
+}
+
+/// The content of a canonical alias without the aliases that have moved, and with nothing but those.
+fn split_aliases(content: Map<String, Value>, moved: &[String]) -> (Map<String, Value>, Map<String, Value>) {
+    let has_moved =
+        |alias: &Value| alias.as_str().is_some_and(|alias| moved.iter().any(|other| other == alias));
+    let (mut stays, mut goes) = (Map::new(), Map::new());
+    for (name, value) in content {
+        match (name.as_str(), value) {
+            ("alias", alias) if has_moved(&alias) => drop(goes.insert(name, alias)),
+            ("alt_aliases", Value::Array(aliases)) => {
+                let (going, staying): (Vec<_>, Vec<_>) = aliases.into_iter().partition(has_moved);
+                for (part, aliases) in [(&mut goes, going), (&mut stays, staying)] {
+                    if !aliases.is_empty() {
+                        part.insert(name.clone(), aliases.into());
+                    }
+                }
+            }
+            (_, value) => drop(stays.insert(name, value)),
+        }
+    }
+    (stays, goes)
 }
 
 /// The users who outrank everyone in a room because they created it, where the version has that.

@@ -147,6 +147,51 @@ async fn an_upgrade_moves_people_to_a_new_room() {
     muted.is(403, "M_FORBIDDEN");
 }
 
+/// Tags, push rules and direct chats follow their user into the new room, its name goes with it.
+#[tokio::test]
+async fn settings_and_names_follow_an_upgrade() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let request = json!({ "preset": "public_chat", "room_version": "10", "room_alias_name": "tea" });
+    let old = alice.create_room(request).await;
+    bob.join(&old).await.ok();
+    let data =
+        |user: &Client, path: &str| format!("/_matrix/client/v3/user/{}/{path}", segment(&user.user_id));
+    let rule =
+        |kind: &str, room: &str| format!("/_matrix/client/v3/pushrules/global/{kind}/{}", segment(room));
+    for user in [&alice, &bob] {
+        let tag = data(user, &format!("rooms/{}/tags/m.favourite", segment(&old)));
+        user.put(&tag, &json!({ "order": 0.5 })).await.ok();
+        user.put(&data(user, "account_data/m.direct"), &json!({ "@carol:localhost": [old] })).await.ok();
+        user.put(&rule("room", &old), &json!({ "actions": ["notify"] })).await.ok();
+        let muted = json!({
+            "conditions": [{ "kind": "event_match", "key": "room_id", "pattern": old }], "actions": [],
+        });
+        user.put(&rule("override", &old), &muted).await.ok();
+        user.put(&format!("{}/enabled", rule("override", &old)), &json!({ "enabled": false })).await.ok();
+    }
+    let answer = alice.post(&Client::room(&old, "upgrade"), &json!({ "new_version": "12" })).await.ok();
+    let new = answer["replacement_room"].as_str().unwrap();
+    bob.join(new).await.ok();
+    for user in [&alice, &bob] {
+        let tags = user.get(&data(user, &format!("rooms/{}/tags", segment(new)))).await.ok();
+        assert_eq!(tags["tags"], json!({ "m.favourite": { "order": 0.5 } }));
+        let direct = user.get(&data(user, "account_data/m.direct")).await.ok();
+        assert_eq!(direct["@carol:localhost"], json!([old, new]));
+        assert_eq!(user.get(&rule("room", new)).await.ok()["actions"], json!(["notify"]));
+        let muted = user.get(&rule("override", new)).await.ok();
+        assert_eq!((&muted["conditions"][0]["pattern"], &muted["enabled"]), (&json!(new), &json!(false)));
+    }
+    assert_eq!(alice.state(new, "m.room.canonical_alias", "").await.ok()["alias"], "#tea:localhost");
+    assert_eq!(alice.state(&old, "m.room.canonical_alias", "").await.ok(), json!({}));
+    // A room may call itself the successor of another; that makes it none.
+    let creation = json!({ "predecessor": { "room_id": old, "event_id": "$any" } });
+    let liar = alice.create_room(json!({ "preset": "public_chat", "creation_content": creation })).await;
+    bob.join(&liar).await.ok();
+    let tags = bob.get(&data(&bob, &format!("rooms/{}/tags", segment(&liar)))).await.ok();
+    assert_eq!(tags["tags"], json!({}));
+}
+
 #[tokio::test]
 async fn a_preset_decides_who_comes_in_and_who_sees_what() {
     let server = Server::start().await;

@@ -67,6 +67,20 @@ async fn join(
     via: &[OwnedServerName],
     reason: Option<String>,
 ) -> ApiResult<()> {
+    let user = requester.user_id.clone();
+    enter(app, requester, room_id, via, reason).await?;
+    app.homeserver().follow_upgrade(&user, room_id).await;
+    Ok(())
+}
+
+/// Joins through this server, or through another one.
+async fn enter(
+    app: &App,
+    requester: Requester,
+    room_id: &RoomId,
+    via: &[OwnedServerName],
+    reason: Option<String>,
+) -> ApiResult<()> {
     let homeserver = app.homeserver();
     let user = requester.user_id;
     if !homeserver.is_resident(room_id).await? {
