@@ -129,6 +129,7 @@ impl Homeserver {
         loop {
             let page = room.purge(before_ms, from).await?;
             purged += page.purged;
+            self.searching().purged();
             from = page.next;
             if from.is_none() || *self.retention().stopping.borrow() {
                 break;

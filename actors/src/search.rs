@@ -27,7 +27,7 @@ pub(crate) use self::indexer::Searching;
 use crate::{
     filter,
     homeserver::Homeserver,
-    room::{Access, ReadError, RoomError, RoomHandle, StoredEvent, content_string},
+    room::{Access, ReadError, RoomError, RoomHandle, StoredEvent, Viewer, content_string},
     session::{SessionError, SessionHandle},
     token::InvalidToken,
 };
@@ -154,7 +154,7 @@ pub struct FoundEvent {
 pub struct Found {
     /// The results, in order.
     pub events: Vec<FoundEvent>,
-    /// About how many there are in all.
+    /// About how many there are in all that the user may see.
     pub count: usize,
     /// How many results of the index were looked at, by room and by sender.
     pub looked_at: BTreeMap<String, usize>,
@@ -227,9 +227,10 @@ impl Homeserver {
             }
         }
         let next = SearchToken { skip: query.skip, newest, group: group.clone() };
+        let shown = about(count, events.len(), scanned);
         let next = Some(next).filter(|next| goes_on && next.skip < count);
         let looked_at = searcher.looked_at;
-        Ok(Found { events, count, looked_at, highlights: highlights.into_iter().collect(), next })
+        Ok(Found { events, count: shown, looked_at, highlights: highlights.into_iter().collect(), next })
     }
 
     /// The rooms that a user is or was in and that a filter lets through.
@@ -294,6 +295,14 @@ impl Homeserver {
     }
 }
 
+/// How many results a user may see of all, by the share of those that were looked at.
+///
+/// The number in the index would tell them how often words occur that they may not read.
+fn about(all: usize, visible: usize, looked_at: usize) -> usize {
+    let share = all.saturating_mul(visible).checked_div(looked_at).unwrap_or_default();
+    share.max(visible)
+}
+
 /// Whose events are wanted; none for everybody's.
 fn senders(filter: &RoomEventFilter, group: &Group) -> Option<Vec<String>> {
     let wanted = filter.senders.as_ref().map(|senders| senders.iter().map(ToString::to_string).collect());
@@ -329,7 +338,14 @@ impl Searcher<'_> {
         if !is_wanted {
             return Ok(None);
         }
-        let visible = room.visible_to(self.session.user_id(), &access, vec![event]).await?;
+        let viewer = Viewer { user_id: self.session.user_id().to_owned(), device_id: None };
+        let visible = room.visible_to(&viewer.user_id, &access, vec![event]).await?;
+        // Whoever is shown no words of an erased user does not find them by their words either.
+        if let Some(shown) = room.erased_for(&visible, &viewer).await?
+            && shown.iter().zip(&visible).any(|(shown, event)| !Arc::ptr_eq(shown, event))
+        {
+            return Ok(None);
+        }
         Ok(visible.into_iter().next().map(|event| FoundEvent { room, event, rank: hit.score }))
     }
 
@@ -353,6 +369,21 @@ mod tests {
     use ruma::{room_id, user_id};
 
     use super::*;
+
+    #[test]
+    fn results_that_may_not_be_seen_are_not_counted() {
+        for ((all, visible, looked_at), expected) in [
+            ((6, 2, 2), 6),
+            ((6, 3, 6), 3),
+            ((1000, 10, 20), 500),
+            ((1, 0, 1), 0),
+            ((1000, 0, 500), 0),
+            ((0, 0, 0), 0),
+            ((3, 2, 1000), 2),
+        ] {
+            assert_eq!(about(all, visible, looked_at), expected, "{visible} of {looked_at} of {all}");
+        }
+    }
 
     #[test]
     fn tokens_are_read_back() {

@@ -256,10 +256,14 @@ impl Homeserver {
     ///
     /// Spec: client-server API, `GET /_matrix/client/v1/rooms/{roomId}/hierarchy`.
     pub async fn may_know(&self, user_id: &UserId, summary: &RoomSummary) -> Result<bool, RoomError> {
+        let membership = self.membership(user_id, &summary.room_id).await?;
+        // Whoever is banned may neither join nor knock.
+        if membership.as_deref() == Some("ban") {
+            return Ok(summary.world_readable);
+        }
         if is_open(summary) {
             return Ok(true);
         }
-        let membership = self.membership(user_id, &summary.room_id).await?;
         if matches!(membership.as_deref(), Some("join" | "invite" | "knock")) {
             return Ok(true);
         }

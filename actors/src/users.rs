@@ -448,20 +448,20 @@ impl Homeserver {
         Ok(joined.map(|((_, room_id), record)| (record.room, room_id)).collect())
     }
 
-    /// The rooms that a local user and another one are both joined to.
+    /// The rooms that a local user and another one are both joined to, in an order that stays.
     ///
     /// Spec: client-server API, `GET /_matrix/client/v1/mutual_rooms`.
     pub async fn mutual_rooms(
         &self,
         user_id: &UserId,
         other: &UserId,
-    ) -> Result<Vec<OwnedRoomId>, RoomError> {
-        let own = self.own_rooms(user_id).await?;
+    ) -> Result<BTreeMap<ShortRoomId, OwnedRoomId>, RoomError> {
+        let mut own = self.own_rooms(user_id).await?;
         if other.server_name() != self.server_name() {
             self.users().settle().await;
         }
         let rooms = self.joined_rooms_of(other).await?;
-        Ok(rooms.into_iter().filter_map(|room| own.get(&room).cloned()).collect())
+        Ok(rooms.into_iter().filter_map(|room| own.remove_entry(&room)).collect())
     }
 
     /// The rooms that a user is joined to, of whichever server; those of other servers' users as far as they are known.

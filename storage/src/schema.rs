@@ -532,6 +532,12 @@ tables! {
     ///
     /// Key: reporter, position. Writer: reporting. Changes: append.
     85 => REPORTS: (OwnedUserId, Position) => ReportRecord;
+
+    /// Purged messages whose words the full-text index may still hold.
+    ///
+    /// Key: event. Writer: `RoomActor`, in the same batch as the purge. Changes: deletion, by the index's task, once the
+    /// index has let go of them.
+    175 => PURGED_TEXTS: ShortEventId => ();
 }
 
 /// A room, a user, a device, and an event type with the client's transaction ID.

@@ -18,6 +18,7 @@ use tantivy::{
     Index, IndexReader, IndexWriter, Order, ReloadPolicy, Searcher, TantivyDocument, TantivyError, Term,
     collector::{Count, TopDocs},
     directory::{MmapDirectory, error::OpenReadError},
+    merge_policy::LogMergePolicy,
     query::{BooleanQuery, ConstScoreQuery, Occur, Query, RangeQuery, TermQuery, TermSetQuery},
     schema::{FAST, Field, INDEXED, IndexRecordOption, STRING, Schema, TextFieldIndexing, TextOptions},
     tokenizer::{AsciiFoldingFilter, TextAnalyzer, WhitespaceTokenizer},
@@ -31,6 +32,9 @@ const WORD_MAX: usize = 64;
 
 /// Words of a search.
 const WORDS_MAX: usize = 32;
+
+/// Files of which more than this share is deleted are written anew without it, so that words do not stay for ever.
+const DELETED_SHARE_MAX: f32 = 0.1;
 
 /// Changes when the fields do: an index with others is made anew.
 const FORMAT: &str = "v1";
@@ -302,9 +306,14 @@ impl TextIndex {
 
     fn write(&self, write: impl FnOnce(&IndexWriter) -> Result<(), TantivyError>) -> Result<(), TextError> {
         let mut open = self.open.lock();
-        let writer = match open.writer.take() {
-            Some(writer) => writer,
-            None => open.index.writer_with_num_threads(1, WRITER_BYTES)?,
+        let writer = if let Some(writer) = open.writer.take() {
+            writer
+        } else {
+            let mut policy = LogMergePolicy::default();
+            policy.set_del_docs_ratio_before_merge(DELETED_SHARE_MAX);
+            let writer = open.index.writer_with_num_threads(1, WRITER_BYTES)?;
+            writer.set_merge_policy(Box::new(policy));
+            writer
         };
         let written = write(&writer);
         open.writer = Some(writer);

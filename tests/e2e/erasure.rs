@@ -57,6 +57,12 @@ async fn newcomers_get_redacted_what_an_erased_user_sent() {
     }
     let page = carol.get(&Client::room(&room, "messages?dir=b&limit=100")).await.ok();
     assert!(page.to_string().contains("a secret"), "who left before saw it, too: {page}");
+    let body = json!({ "search_categories": { "room_events": { "search_term": "bigger" } } });
+    let found = async |client: &Client| {
+        let answer = client.post("/_matrix/client/v3/search", &body).await.ok();
+        answer["search_categories"]["room_events"]["count"].as_u64()
+    };
+    assert_eq!((found(&alice).await, found(&dora).await), (Some(1), Some(0)));
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use tests::{Client, Server, segment};
 /// Method, path, authentication, query parameters, and the body's fields with the first letters of their types.
 ///
 /// Spec: client-server API; derived from its API description.
-const ENDPOINTS: &str = include_str!("fuzz/endpoints.tsv");
+pub(crate) const ENDPOINTS: &str = include_str!("fuzz/endpoints.tsv");
 
 /// Requests per endpoint; `GANGLION_FUZZ_REQUESTS` asks for more, `GANGLION_FUZZ_SEED` for others.
 const REQUESTS: usize = 14;

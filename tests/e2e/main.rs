@@ -13,6 +13,7 @@ mod delayed_events;
 mod devices;
 mod durability;
 mod encryption;
+mod endpoints;
 mod erasure;
 mod federation;
 mod filters;

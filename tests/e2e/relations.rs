@@ -1,5 +1,7 @@
 //! Events that relate to others: edits, reactions, threads, references.
 
+mod bundled;
+
 use serde_json::{Value, json};
 use tests::{Client, Server, segment};
 

@@ -104,6 +104,15 @@ async fn a_space_shows_the_rooms_that_a_user_may_know_of() {
     let his = bob.get(&hierarchy(&top, "")).await.ok();
     assert_eq!(rooms(&his), [&top, &invited, &knock, &members, &readable]);
     assert_eq!(his["rooms"][3]["allowed_room_ids"], json!([top]));
+    let summary = |room: &str| format!("/_matrix/client/v1/room_summary/{}", segment(room));
+    for banning in [&knock, &readable, &top] {
+        alice.moderate("ban", banning, &bob.user_id).await.ok();
+        let may_know = banning == &readable;
+        let status = if may_know { (200, 200) } else { (403, 404) };
+        let answers =
+            (bob.get(&hierarchy(banning, "")).await.status, bob.get(&summary(banning)).await.status);
+        assert_eq!(answers, status, "who is banned can neither join nor knock");
+    }
     bob.get(&hierarchy(&secret, "")).await.is(403, "M_FORBIDDEN");
     bob.get(&hierarchy("!unknown:localhost", "")).await.is(403, "M_FORBIDDEN");
 }

@@ -84,6 +84,9 @@ impl ActiveRoom {
         change.head.recent.retain(|known| known.short != event.short);
         change.batch.delete(&schema::TIMELINE, &(self.room, index));
         change.batch.delete(&schema::EVENTS_BY_TIME, &(self.room, sent_ms, event.short));
+        if event.pdu.kind() == "m.room.message" {
+            change.batch.put(&schema::PURGED_TEXTS, &event.short, &());
+        }
         Ok(())
     }
 }

@@ -398,7 +398,7 @@ impl RoomHandle {
             if let Some(edit) = self.latest_edit(event, &related, &reader).await? {
                 members.push(format!("\"{REPLACE}\":{}", edit.get()));
             }
-            if let Some(chunk) = references(&related, &reader) {
+            if let Some(chunk) = self.references(&related, &reader).await? {
                 members.push(format!("\"{REFERENCE}\":{chunk}"));
             }
             if !is_nested && let Some(thread) = self.thread_summary(event, &related, &reader).await? {
@@ -430,6 +430,8 @@ impl RoomHandle {
         self.first_visible(valid, reader).await
     }
 
+    /// The count is that of the server, as far as the reader was there: it may hold events that they may not see.
+    ///
     /// Spec: client-server API, "Server-side aggregation of `m.thread` relationships".
     async fn thread_summary(
         &self,
@@ -457,6 +459,26 @@ impl RoomHandle {
             latest.get()
         );
         Ok(Some(summary))
+    }
+
+    /// Spec: client-server API, "Server-side aggregation of `m.reference`".
+    async fn references(&self, related: &Related, reader: &Reader<'_>) -> Result<Option<String>, RoomError> {
+        let Reader { viewer, access, .. } = reader;
+        let mut chunk = Vec::new();
+        let mut sights = Sights::default();
+        for row in related.references.values().filter(|row| reader.knows(row)).take(REFERENCES_MAX) {
+            // What came during the reader's present stay they may see: it need not be fetched.
+            let is_visible = if access.joined_from.is_some_and(|from| row.index >= from) {
+                true
+            } else {
+                let event = self.events(&[row.record.event]).await?.swap_remove(0);
+                self.is_visible(&viewer.user_id, access, &event, &mut sights).await?
+            };
+            if is_visible {
+                chunk.push(json!({ "event_id": row.record.event_id }));
+            }
+        }
+        Ok((!chunk.is_empty()).then(|| json!({ "chunk": chunk }).to_string()))
     }
 
     /// The first of some events that the reader may see, in client format.
@@ -494,11 +516,4 @@ impl Reader<'_> {
             && self.access.joined_until.is_none_or(|until| row.index <= until)
             && !self.access.ignored.contains(&row.record.sender)
     }
-}
-
-/// Spec: client-server API, "Server-side aggregation of `m.reference`".
-fn references(related: &Related, reader: &Reader<'_>) -> Option<String> {
-    let known = related.references.values().filter(|row| reader.knows(row)).take(REFERENCES_MAX);
-    let chunk: Vec<_> = known.map(|row| json!({ "event_id": row.record.event_id })).collect();
-    (!chunk.is_empty()).then(|| json!({ "chunk": chunk }).to_string())
 }

@@ -4,6 +4,8 @@
 //! committed with the index: after a crash, or without an index, the task starts where the index ends.
 //!
 //! A message is found by the text of its newest edit; the edits themselves are not in the index.
+//!
+//! What is purged is nothing that follows in that order: rooms note it in a table, which the task works off.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +14,7 @@ use parking_lot::Mutex;
 use ruma::OwnedEventId;
 use serde::Deserialize;
 use storage::{
-    Direction, KeyRange, StoreError,
+    Batch, CommitError, Direction, KeyRange, StoreError,
     schema::{self, EventRecord, Standing},
     text::{self, TextDocument, TextError, TextField, TextIndex},
 };
@@ -53,6 +55,7 @@ pub(crate) struct Searching {
     index: Option<Arc<TextIndex>>,
     indexed: watch::Sender<Position>,
     wanted: Notify,
+    purged: Notify,
     stopping: watch::Sender<bool>,
     task: Mutex<Option<JoinHandle<()>>>,
 }
@@ -65,6 +68,8 @@ enum IndexError {
     Read(#[from] ReadError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("could not store: {0}")]
+    Commit(#[from] CommitError),
 }
 
 impl Searching {
@@ -75,6 +80,7 @@ impl Searching {
             index,
             indexed: watch::Sender::new(Position(0)),
             wanted: Notify::new(),
+            purged: Notify::new(),
             stopping: watch::Sender::new(false),
             task: Mutex::default(),
         });
@@ -99,6 +105,11 @@ impl Searching {
         {
             tracing::error!(%error, "the full-text index's task ended badly");
         }
+    }
+
+    /// Messages of a room were purged: the index is to let go of their words.
+    pub(crate) fn purged(&self) {
+        self.purged.notify_one();
     }
 
     /// Waits until everything that has happened so far is indexed, but not for long.
@@ -128,7 +139,7 @@ impl Searching {
         let mut indexer = Indexer { shared: self.shared.clone(), cursor: index.cursor(), index, pending: 0 };
         loop {
             let upto = changed.see();
-            match indexer.catch_up(upto).await {
+            match indexer.keep_up(upto).await {
                 Ok(()) => {
                     self.indexed.send_replace(upto);
                 }
@@ -137,11 +148,18 @@ impl Searching {
                     continue;
                 }
             }
-            if tokio::time::timeout(REST_AFTER, changed.changed()).await.is_err() {
+            let mut news = async || {
+                tokio::select! {
+                    biased;
+                    () = changed.changed() => {}
+                    () = self.purged.notified() => {}
+                }
+            };
+            if tokio::time::timeout(REST_AFTER, news()).await.is_err() {
                 if let Err(error) = text::blocking(&indexer.index, TextIndex::rest).await {
                     tracing::warn!(%error, "the full-text index could not finish its work");
                 }
-                changed.changed().await;
+                news().await;
             }
             let _ = tokio::time::timeout(GATHER, self.wanted.notified()).await;
         }
@@ -163,6 +181,38 @@ struct Indexer {
 }
 
 impl Indexer {
+    async fn keep_up(&mut self, upto: Position) -> Result<(), IndexError> {
+        self.catch_up(upto).await?;
+        self.drop_purged().await
+    }
+
+    /// Lets go of messages that were purged.
+    async fn drop_purged(&mut self) -> Result<(), IndexError> {
+        loop {
+            let storage = self.shared.store.storage();
+            let rows =
+                storage.range(&schema::PURGED_TEXTS, KeyRange::all(), Direction::Ascending, PAGE).await?;
+            if rows.is_empty() {
+                return Ok(());
+            }
+            let mut changes = Vec::new();
+            let mut batch = Batch::default();
+            for (short, ()) in rows {
+                self.drop_text(short, &mut changes).await?;
+                batch.delete(&schema::PURGED_TEXTS, &short);
+            }
+            let cursor = self.cursor;
+            text::blocking(&self.index, move |index| {
+                write(index, &changes)?;
+                index.commit(cursor)
+            })
+            .await?;
+            self.pending = 0;
+            // Only now: what is not let go of at a crash is let go of after it.
+            self.shared.store.storage().commit(batch).await?;
+        }
+    }
+
     /// Takes in the events that were stored up to a position.
     async fn catch_up(&mut self, upto: Position) -> Result<(), IndexError> {
         if self.cursor > upto {
@@ -257,9 +307,13 @@ impl Indexer {
         if target.redacted_by.is_none() {
             return Ok(());
         }
-        changes.push(Change::Delete(target.short));
+        self.drop_text(target.short, changes).await
+    }
+
+    /// Takes an event's text out of the index.
+    async fn drop_text(&self, short: ShortEventId, changes: &mut Vec<Change>) -> Result<(), IndexError> {
+        changes.push(Change::Delete(short));
         // If it was an edit, the message is found by what it says without it.
-        let short = target.short;
         for edited in text::blocking(&self.index, move |index| index.with_source(short)).await? {
             let edited = self.shared.store.event(edited).await?;
             changes.push(self.change_to(&edited).await?);

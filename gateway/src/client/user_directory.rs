@@ -4,6 +4,7 @@
 
 use actors::users::FoundUser;
 use axum::{Json, extract::State};
+use engine::id::ShortRoomId;
 use http::Uri;
 use ruma::{UserId, api::client::user_directory::search_users};
 use serde_json::{Value, json};
@@ -69,22 +70,27 @@ async fn mutual(
     if user_id == requester.user_id {
         return Err(ApiError::invalid_param("user_id is your own"));
     }
-    let skip = match form_value(query, from_name) {
-        Some(from) => token(&from).ok_or_else(|| ApiError::invalid_param("not a token of this server"))?,
-        None => 0,
+    let after = match form_value(query, from_name) {
+        Some(from) => {
+            Some(token(&from).ok_or_else(|| ApiError::invalid_param("not a token of this server"))?)
+        }
+        None => None,
     };
-    let mut rooms = app.homeserver().mutual_rooms(&requester.user_id, &user_id).await?;
-    rooms.sort();
+    let rooms = app.homeserver().mutual_rooms(&requester.user_id, &user_id).await?;
     let count = rooms.len();
-    let joined: Vec<_> = rooms.into_iter().skip(skip).take(ROOMS_PAGE).collect();
-    let upto = skip.saturating_add(joined.len());
+    // A page begins after a room, not after a number of rooms: those before it may be left meanwhile.
+    let mut left =
+        rooms.into_iter().skip_while(|(room, _)| after.is_some_and(|after| *room <= after)).peekable();
+    let page: Vec<_> = left.by_ref().take(ROOMS_PAGE).collect();
+    let has_more = left.peek().is_some();
+    let joined: Vec<_> = page.iter().map(|(_, room_id)| room_id).collect();
     let mut answer = json!({ "joined": joined, "count": count });
-    if upto < count {
-        answer[next_name] = format!("m1_{upto}").into();
+    if let Some((last, _)) = page.last().filter(|_| has_more) {
+        answer[next_name] = format!("m1_{}", last.0).into();
     }
     Ok(Json(answer))
 }
 
-fn token(text: &str) -> Option<usize> {
-    text.strip_prefix("m1_")?.parse().ok()
+fn token(text: &str) -> Option<ShortRoomId> {
+    text.strip_prefix("m1_")?.parse().ok().map(ShortRoomId)
 }

@@ -39,6 +39,7 @@ fn rows() -> Vec<String> {
     rows.extend(media_rows());
     rows.extend(push_rows());
     rows.extend(encryption_rows());
+    rows.push(row(&PURGED_TEXTS, &EVENT, &()));
     rows
 }
 

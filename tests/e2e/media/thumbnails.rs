@@ -95,6 +95,15 @@ async fn what_cannot_be_made_smaller_is_said_so() {
     for _ in 0..2 {
         assert_eq!(ask(&text, size).await, (400, "M_UNKNOWN".to_owned()));
     }
+    // Kinds of files that are shown to people, but of which nothing smaller is made.
+    for (kind, beginning) in [
+        ("image/avif", &b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf"[..]),
+        ("image/svg+xml", b"<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"9\" height=\"9\"/>"),
+        ("video/mp4", b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom"),
+    ] {
+        let file = upload(&server, &alice, kind, "", beginning).await;
+        assert_eq!(ask(&file, size).await, (400, "M_UNKNOWN".to_owned()), "{kind}");
+    }
     assert_eq!(ask(&bomb, size).await.0 / 100, 4);
     assert_eq!(ask("localhost/unknown", size).await, (404, "M_NOT_FOUND".to_owned()));
     for wrong in ["width=10", "height=10", ""] {
