@@ -343,8 +343,11 @@ pub(crate) async fn read(mut response: reqwest::Response, max: usize) -> Result<
 fn failure(error: &reqwest::Error) -> FederationError {
     // The innermost cause says most.
     let mut cause: &dyn std::error::Error = error;
+    let mut is_dns = false;
     while let Some(source) = cause.source() {
         cause = source;
+        // What the system's resolver says does not name itself.
+        is_dns |= cause.to_string() == "dns error";
     }
     let text = cause.to_string();
     if error.is_timeout() {
@@ -356,7 +359,7 @@ fn failure(error: &reqwest::Error) -> FederationError {
         .any(|part| text.contains(part))
     {
         FederationError::Tls(text)
-    } else if text.contains("dns") || text.contains("resolve") {
+    } else if is_dns {
         FederationError::Dns(text)
     } else if error.is_connect() {
         FederationError::Connect(text)

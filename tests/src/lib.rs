@@ -18,6 +18,6 @@ pub use self::{
     link::Link,
     peer::{Peer, PeerKind},
     server::{Server, binary, free_port},
-    stranger::{Guest, Stranger},
+    stranger::{Guest, Presence, Stranger},
     tls::{Heard, Reply},
 };

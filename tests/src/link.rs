@@ -29,7 +29,7 @@ impl Link {
         let http = reqwest::Client::new();
         let held = Arc::new(Mutex::new(None::<String>));
         let (is_cut, is_held) = (cut.clone(), held.clone());
-        let listener = TlsListener::start(0, move |heard| {
+        let listener = TlsListener::start(move |heard| {
             let (http, is_cut, is_held) = (http.clone(), is_cut.clone(), is_held.clone());
             async move {
                 while is_held.lock().as_ref().is_some_and(|part| heard.uri.contains(part)) {

@@ -1,6 +1,6 @@
 //! A server made by hand: it says what a test makes it say, true or not.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, future::Ready, sync::Arc};
 
 use engine::{
     auth,
@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use crate::{
     Answer, Server, segment,
-    tls::{Heard, Reply, TlsListener},
+    tls::{Heard, Reply, TlsListener, TlsPort, Trust},
 };
 
 /// The secret of every stranger's key; their names differ.
@@ -39,33 +39,56 @@ pub struct Stranger {
     name: OwnedServerName,
     key: Arc<SigningKey>,
     script: Arc<Mutex<Script>>,
-    _listener: TlsListener,
+    listener: Option<TlsListener>,
     http: reqwest::Client,
+}
+
+/// What a stranger that was there is from now on.
+#[derive(Clone, Copy, Debug)]
+pub enum Presence {
+    /// Its port refuses connections.
+    Refusing,
+    /// It answers with a certificate that nobody vouches for.
+    Untrusted,
+    /// It answers as at first.
+    Answering,
 }
 
 impl Stranger {
     /// Starts a server that publishes its key, takes all transactions, and knows nothing else.
     pub async fn start() -> Self {
+        Self::called(|port| format!("localhost:{port}")).await
+    }
+
+    /// A server of this name, which leads nobody to it.
+    pub async fn astray(name: &str) -> Self {
+        Self::called(|_| name.to_owned()).await
+    }
+
+    async fn called(name: impl FnOnce(u16) -> String) -> Self {
         let script = Arc::new(Mutex::new(Script::default()));
         let key = Arc::new(SigningKey::new(&SECRET, "stranger").expect("the version is good"));
-        let name = Arc::new(std::sync::OnceLock::<OwnedServerName>::new());
-        let answering = (script.clone(), key.clone(), name.clone());
-        let listener = TlsListener::start(0, move |heard| {
-            let (script, key, name) = answering.clone();
-            async move {
-                let mut script = script.lock();
-                let scripted = script.handler.as_mut().and_then(|handler| handler(&heard));
-                let reply = scripted
-                    .unwrap_or_else(|| usual(&heard, name.get().map_or("", |name| name.as_str()), &key));
-                script.heard.push(heard);
-                reply
-            }
-        })
-        .await;
-        let own: OwnedServerName =
-            format!("localhost:{}", listener.port).try_into().expect("it is a server name");
-        name.set(own.clone()).expect("it is set once");
-        Self { name: own, key, script, _listener: listener, http: reqwest::Client::new() }
+        let port = TlsPort::hold(0).await;
+        let name = OwnedServerName::try_from(name(port.number)).expect("it is a server name");
+        let answer = answering(script.clone(), key.clone(), name.clone());
+        let listener = Some(port.listen(Trust::Trusted, answer));
+        Self { name, key, script, listener, http: reqwest::Client::new() }
+    }
+
+    /// Ends all connections, and is something else for those who come then.
+    pub async fn becomes(&mut self, presence: Presence) {
+        let port = self.listener.take().expect("there is one at any time").stop().await;
+        let answer = answering(self.script.clone(), self.key.clone(), self.name.clone());
+        self.listener = Some(match presence {
+            Presence::Refusing => port.refuse(),
+            Presence::Untrusted => port.listen(Trust::Untrusted, answer),
+            Presence::Answering => port.listen(Trust::Trusted, answer),
+        });
+    }
+
+    /// What it publishes of its keys.
+    pub fn published_keys(&self) -> Value {
+        published_keys(self.name(), &self.key)
     }
 
     /// The server's name.
@@ -172,7 +195,7 @@ impl Stranger {
         let join = Arc::new(join);
         state.insert(("m.room.member".to_owned(), user.to_string()), join.clone());
         let room_id = OwnedRoomId::try_from(room_id).expect("it is a room ID");
-        Guest { room_id, user, rules, state, tips: vec![join] }
+        Guest { room_id, user, rules, state, past: Vec::new(), tips: vec![join] }
     }
 
     /// Makes a public room of version 11 with a user of this server in it, which nobody else knows of.
@@ -180,7 +203,14 @@ impl Stranger {
         let user: OwnedUserId = format!("@{localpart}:{}", self.name).try_into().expect("it is a user ID");
         let room_id = format!("!founded{}:{}", next(), self.name).try_into().expect("it is a room ID");
         let rules = room_version::rules(&RoomVersionId::V11).expect("it is supported");
-        let mut room = Guest { room_id, user: user.clone(), rules, state: BTreeMap::new(), tips: Vec::new() };
+        let mut room = Guest {
+            room_id,
+            user: user.clone(),
+            rules,
+            state: BTreeMap::new(),
+            past: Vec::new(),
+            tips: Vec::new(),
+        };
         self.event(&mut room, "m.room.create", Some(""), &json!({ "room_version": "11" }));
         self.event(&mut room, "m.room.member", Some(user.as_str()), &json!({ "membership": "join" }));
         let levels = json!({ "users": { user.as_str(): 100 } });
@@ -199,30 +229,75 @@ impl Stranger {
 
     /// Answers those who want to join a room that this server founded.
     pub fn host(&self, room: &Guest) {
-        let id = |key: (&str, &str)| {
-            room.state.get(&(key.0.to_owned(), key.1.to_owned())).map(|event| event.event_id().clone())
-        };
-        let auth: Vec<_> = ["m.room.create", "m.room.power_levels", "m.room.join_rules"]
-            .iter()
-            .filter_map(|kind| id((kind, "")))
-            .collect();
-        let prev: Vec<_> = room.tips.iter().map(|tip| tip.event_id().clone()).collect();
-        let depth = room.tips.iter().map(|tip| tip.depth()).max().unwrap_or(0) + 1;
-        let state: Vec<Value> = room.state.values().map(|event| value(event)).collect();
-        let room_id = room.room_id.clone();
+        let template = template(room);
+        let state = values(room.state.values());
+        let chain = values(room.past.iter().chain(room.state.values()));
         self.on(move |heard| {
-            if heard.uri.contains("/make_join/") {
-                let user = heard.uri.split('?').next()?.rsplit('/').next()?.replace("%40", "@").replace("%3A", ":");
-                let event = json!({
-                    "type": "m.room.member", "room_id": room_id, "sender": user, "state_key": user, "depth": depth,
-                    "content": { "membership": "join" }, "origin_server_ts": now_ms(), "prev_events": prev,
-                    "auth_events": auth,
-                });
-                return Some(Reply::Json(200, json!({ "room_version": "11", "event": event })));
+            if let Some(reply) = template(heard) {
+                return Some(reply);
             }
-            let joined = json!({ "state": state, "auth_chain": state, "event": heard.json(), "members_omitted": false });
+            let joined = json!({ "state": state, "auth_chain": chain, "event": heard.json(), "members_omitted": false });
             heard.uri.contains("/send_join/").then_some(Reply::Json(200, joined))
         });
+    }
+
+    /// Answers those who want to join a room that this server founded, without its members; of these it tells once the
+    /// switch that is returned is on.
+    pub fn host_without_members(&self, room: &Guest) -> Arc<Mutex<bool>> {
+        let past = &room.past;
+        let template = template(room);
+        let is_member = |event: &&Arc<Pdu>| event.kind() == "m.room.member";
+        let lean = values(room.state.values().filter(|event| !is_member(event)));
+        let chain = values(past.iter().chain(room.state.values().filter(is_member)));
+        // What authorises the state without its members.
+        let founder = room.state.values().filter(is_member).filter(|event| *event.sender() == *room.user);
+        let lean_chain = values(past.iter().chain(founder));
+        let state = values(room.state.values());
+        let ids: Vec<_> = room.state.values().map(|event| event.event_id().to_string()).collect();
+        let chain_ids: Vec<_> = past.iter().map(|event| event.event_id().to_string()).collect();
+        let events: BTreeMap<String, Value> = past
+            .iter()
+            .chain(room.state.values())
+            .map(|event| (segment(event.event_id().as_str()), value(event)))
+            .collect();
+        let name = self.name.clone();
+        let is_whole = Arc::new(Mutex::new(false));
+        let whole = is_whole.clone();
+        self.on(move |heard| {
+            if let Some(reply) = template(heard) {
+                return Some(reply);
+            }
+            if heard.uri.contains("/send_join/") {
+                let joined = json!({
+                    "state": lean, "auth_chain": lean_chain, "event": heard.json(), "members_omitted": true,
+                    "servers_in_room": [name],
+                });
+                return Some(Reply::Json(200, joined));
+            }
+            if heard.uri.contains("/event_auth/") {
+                return Some(Reply::Json(200, json!({ "auth_chain": chain })));
+            }
+            if heard.uri.contains("/v1/event/") {
+                let event = events.get(heard.uri.rsplit('/').next()?)?;
+                return Some(Reply::Json(200, json!({ "pdus": [event] })));
+            }
+            if !heard.uri.contains("/v1/state") {
+                return None;
+            }
+            if !*whole.lock() {
+                let busy = json!({ "errcode": "M_UNKNOWN", "error": "the members come later" });
+                return Some(Reply::Json(503, busy));
+            }
+            Some(Reply::Json(
+                200,
+                if heard.uri.contains("/v1/state_ids/") {
+                    json!({ "pdu_ids": ids, "auth_chain_ids": chain_ids })
+                } else {
+                    json!({ "pdus": state, "auth_chain": chain })
+                },
+            ))
+        });
+        is_whole
     }
 
     /// Hashes and signs an event as it is.
@@ -294,6 +369,7 @@ impl Stranger {
 }
 
 /// A user of a stranger in a room, and what that server knows of the room.
+#[derive(Clone)]
 pub struct Guest {
     /// The room.
     pub room_id: OwnedRoomId,
@@ -303,6 +379,8 @@ pub struct Guest {
     pub rules: &'static RoomVersion,
     /// The state.
     pub state: BTreeMap<(String, String), Arc<Pdu>>,
+    /// Events that were part of the state.
+    pub past: Vec<Arc<Pdu>>,
     /// The newest events.
     pub tips: Vec<Arc<Pdu>>,
 }
@@ -311,10 +389,38 @@ impl Guest {
     /// Takes note of an event that comes after all that the guest knew.
     pub fn take(&mut self, event: &Arc<Pdu>) {
         if let Some(key) = event.state_key() {
-            self.state.insert((event.kind().to_owned(), key.to_owned()), event.clone());
+            let key = (event.kind().to_owned(), key.to_owned());
+            self.past.extend(self.state.insert(key, event.clone()));
         }
         self.tips = vec![event.clone()];
     }
+}
+
+/// Answers `make_join` for a room as it is now.
+fn template(room: &Guest) -> impl Fn(&Heard) -> Option<Reply> + Send + use<> {
+    let id =
+        |kind: &str| room.state.get(&(kind.to_owned(), String::new())).map(|event| event.event_id().clone());
+    let auth: Vec<_> =
+        ["m.room.create", "m.room.power_levels", "m.room.join_rules"].into_iter().filter_map(id).collect();
+    let prev: Vec<_> = room.tips.iter().map(|tip| tip.event_id().clone()).collect();
+    let depth = room.tips.iter().map(|tip| tip.depth()).max().unwrap_or(0) + 1;
+    let room_id = room.room_id.clone();
+    move |heard| {
+        if !heard.uri.contains("/make_join/") {
+            return None;
+        }
+        let user = heard.uri.split('?').next()?.rsplit('/').next()?.replace("%40", "@").replace("%3A", ":");
+        let event = json!({
+            "type": "m.room.member", "room_id": room_id, "sender": user, "state_key": user, "depth": depth,
+            "content": { "membership": "join" }, "origin_server_ts": now_ms(), "prev_events": prev,
+            "auth_events": auth,
+        });
+        Some(Reply::Json(200, json!({ "room_version": "11", "event": event })))
+    }
+}
+
+fn values<'a>(events: impl Iterator<Item = &'a Arc<Pdu>>) -> Vec<Value> {
+    events.map(|event| value(event)).collect()
 }
 
 /// An event as JSON.
@@ -334,16 +440,36 @@ fn sign(object: &Value, name: &str, key: &SigningKey) -> Value {
     serde_json::to_value(CanonicalJsonValue::Object(object)).expect("it is JSON")
 }
 
+/// Answers as the script says, and notes what was asked.
+fn answering(
+    script: Arc<Mutex<Script>>,
+    key: Arc<SigningKey>,
+    name: OwnedServerName,
+) -> impl Fn(Heard) -> Ready<Reply> + Send + Sync + 'static {
+    move |heard| {
+        let mut script = script.lock();
+        let scripted = script.handler.as_mut().and_then(|handler| handler(&heard));
+        let reply = scripted.unwrap_or_else(|| usual(&heard, name.as_str(), &key));
+        script.heard.push(heard);
+        std::future::ready(reply)
+    }
+}
+
+/// What a server publishes of its keys.
+fn published_keys(name: &str, key: &SigningKey) -> Value {
+    let keys = json!({
+        "server_name": name,
+        "valid_until_ts": now_ms() + 24 * 3600 * 1000,
+        "verify_keys": { key.id(): { "key": key.public_key().encode() } },
+        "old_verify_keys": {},
+    });
+    sign(&keys, name, key)
+}
+
 /// What a server that knows nothing answers.
 fn usual(heard: &Heard, name: &str, key: &SigningKey) -> Reply {
     if heard.uri.starts_with("/_matrix/key/v2/server") {
-        let keys = json!({
-            "server_name": name,
-            "valid_until_ts": now_ms() + 24 * 3600 * 1000,
-            "verify_keys": { key.id(): { "key": key.public_key().encode() } },
-            "old_verify_keys": {},
-        });
-        return Reply::Json(200, sign(&keys, name, key));
+        return Reply::Json(200, published_keys(name, key));
     }
     if heard.uri.starts_with("/_matrix/federation/v1/send/") {
         return Reply::Json(200, json!({ "pdus": {} }));

@@ -15,10 +15,13 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 use serde_json::Value;
-use tokio::{net::TcpListener, task::JoinHandle, time::Sleep};
+use tokio::{net::TcpSocket, task::JoinHandle, time::Sleep};
 use tokio_rustls::TlsAcceptor;
 
 use crate::federation::Authority;
+
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 1024;
 
 /// How long a dripping body waits between two bytes.
 const DRIP: Duration = Duration::from_millis(200);
@@ -69,25 +72,64 @@ pub enum Reply {
 
 /// The listener of a test's server; it ends with it.
 pub(crate) struct TlsListener {
-    accepting: JoinHandle<()>,
+    /// None while the port refuses.
+    accepting: Option<JoinHandle<()>>,
+    /// Holds the port while it refuses.
+    _held: Option<TcpSocket>,
     pub(crate) port: u16,
 }
 
 impl Drop for TlsListener {
     fn drop(&mut self) {
-        self.accepting.abort();
+        if let Some(accepting) = &self.accepting {
+            accepting.abort();
+        }
     }
 }
 
-impl TlsListener {
-    /// Listens on a free port (or the one given), and answers with what `answer` says.
-    pub(crate) async fn start<F>(port: u16, answer: impl Fn(Heard) -> F + Send + Sync + 'static) -> Self
+/// Whether those who trust the tests' authority trust a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trust {
+    Trusted,
+    Untrusted,
+}
+
+/// A port that is nobody else's, and that nobody listens on.
+pub(crate) struct TlsPort {
+    socket: TcpSocket,
+    pub(crate) number: u16,
+}
+
+impl TlsPort {
+    /// Takes a port; 0 stands for any that is free.
+    #[expect(
+        clippy::unused_async,
+        reason = "who starts a server waits for it, as for other kinds of servers"
+    )]
+    pub(crate) async fn hold(port: u16) -> Self {
+        let socket = TcpSocket::new_v4().expect("there is IPv4");
+        socket.set_reuseaddr(true).expect("the option is known");
+        socket.bind((Ipv4Addr::LOCALHOST, port).into()).expect("the port is free");
+        let number = socket.local_addr().expect("it is bound").port();
+        Self { socket, number }
+    }
+
+    /// Refuses all connections: nobody listens on a port that is only held.
+    pub(crate) fn refuse(self) -> TlsListener {
+        TlsListener { accepting: None, port: self.number, _held: Some(self.socket) }
+    }
+
+    /// Listens, and answers with what `answer` says.
+    pub(crate) fn listen<F>(
+        self,
+        trust: Trust,
+        answer: impl Fn(Heard) -> F + Send + Sync + 'static,
+    ) -> TlsListener
     where
         F: Future<Output = Reply> + Send + 'static,
     {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.expect("the port is free");
-        let port = listener.local_addr().expect("it is bound").port();
-        let acceptor = acceptor();
+        let listener = self.socket.listen(BACKLOG).expect("it is bound");
+        let acceptor = acceptor(trust);
         let answer = Arc::new(answer);
         let accepting = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
@@ -102,15 +144,48 @@ impl TlsListener {
                 while connections.try_join_next().is_some() {}
             }
         });
-        Self { accepting, port }
+        TlsListener { accepting: Some(accepting), port: self.number, _held: None }
     }
 }
 
-fn acceptor() -> TlsAcceptor {
-    let authority = Authority::shared();
-    let chain = CertificateDer::pem_file_iter(authority.path("certificate.pem")).expect("the file is there");
-    let chain = chain.collect::<Result<Vec<_>, _>>().expect("it holds certificates");
-    let key = PrivateKeyDer::from_pem_file(authority.path("key.pem")).expect("it holds a key");
+impl TlsListener {
+    /// Listens on a free port, and answers with what `answer` says.
+    pub(crate) async fn start<F>(answer: impl Fn(Heard) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Reply> + Send + 'static,
+    {
+        TlsPort::hold(0).await.listen(Trust::Trusted, answer)
+    }
+
+    /// Ends all connections and keeps the port.
+    pub(crate) async fn stop(mut self) -> TlsPort {
+        if let Some(accepting) = self.accepting.take() {
+            accepting.abort();
+            // It has let go of the port once it has ended.
+            let _ = accepting.await;
+        }
+        let port = self.port;
+        drop(self);
+        TlsPort::hold(port).await
+    }
+}
+
+fn acceptor(trust: Trust) -> TlsAcceptor {
+    let (chain, key) = match trust {
+        Trust::Trusted => {
+            let authority = Authority::shared();
+            let certificate = authority.path("certificate.pem");
+            let chain = CertificateDer::pem_file_iter(certificate).expect("the file is there");
+            let chain: Result<Vec<_>, _> = chain.collect();
+            let key = PrivateKeyDer::from_pem_file(authority.path("key.pem")).expect("it holds a key");
+            (chain.expect("it holds certificates"), key)
+        }
+        Trust::Untrusted => {
+            let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("it can be made");
+            let key = PrivateKeyDer::try_from(own.signing_key.serialize_der()).expect("it is a key");
+            (vec![own.cert.der().clone()], key)
+        }
+    };
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

@@ -15,6 +15,9 @@ use reqwest::{
 /// What the error of a refused address contains.
 pub const REFUSED: &str = "address is not public";
 
+/// What the error of a name that is nobody's says.
+const NO_NAME: &str = "there is no such name";
+
 /// Redirects that are followed, at most.
 const REDIRECTS_MAX: usize = 5;
 
@@ -85,10 +88,21 @@ impl Resolve for GuardedDns {
     fn resolve(&self, name: Name) -> Resolving {
         let guard = self.0;
         Box::pin(async move {
+            if is_no_name(name.as_str()) {
+                return Err(NO_NAME.into());
+            }
             let found: Vec<_> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
             permitted(guard, found)
         })
     }
+}
+
+/// Whether a name is one of those that are nobody's for ever, about which no resolver needs to be asked.
+///
+/// Spec: RFC 6761, section 6.4.
+fn is_no_name(name: &str) -> bool {
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    name == "invalid" || name.ends_with(".invalid")
 }
 
 fn permitted(
@@ -150,7 +164,17 @@ pub fn redirects(guard: Guard) -> Policy {
 
 #[cfg(test)]
 mod tests {
-    use super::Guard;
+    use super::{Guard, is_no_name};
+
+    #[test]
+    fn names_under_invalid_are_nobodys() {
+        for name in ["invalid", "matrix.invalid", "Matrix.INVALID."] {
+            assert!(is_no_name(name), "{name}");
+        }
+        for name in ["invalid.example.org", "notinvalid", "localhost"] {
+            assert!(!is_no_name(name), "{name}");
+        }
+    }
 
     #[test]
     fn only_public_addresses_are_permitted() {

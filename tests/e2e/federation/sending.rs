@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use serde_json::json;
-use tests::{Heard, Reply, Server, Stranger, free_port, segment};
+use tests::{Heard, Presence, Reply, Server, Stranger, free_port, segment};
 
 use super::{User, eventually};
 
@@ -111,6 +111,70 @@ async fn gets_up_to_date(alice: &User, room: &str, stranger: &Stranger, name: &s
     let text = format!("before {name}");
     alice.say(room, &text).await;
     gets(stranger, &text).await;
+}
+
+/// How long a server was left alone each time that it could not be had for this reason, in seconds, as the log says.
+fn pauses(server: &Server, stranger: &Stranger, reason: &str) -> Vec<u64> {
+    let log = server.log();
+    let entries = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let of_it = entries.filter(|entry| {
+        let text = entry.to_string();
+        ["will retry", stranger.name(), reason].iter().all(|part| text.contains(part))
+    });
+    of_it.filter_map(|entry| entry["fields"]["delay_s"].as_u64()).collect()
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_be_had_is_left_alone_for_longer_each_time_and_holds_up_nobody_else() {
+    let healthy = Stranger::start().await;
+    let (mut server, metrics) = talkative().await;
+    server.set("federation.trusted_key_servers", &format!("['{}']", healthy.name()));
+    server.restart().await;
+    let alice = User(server.client("alice").await);
+    let room = alice.create("11", json!({})).await;
+    healthy.join(&server, &room, "healthy").await;
+    let lost = Stranger::astray("lost.invalid:8448").await;
+    let keys = lost.published_keys();
+    healthy.on(move |heard| {
+        let is_asked = heard.uri.starts_with("/_matrix/key/v2/query");
+        is_asked.then(|| Reply::Json(200, json!({ "server_keys": [keys] })))
+    });
+    lost.join(&server, &room, "lost").await;
+    let mut unreachable = vec![("dns", lost, "cannot resolve the server's name: there is no such name")];
+    for (cause, presence, line) in [
+        ("connect", Presence::Refusing, "cannot connect: Connection refused"),
+        ("tls", Presence::Untrusted, "TLS fails: invalid peer certificate: UnknownIssuer"),
+    ] {
+        let mut stranger = Stranger::start().await;
+        stranger.join(&server, &room, "guest").await;
+        gets_up_to_date(&alice, &room, &stranger, cause).await;
+        stranger.becomes(presence).await;
+        unreachable.push((cause, stranger, line));
+    }
+    for number in 0..3 {
+        let text = format!("message {number}");
+        alice.say(&room, &text).await;
+        gets(&healthy, &text).await;
+    }
+    for (cause, stranger, line) in &unreachable {
+        eventually(&format!("{cause}: it is named and left alone for longer"), async || {
+            let pauses = pauses(&server, stranger, line);
+            (pauses.len() > 1 && pauses[1] > pauses[0]).then_some(())
+        })
+        .await;
+    }
+    let text =
+        reqwest::get(format!("http://127.0.0.1:{metrics}/metrics")).await.unwrap().text().await.unwrap();
+    for (cause, ..) in &unreachable {
+        let name = format!("ganglion_federation_failures_total{{kind=\"send\",cause=\"{cause}\"}}");
+        assert!(text.contains(&name), "{name} is not in\n{text}");
+    }
+    for (_, stranger, _) in unreachable.iter_mut().skip(1) {
+        stranger.becomes(Presence::Answering).await;
+        gets(stranger, "message 2").await;
+        let order: Vec<_> = texts(stranger).into_iter().filter(|text| text.starts_with("message")).collect();
+        assert_eq!(order, ["message 0", "message 1", "message 2"]);
+    }
 }
 
 #[tokio::test]
@@ -250,4 +314,62 @@ async fn a_sign_of_life_ends_the_waiting() {
     })
     .await;
     gets(&away, "welcome back").await;
+}
+
+/// How long the lists of a server's devices are left alone after each failure, in milliseconds, as the log says.
+fn pauses_of_lists(server: &Server, stranger: &Stranger) -> Vec<u64> {
+    let log = server.log();
+    let entries = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let of_it = entries.filter(|entry| {
+        let text = entry.to_string();
+        ["cannot fetch device lists", stranger.name()].iter().all(|part| text.contains(part))
+    });
+    of_it.filter_map(|entry| entry["fields"]["delay_ms"].as_u64()).collect()
+}
+
+#[tokio::test]
+async fn a_stale_device_list_is_asked_for_once_after_a_restart_and_then_as_its_server_deserves() {
+    let (mut server, _) = talkative().await;
+    server.set("logging.level", "warn,actors::destination=info,actors::federation::device_lists=info");
+    server.restart().await;
+    let alice = User(server.client("alice").await);
+    let room = alice.create("11", json!({})).await;
+    let away = Stranger::start().await;
+    let bob = away.join(&server, &room, "bob").await.user;
+    gets_up_to_date(&alice, &room, &away, "it goes").await;
+    let known = json!({ "device_keys": { bob.as_str(): {} } });
+    away.on(move |heard| {
+        let refused = json!({ "errcode": "M_UNKNOWN", "error": "the test says so" });
+        if heard.uri.contains("/user/keys/query") {
+            return Some(Reply::Json(200, known.clone()));
+        }
+        let is_refused = is_transaction(heard) || heard.uri.contains("/user/devices/");
+        is_refused.then_some(Reply::Json(503, refused))
+    });
+    let query = json!({ "device_keys": { bob.as_str(): [] } });
+    alice.0.post("/_matrix/client/v3/keys/query", &query).await.ok();
+    // The list is known; then an update comes that follows others.
+    let update = json!({ "user_id": bob, "device_id": "PHONE", "stream_id": 78, "prev_id": [77] });
+    let body = json!({
+        "origin": away.name(), "origin_server_ts": 1, "pdus": [],
+        "edus": [{ "edu_type": "m.device_list_update", "content": update }],
+    });
+    away.put(&server, "/_matrix/federation/v1/send/update", body).await.ok();
+    eventually("the list cannot be fetched", async || {
+        (!pauses_of_lists(&server, &away).is_empty()).then_some(())
+    })
+    .await;
+    alice.say(&room, "are you there?").await;
+    eventually("it is away for a while", async || {
+        (pauses(&server, &away, "503 Service Unavailable").len() >= 3).then_some(())
+    })
+    .await;
+    server.stop().await;
+    let before = pauses_of_lists(&server, &away).len();
+    server.restart().await;
+    let pause = eventually("the list is asked for after the restart", async || {
+        pauses_of_lists(&server, &away).get(before).copied()
+    })
+    .await;
+    assert!(pause >= 16_000, "{pause} ms");
 }
