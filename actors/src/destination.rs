@@ -28,6 +28,7 @@ use storage::{
 };
 use tokio::sync::oneshot;
 
+pub(crate) use self::outbox::PresenceNews;
 pub use self::{
     ephemeral::{Ephemeral, EphemeralContent},
     outbox::{Announcement, Outbox, dispatch},

@@ -28,7 +28,7 @@ use crate::{
     federation::{Counted, FederatedMedia, Federation, FederationClient, FederationConfig, OldKey},
     hub::Hub,
     media::{MediaConfig, MediaRepository},
-    metrics::{ActorClasses, Metrics},
+    metrics::{ActorClasses, Extremities, Metrics},
     notices::NoticeConfig,
     push::{PushGateway, Pushing},
     retention::{Retention, RetentionConfig},
@@ -503,6 +503,13 @@ impl Homeserver {
             ]
         };
         registry.register_collector(Box::new(ActorClasses(Box::new(classes))));
+        let server = self.downgrade();
+        let extremities = move || {
+            let Some(server) = server.upgrade() else { return Vec::new() };
+            let rooms = server.room_shared().published.iter();
+            rooms.map(|room| room.snapshot.load().head.tips.len() as u64).collect()
+        };
+        registry.register_collector(Box::new(Extremities(Box::new(extremities))));
     }
 
     /// Bytes that the store takes, about.

@@ -32,6 +32,8 @@ pub struct Metrics {
     sent_edus: Counter,
     /// Resolutions that went back to older state without a reason.
     state_resets: Counter,
+    /// Events that only tie the graph of a room together.
+    dummy_events: Counter,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -58,11 +60,18 @@ impl Metrics {
         registry.register("federation_sent_edus", edus, self.sent_edus.clone());
         let resets = "State resolutions that went back to older state without a reason";
         registry.register("room_state_resets", resets, self.state_resets.clone());
+        let dummies = "Events that were sent to tie forward extremities of rooms together";
+        registry.register("room_dummy_events", dummies, self.dummy_events.clone());
     }
 
     /// A resolution went back to older state without a reason.
     pub(crate) fn state_was_reset(&self) {
         self.state_resets.inc();
+    }
+
+    /// So many events were sent to tie forward extremities of a room together.
+    pub(crate) fn tied(&self, events: usize) {
+        self.dummy_events.inc_by(events as u64);
     }
 
     /// How often a resolution went back to older state without a reason.
@@ -126,6 +135,31 @@ fn kind(path: &str) -> &'static str {
     // `/_matrix/federation/v1/send/…`, `/_matrix/key/v2/server`
     let name = path.split('/').nth(4).unwrap_or_default();
     KINDS.into_iter().find(|known| *known == name).unwrap_or("other")
+}
+
+/// How many forward extremities each room in memory has, looked at when somebody asks.
+pub(crate) struct Extremities(pub(crate) Box<dyn Fn() -> Vec<u64> + Send + Sync>);
+
+impl fmt::Debug for Extremities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Extremities")
+    }
+}
+
+impl Collector for Extremities {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let rooms = (self.0)();
+        let all = "Forward extremities of the rooms in memory";
+        let most = "Forward extremities of that room in memory that has most";
+        for (name, help, value) in [
+            ("room_extremities", all, rooms.iter().sum::<u64>()),
+            ("room_extremities_max", most, rooms.iter().copied().max().unwrap_or(0)),
+        ] {
+            let gauge = ConstGauge::new(value);
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        Ok(())
+    }
 }
 
 /// The actors of each class, looked at when somebody asks.

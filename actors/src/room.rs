@@ -13,10 +13,12 @@
 mod adopt;
 mod change;
 mod content;
+mod early_receipts;
 mod ephemeral;
 mod erasure;
 mod error;
 mod event;
+mod extremities;
 mod graph;
 mod handle;
 mod history;
@@ -30,6 +32,7 @@ mod policy;
 mod purge;
 mod read;
 mod receive;
+mod rejudge;
 mod related;
 mod relations;
 mod reset;
@@ -61,6 +64,7 @@ pub use self::{
     erasure::Erasures,
     error::RoomError,
     event::{ReadError, RoomStore, StoredEvent},
+    extremities::is_dummy,
     handle::{RoomHandle, STRIPPED},
     history::Backfill,
     membership::{MembershipAction, MembershipChange, Prepared},
@@ -76,13 +80,15 @@ pub use self::{
 };
 use self::{
     change::{Change, Pending},
+    early_receipts::EarlyReceipts,
     ephemeral::Typists,
+    extremities::TidyUp,
     merge::MERGED_MAX,
     relations::RelationChange,
 };
 use crate::{
     destination::{Outbox, Outgoing},
-    directory::{DirectoryActor, Meter},
+    directory::{DirectoryActor, Meter, Place},
     effects::{ClosedRooms, Effect, closes_to_guests},
     env::Env,
     federation::FederationClient,
@@ -182,10 +188,14 @@ pub enum RoomMessage {
     Forget(OwnedUserId, RpcReplyPort<Result<(), RoomError>>),
     /// Set a public receipt of a local user.
     Receipt(Box<Receipt>, RpcReplyPort<Result<(), RoomError>>),
+    /// Set a public receipt of another server's user as soon as its event is there.
+    EarlyReceipt(Box<Receipt>, Place),
     /// Start, go on or stop typing.
     Typing(OwnedUserId, Option<std::time::Duration>, RpcReplyPort<Result<(), RoomError>>),
     /// A typing notice may have run out.
     TypingDue,
+    /// It is time to tie forward extremities together.
+    ExtremitiesDue,
     /// A commit failed: what is in memory is ahead of the store.
     CommitFailed(CommitError),
 }
@@ -228,6 +238,8 @@ pub struct ActiveRoom {
     txn_order: VecDeque<TxnKey>,
     receipts: Receipts,
     typists: Typists,
+    tidy_up: TidyUp,
+    early_receipts: EarlyReceipts,
     published: Arc<Published>,
 }
 
@@ -244,13 +256,14 @@ impl Actor for RoomActor {
 
     async fn pre_start(
         &self,
-        _myself: ActorRef<RoomMessage>,
+        myself: ActorRef<RoomMessage>,
         (room_id, shared, meter): Self::Arguments,
     ) -> Result<RoomState, ActorProcessingErr> {
         let empty = Empty { room_id, shared, meter };
         Ok(match empty.load().await? {
-            Some(room) => {
+            Some(mut room) => {
                 room.announce();
+                room.mind_extremities(&myself);
                 RoomState::Live(Box::new(room))
             }
             None => RoomState::Empty(empty),
@@ -329,7 +342,10 @@ impl Empty {
             | RoomMessage::Forget(_, reply)
             | RoomMessage::Receipt(_, reply)
             | RoomMessage::Typing(_, _, reply) => drop(reply.send(Err(RoomError::NotFound))),
-            RoomMessage::TypingDue | RoomMessage::CommitFailed(_) => {}
+            RoomMessage::EarlyReceipt(..)
+            | RoomMessage::TypingDue
+            | RoomMessage::ExtremitiesDue
+            | RoomMessage::CommitFailed(_) => {}
         }
         None
     }
@@ -462,12 +478,20 @@ impl ActiveRoom {
                 self.conclude(myself, change, outcome, reply);
             }
             RoomMessage::Forget(user, reply) => self.forget(user, reply).await,
-            RoomMessage::Receipt(receipt, reply) => self.set_receipt(myself, *receipt, reply),
+            RoomMessage::Receipt(receipt, reply) => {
+                self.set_receipt(myself, *receipt, move |result| drop(reply.send(result)));
+            }
+            RoomMessage::EarlyReceipt(receipt, _place) => {
+                if let Err(error) = self.set_early_receipt(myself, *receipt).await {
+                    tracing::debug!(room.id = %self.room_id, %error, "left out a receipt");
+                }
+            }
             RoomMessage::Typing(user, timeout, reply) => {
                 self.set_typing(myself, &user, timeout);
                 let _ = reply.send(Ok(()));
             }
             RoomMessage::TypingDue => self.typing_due(),
+            RoomMessage::ExtremitiesDue => self.extremities_due(myself).await,
             // The hot copy holds what the store does not: start over from the store.
             RoomMessage::CommitFailed(error) => return Err(error.into()),
         }
@@ -586,6 +610,7 @@ impl ActiveRoom {
         let mut batch = std::mem::take(&mut change.batch);
         batch.append(extra);
         let outgoing = self.outgoing(&change, &mut batch);
+        let joined = self.note_joins(&change, &mut batch);
         let closes_to_guests = change.events.iter().any(closes_to_guests);
         if closes_to_guests {
             batch.put(&schema::EFFECTS, &Effect::Guests.key(self.room_id.as_str()), &change.position());
@@ -600,6 +625,7 @@ impl ActiveRoom {
         for (id, node) in &change.nodes {
             self.shared.store.remember_node(*id, node.clone());
         }
+        let events = change.events.clone();
         let completion = Completion {
             shared: self.shared.clone(),
             published: self.published.clone(),
@@ -609,12 +635,15 @@ impl ActiveRoom {
             events: change.events.iter().chain(&change.replaced).cloned().collect(),
             relations: std::mem::take(&mut change.relations),
             entries: change.entries(),
+            newcomers: std::mem::take(&mut change.newcomers),
+            joined,
             outgoing,
             closes_to_guests,
         };
         self.pending.add(&mut change);
         let tickets = std::mem::take(&mut change.tickets);
-        let myself = myself.clone();
+        self.mind_extremities(myself);
+        let actor = myself.clone();
         self.shared.store.storage().submit(batch, None, move |result| match result {
             Ok(()) => {
                 completion.publish();
@@ -622,10 +651,11 @@ impl ActiveRoom {
                 done(Ok(()));
             }
             Err(error) => {
-                let _ = myself.cast(RoomMessage::CommitFailed(error.clone()));
+                let _ = actor.cast(RoomMessage::CommitFailed(error.clone()));
                 done(Err(RoomError::Commit(error)));
             }
         });
+        self.set_waiting_receipts(myself, &events);
     }
 
     /// The change's events that other servers are to have, with those servers; notes them in the batch.
@@ -638,9 +668,10 @@ impl ActiveRoom {
         let also = self.shared.outbox.others(removed);
         servers.extend(also.iter().cloned());
         let is_ours = |event: &&Arc<StoredEvent>| {
-            change.relays || event.pdu.sender().server_name() == self.shared.server_name
+            let is_own = event.pdu.sender().server_name() == self.shared.server_name;
+            // What ties the graph together is had by those who ask what an event comes after.
+            change.relays || (is_own && !is_dummy(&event.pdu))
         };
-        self.note_joins(change, batch);
         let mut outgoing = Vec::new();
         for event in change.events.iter().filter(is_ours) {
             let (mut servers, mut also) = (servers.clone(), also.clone());
@@ -662,7 +693,11 @@ impl ActiveRoom {
     }
 
     /// Notes local users who have just joined: the room's other servers are to know their devices.
-    fn note_joins(&self, change: &Change, batch: &mut storage::Batch) {
+    fn note_joins(&self, change: &Change, batch: &mut storage::Batch) -> Vec<OwnedUserId> {
+        let mut joined = Vec::new();
+        if !self.shared.outbox.is_open() {
+            return joined;
+        }
         for (user, record) in &change.memberships {
             if record.membership == "join" && record.since > self.head.latest {
                 let note = DeviceListOutboxRecord {
@@ -670,8 +705,10 @@ impl ActiveRoom {
                     ..DeviceListOutboxRecord::default()
                 };
                 batch.put(&schema::DEVICE_LIST_OUTBOX, &(change.position(), user.clone()), &note);
+                joined.push(user.clone());
             }
         }
+        joined
     }
 
     fn snapshot(&self) -> RoomSnapshot {
@@ -708,6 +745,10 @@ struct Completion {
     events: Vec<Arc<StoredEvent>>,
     relations: Vec<RelationChange>,
     entries: Vec<(OwnedUserId, crate::session::RoomEntry)>,
+    /// Servers that had no members here before.
+    newcomers: Vec<OwnedServerName>,
+    /// Local users who have just joined.
+    joined: Vec<OwnedUserId>,
     outgoing: Vec<(Outgoing, Vec<OwnedServerName>)>,
     closes_to_guests: bool,
 }
@@ -730,6 +771,12 @@ impl Completion {
         }
         for (user, entry) in self.entries {
             self.shared.hub.set_membership(&user, &room_id, &entry);
+        }
+        for user in &self.joined {
+            self.shared.outbox.note_presence(user);
+        }
+        if !self.newcomers.is_empty() {
+            self.shared.outbox.note_newcomers(&room_id, self.newcomers);
         }
         let event = !self.events.is_empty();
         if event || state {

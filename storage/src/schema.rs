@@ -317,6 +317,12 @@ tables! {
     /// Key: room. Writer: `RoomActor`, in the same batch as the join. Changes: overwritten, when the members are there.
     110 => PARTIAL_ROOMS: ShortRoomId => PartialRoomRecord;
 
+    /// Events that were refused while the room's state lacked members, to be judged anew.
+    ///
+    /// Key: room, position. Writer: `RoomActor`, in the same batch as the event. Changes: deletion, when the members
+    /// are there or the room is joined anew.
+    185 => PARTIAL_REFUSED: (ShortRoomId, Position) => ShortEventId;
+
     /// Local accounts; the row makes the user exist, and stays when the account is deactivated.
     ///
     /// Key: user. Writer: `SessionActor`; registration, under the condition that it is absent. Changes: overwritten.

@@ -5,6 +5,7 @@
 mod access;
 mod conversation;
 mod ephemeral;
+mod extremities;
 mod forks;
 mod history;
 mod identity;

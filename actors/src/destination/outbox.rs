@@ -10,7 +10,7 @@ use std::{
 use dashmap::DashSet;
 use engine::id::Position;
 use parking_lot::Mutex;
-use ruma::{OwnedServerName, OwnedUserId, ServerName, UserId};
+use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
 use serde_json::value::RawValue;
 use storage::{Batch, Direction, KeyRange, Storage, StoreError, schema};
 use tokio::{
@@ -43,6 +43,21 @@ pub enum Announcement {
     Orphan(OwnedServerName, Box<Outcome>),
 }
 
+/// What others are to be told of presence.
+#[derive(Default)]
+pub(crate) struct PresenceNews {
+    /// Local users whose presence is another one.
+    pub(crate) users: BTreeSet<OwnedUserId>,
+    /// Servers that are new in a room, and know nothing of the users there.
+    pub(crate) newcomers: BTreeMap<OwnedRoomId, BTreeSet<OwnedServerName>>,
+}
+
+impl PresenceNews {
+    fn is_empty(&self) -> bool {
+        self.users.is_empty() && self.newcomers.is_empty()
+    }
+}
+
 /// Where rooms leave what is to be sent.
 pub struct Outbox {
     own: OwnedServerName,
@@ -54,8 +69,7 @@ pub struct Outbox {
     backing_off: DashSet<OwnedServerName>,
     /// The newest note in `DEVICE_LIST_OUTBOX`.
     noted_lists: watch::Sender<Position>,
-    /// Local users whose presence others are to be told.
-    presence: Mutex<BTreeSet<OwnedUserId>>,
+    presence: Mutex<PresenceNews>,
     presence_changed: Notify,
 }
 
@@ -127,13 +141,25 @@ impl Outbox {
     /// Notes that a local user's presence is another one.
     pub(crate) fn note_presence(&self, user_id: &UserId) {
         if self.is_open() {
-            self.presence.lock().insert(user_id.to_owned());
+            self.presence.lock().users.insert(user_id.to_owned());
             self.presence_changed.notify_one();
         }
     }
 
-    /// Waits for users whose presence is another one; none come without federation.
-    pub(crate) async fn changed_presence(&self) -> BTreeSet<OwnedUserId> {
+    /// Notes that servers came to a room.
+    pub(crate) fn note_newcomers(
+        &self,
+        room_id: &RoomId,
+        servers: impl IntoIterator<Item = OwnedServerName>,
+    ) {
+        if self.is_open() {
+            self.presence.lock().newcomers.entry(room_id.to_owned()).or_default().extend(servers);
+            self.presence_changed.notify_one();
+        }
+    }
+
+    /// Waits for something to tell of presence; nothing comes without federation.
+    pub(crate) async fn changed_presence(&self) -> PresenceNews {
         loop {
             let changed = std::mem::take(&mut *self.presence.lock());
             if !changed.is_empty() {

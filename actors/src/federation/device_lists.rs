@@ -459,8 +459,17 @@ impl Homeserver {
                 back_offs.remove(&server);
                 continue;
             };
+            // After a restart each server gets one chance, and then goes on where it was as a destination.
+            let known = match back_offs.get(&server) {
+                Some(back_off) => back_off.failures,
+                None => self
+                    .storage()
+                    .get(&schema::DESTINATIONS, &server)
+                    .await?
+                    .map_or(0, |record| record.failures),
+            };
             let back_off = back_offs.entry(server.clone()).or_default();
-            back_off.failures = back_off.failures.saturating_add(1);
+            back_off.failures = known.saturating_add(1);
             let doubled = RETRY_FIRST.saturating_mul(1 << (back_off.failures - 1).min(16)).min(RETRY_MAX);
             let delay_ms = u64::try_from(doubled.as_millis()).unwrap_or(u64::MAX);
             // A fifth more at most, so that not all of a server's friends come back at once.

@@ -134,18 +134,19 @@ impl Homeserver {
                     continue;
                 }
                 for event_id in event_ids {
-                    let Some(index) = room.event(&event_id).await?.and_then(|event| event.index) else {
-                        continue;
-                    };
+                    let index = room.event(&event_id).await?.and_then(|event| event.index);
                     let receipt = Receipt {
                         user_id: user_id.clone(),
                         thread: data.thread_id.clone(),
                         event_id,
-                        index,
+                        index: index.unwrap_or_default(),
                         ts: data.ts.unwrap_or_else(|| self.env().clock.now()),
                         position: engine::id::Position(0),
                     };
-                    room.set_receipt(receipt).await?;
+                    match index {
+                        Some(_) => room.set_receipt(receipt).await?,
+                        None => room.set_early_receipt(receipt)?,
+                    }
                 }
             }
         }

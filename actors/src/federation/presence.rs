@@ -7,12 +7,12 @@ use std::{
     time::Duration,
 };
 
-use ruma::{OwnedUserId, ServerName, presence::PresenceState};
+use ruma::{OwnedServerName, OwnedUserId, RoomId, ServerName, presence::PresenceState};
 use serde::Deserialize;
 use serde_json::{json, value::to_raw_value};
 
 use crate::{
-    destination::{Ephemeral, EphemeralContent},
+    destination::{Ephemeral, EphemeralContent, PresenceNews},
     homeserver::Homeserver,
     presence::UserPresence,
     session::SessionError,
@@ -94,10 +94,10 @@ impl Homeserver {
         let mut told = BTreeMap::<OwnedUserId, u64>::new();
         let mut look_at_ms = 0;
         loop {
-            let mut users = tokio::select! {
+            let PresenceNews { mut users, newcomers } = tokio::select! {
                 biased;
-                changed = self.outbox().changed_presence() => changed,
-                () = tokio::time::sleep(LOOK_EVERY) => BTreeSet::new(),
+                news = self.outbox().changed_presence() => news,
+                () = tokio::time::sleep(LOOK_EVERY) => PresenceNews::default(),
             };
             tokio::time::sleep(GATHER_FOR).await;
             let now_ms = self.env().clock.now_ms();
@@ -116,14 +116,35 @@ impl Homeserver {
                 }
                 told.insert(user_id, now_ms);
             }
+            for (room_id, servers) in newcomers {
+                self.tell_newcomers(&room_id, &servers);
+            }
+        }
+    }
+
+    /// Tells servers that are new in a room of those local users in it who are there.
+    fn tell_newcomers(&self, room_id: &RoomId, servers: &BTreeSet<OwnedServerName>) {
+        let servers = self.outbox().others(servers.iter());
+        let there = self.session_shared().presence.local_users(self.env().clock.now_ms());
+        let is_joined = |user_id: &OwnedUserId| {
+            let entry = self.room_shared().hub.session(user_id).and_then(|view| view.room(room_id));
+            entry.is_some_and(|entry| entry.is_joined())
+        };
+        for user_id in there.into_iter().filter(is_joined).take(PUSH_MAX) {
+            self.tell_presence(&user_id, servers.clone());
         }
     }
 
     async fn tell_others_presence(&self, user_id: &OwnedUserId) -> Result<(), SessionError> {
         let servers = self.servers_sharing_rooms(user_id, None).await?;
         let servers = self.outbox().others(servers.iter());
+        self.tell_presence(user_id, servers);
+        Ok(())
+    }
+
+    fn tell_presence(&self, user_id: &OwnedUserId, servers: Vec<OwnedServerName>) {
         if servers.is_empty() {
-            return Ok(());
+            return;
         }
         let presence = self.presence(user_id);
         let mut pushed = json!({
@@ -139,7 +160,6 @@ impl Homeserver {
             let content = EphemeralContent::Presence(pushed.into());
             self.outbox().send_ephemeral(Ephemeral { key: format!("presence {user_id}"), content }, servers);
         }
-        Ok(())
     }
 
     /// Users of other servers who share a room with a local user and are not offline.

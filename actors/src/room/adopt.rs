@@ -117,7 +117,9 @@ impl ActiveRoom {
         change.head.tips = Vec::new();
         change.head.lacks_members = false;
         change.head.completed = Position(0);
+        change.head.corrected = false;
         change.batch.delete(&schema::PARTIAL_ROOMS, &self.room);
+        self.forget_refused(change).await?;
         change.hot = imbl::OrdMap::new();
         let floor = if change.head.latest == TimelineIndex(0) { BEFORE_ALL } else { change.head.latest };
         let (auth_events, _) = self.known_events(change, join.auth_events()).await?;

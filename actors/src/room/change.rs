@@ -15,17 +15,17 @@ use engine::{
     room_version::RoomVersion,
     state::{self, Missing, Node, NodeId, NodeSource, StateRoot},
 };
-use ruma::{EventId, OwnedEventId, OwnedUserId, ServerName, UserId, events::StateEventType};
+use ruma::{EventId, OwnedEventId, OwnedServerName, OwnedUserId, ServerName, UserId, events::StateEventType};
 use storage::{
     Batch, Ticket,
     schema::{self, MembershipRecord, RoomRecord, SentBy, Standing, TxnKey},
 };
 
-use super::{ActiveRoom, RoomError, RoomHead, StateKey, StoredEvent, content, relations::RelationChange};
+use super::{
+    ActiveRoom, RoomError, RoomHead, StateKey, StoredEvent, content, extremities::PREV_EVENTS_MAX,
+    relations::RelationChange,
+};
 use crate::session::RoomEntry;
-
-/// Forward extremities that an event refers to, at most; the specification allows 20.
-const PREV_EVENTS_MAX: usize = 10;
 
 /// Events that are appended together, and what follows from them.
 pub(super) struct Change {
@@ -51,6 +51,8 @@ pub(super) struct Change {
     pub(super) memberships: Vec<(OwnedUserId, MembershipRecord)>,
     /// Whether this server passes events of others on to the servers in the room: it let them in.
     pub(super) relays: bool,
+    /// Other servers that have members here now, and had none before.
+    pub(super) newcomers: Vec<OwnedServerName>,
     /// The positions that the change takes.
     pub(super) tickets: Vec<Ticket>,
     /// States that were resolved from others.
@@ -71,6 +73,7 @@ impl Change {
             nodes: BTreeMap::new(),
             memberships: Vec::new(),
             relays: false,
+            newcomers: Vec::new(),
             tickets: Vec::new(),
             merged: room.merged.clone(),
         }
@@ -203,6 +206,8 @@ impl ActiveRoom {
         sent_by: Option<SentBy>,
     ) -> Result<OwnedEventId, RoomError> {
         self.check_membership(change, sender, &draft).await?;
+        // An event that comes after all others is judged alike everywhere; who may not make that so goes on without.
+        self.tie_down_to(change, sender, PREV_EVENTS_MAX).await?;
         let auth_events = self.auth_events(change, sender, &draft).await?;
         let pdu = self.build(change, sender, draft, &auth_events)?;
         self.admit(change, pdu, &auth_events, sent_by).await
@@ -475,6 +480,9 @@ impl ActiveRoom {
             change.head.servers.remove(server);
             change.batch.delete(&schema::ROOM_SERVERS, &key);
         } else {
+            if held == 0 && server != self.shared.server_name {
+                change.newcomers.push(server.to_owned());
+            }
             change.head.servers.insert(server.to_owned(), count);
             change.batch.put(&schema::ROOM_SERVERS, &key, &count);
         }

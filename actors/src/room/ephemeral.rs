@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use ractor::{ActorRef, RpcReplyPort};
+use ractor::ActorRef;
 use ruma::{OwnedUserId, UserId};
 use serde_json::{json, value::RawValue};
 use storage::{
@@ -141,11 +141,11 @@ impl ActiveRoom {
         &mut self,
         myself: &ActorRef<RoomMessage>,
         mut receipt: Receipt,
-        reply: RpcReplyPort<Result<(), RoomError>>,
+        done: impl FnOnce(Result<(), RoomError>) + std::marker::Send + 'static,
     ) {
         let held = self.receipts.of(&receipt.user_id, receipt.thread.as_deref());
         if held.is_some_and(|held| held.index >= receipt.index) {
-            return drop(reply.send(Ok(())));
+            return done(Ok(()));
         }
         let storage = self.shared.store.storage();
         let ticket = storage.reserve(1);
@@ -176,7 +176,7 @@ impl ActiveRoom {
                 }
                 Err(error) => drop(myself.cast(RoomMessage::CommitFailed(error.clone()))),
             }
-            let _ = reply.send(result.map_err(RoomError::Commit));
+            done(result.map_err(RoomError::Commit));
         });
     }
 }

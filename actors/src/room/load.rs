@@ -21,7 +21,9 @@ use super::{
     ActiveRoom, Empty, Published, RECENT_MAX, Receipt, Receipts, RelatedCache, RoomError, RoomHead,
     RoomSnapshot, Typing,
     change::{Pending, txn_key},
+    early_receipts::EarlyReceipts,
     ephemeral::Typists,
+    extremities::TidyUp,
 };
 use crate::room::{ReadError, StoredEvent};
 
@@ -58,6 +60,7 @@ impl Empty {
         let partial = store.storage().get(&schema::PARTIAL_ROOMS, &room).await?;
         Ok(RoomHead {
             lacks_members: partial.as_ref().is_some_and(|partial| partial.completed.is_none()),
+            corrected: partial.as_ref().is_some_and(|partial| partial.corrected),
             completed: partial.and_then(|partial| partial.completed).unwrap_or_default(),
             root: record.root,
             tips,
@@ -105,6 +108,7 @@ impl Empty {
             recent_is_all: true,
             lacks_members: false,
             completed: Position(0),
+            corrected: false,
         };
         let salt = Salt(self.shared.env.entropy.next_u64());
         self.activate(room, version, salt, head, Receipts::default())
@@ -150,6 +154,8 @@ impl Empty {
             txn_order: VecDeque::new(),
             receipts,
             typists: Typists::default(),
+            tidy_up: TidyUp::default(),
+            early_receipts: EarlyReceipts::default(),
             published,
         };
         let recent: Vec<_> = active.head.recent.iter().cloned().collect();

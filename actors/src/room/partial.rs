@@ -13,10 +13,7 @@ use engine::{
     state::{self, StateRoot},
 };
 use ruma::{OwnedEventId, OwnedServerName, UserId};
-use storage::{
-    Direction, KeyRange,
-    schema::{self, PartialRoomRecord, Standing},
-};
+use storage::schema::{self, PartialRoomRecord, Standing};
 
 use super::{ActiveRoom, ReadError, RoomError, RoomHandle, StateKey, StoredEvent, change::Change, content};
 
@@ -54,7 +51,13 @@ impl ActiveRoom {
         let own = &self.shared.server_name;
         let others = servers.into_iter().filter(|server| server != own && server != origin);
         let servers = std::iter::once(origin.clone()).chain(others).take(SERVERS_MAX).collect();
-        let record = PartialRoomRecord { room_id: self.room_id.clone(), join, servers, completed: None };
+        let record = PartialRoomRecord {
+            room_id: self.room_id.clone(),
+            join,
+            servers,
+            completed: None,
+            corrected: false,
+        };
         change.batch.put(&schema::PARTIAL_ROOMS, &self.room, &record);
         change.head.lacks_members = true;
     }
@@ -77,7 +80,7 @@ impl ActiveRoom {
         if entries.is_empty() { Ok(root) } else { self.apply(change, root, &entries).await }
     }
 
-    /// Takes in the members that the state lacked, in the past since the join and now.
+    /// Takes in the members that the state lacked, and judges anew what came since the join.
     pub(super) async fn complete(&self, change: &mut Change, complete: Complete) -> Result<(), RoomError> {
         let Complete { join, state } = complete;
         let record = self.shared.store.storage().get(&schema::PARTIAL_ROOMS, &self.room).await?;
@@ -91,76 +94,25 @@ impl ActiveRoom {
         if full.is_empty() {
             return Err(RoomError::Invalid("the resident server sent no state".to_owned()));
         }
-        let mut lifted = Lifted { partial: join.before, full, known: BTreeMap::new() };
-        for event in self.events_since(change, join.index.unwrap_or_default()).await? {
-            let before = self.lift(change, event.before, &mut lifted).await?;
-            let after = self.lift(change, event.after, &mut lifted).await?;
-            let moved = Arc::new(StoredEvent { before, after, ..StoredEvent::clone(&event) });
-            change.replace(&moved);
-            if let Some(tip) = change.head.tips.iter_mut().find(|tip| tip.short == moved.short) {
-                *tip = moved;
-            }
+        let known_root = change.head.root;
+        change.head.lacks_members = false;
+        let rejudged = self.judge_anew(change, &join, full).await?;
+        if rejudged.is_different() {
+            let (out, came) = (rejudged.out, rejudged.came.len());
+            tracing::info!(room.id = %self.room_id, out, came, "judged events otherwise once all members were there");
         }
-        let root = change.head.root;
-        let root = self.lift(change, root, &mut lifted).await?;
+        let root = std::mem::replace(&mut change.head.root, known_root);
         let ticket = self.shared.store.storage().reserve(1);
         self.move_state(change, root, TimelineIndex::from(ticket.last())).await?;
-        change.head.lacks_members = false;
         change.head.completed = ticket.last();
+        change.head.corrected = rejudged.is_different();
         self.recount(change, root).await?;
+        self.forget_refused(change).await?;
         record.completed = Some(ticket.last());
+        record.corrected = rejudged.is_different();
         change.batch.put(&schema::PARTIAL_ROOMS, &self.room, &record);
         change.tickets.push(ticket);
         Ok(())
-    }
-
-    /// The events of the timeline from a place on, durable or not, oldest first.
-    async fn events_since(
-        &self,
-        change: &Change,
-        from: TimelineIndex,
-    ) -> Result<Vec<Arc<StoredEvent>>, RoomError> {
-        let store = &self.shared.store;
-        let range = KeyRange::prefix(&(self.room,)).from(&(self.room, from));
-        let rows = store.storage().range(&schema::TIMELINE, range, Direction::Ascending, usize::MAX).await?;
-        let shorts: Vec<_> = rows.into_iter().map(|(_, short)| short).collect();
-        let stored = store.events(&shorts).await?;
-        let mut events: BTreeMap<_, _> = stored.into_iter().map(|event| (event.index, event)).collect();
-        let pending: Vec<_> = self.pending.events().cloned().collect();
-        // The newest form of each comes first there.
-        for event in pending.into_iter().rev().chain(change.head.recent.iter().cloned()) {
-            if event.index >= Some(from) {
-                events.insert(event.index, event);
-            }
-        }
-        Ok(events.into_values().collect())
-    }
-
-    /// A state since the join, over the whole state before it.
-    async fn lift(
-        &self,
-        change: &mut Change,
-        root: StateRoot,
-        lifted: &mut Lifted,
-    ) -> Result<StateRoot, RoomError> {
-        if let Some(found) = lifted.known.get(&root) {
-            return Ok(*found);
-        }
-        let partial = lifted.partial;
-        let mut entries = BTreeMap::new();
-        for moved in self.with_nodes(change, |nodes| state::diff(nodes, partial, root)).await? {
-            if let Some(after) = moved.after {
-                let event = self.event(change, after).await?;
-                // A member of whom only an event's auth events told: the whole state knows better.
-                if is_member(&event) && event.standing == Standing::Outlier {
-                    continue;
-                }
-            }
-            entries.insert((moved.kind, moved.state_key), moved.after);
-        }
-        let full = self.apply(change, lifted.full, &entries).await?;
-        lifted.known.insert(root, full);
-        Ok(full)
     }
 
     /// Counts the joined members of each server anew.
@@ -191,13 +143,6 @@ impl ActiveRoom {
         (change.head.joined, change.head.invited) = (joined, invited);
         Ok(())
     }
-}
-
-/// States over the whole state before the join, by those over the one that lacks members.
-struct Lifted {
-    partial: StateRoot,
-    full: StateRoot,
-    known: BTreeMap<StateRoot, StateRoot>,
 }
 
 fn is_member(event: &StoredEvent) -> bool {

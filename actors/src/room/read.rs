@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 
 use storage::schema;
 
-use super::{RoomError, RoomHandle, StoredEvent, membership_of};
+use super::{RoomError, RoomHandle, StoredEvent, is_dummy, membership_of};
 use crate::session::{IGNORED_USERS, Ignored};
 
 /// Who looks at events.
@@ -119,6 +119,9 @@ impl RoomHandle {
         event: &StoredEvent,
         sights: &mut Sights,
     ) -> Result<bool, RoomError> {
+        if is_dummy(&event.pdu) {
+            return Ok(false);
+        }
         // During the user's present stay everything is visible, whatever the room's setting.
         if access.joined_from.is_some_and(|from| event.index >= Some(from)) {
             return Ok(true);

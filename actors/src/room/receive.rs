@@ -146,12 +146,14 @@ impl ActiveRoom {
             }
             Verdict::SoftFailed(reason) => {
                 tracing::debug!(event_id = %pdu.event_id(), %reason, "soft-failed an event");
-                self.hide(change, pdu, Standing::SoftFailed, &placement);
+                self.hide(change, pdu.clone(), Standing::SoftFailed, &placement);
+                self.note_refused(change, pdu.event_id());
                 Ok(Received::SoftFailed)
             }
             Verdict::Rejected(reason) => {
                 tracing::debug!(event_id = %pdu.event_id(), %reason, "rejected an event");
                 self.hide(change, Arc::new(Pdu::clone(&pdu).rejected()), Standing::Rejected, &placement);
+                self.note_refused(change, pdu.event_id());
                 Ok(Received::Rejected(reason.to_string()))
             }
         }
@@ -233,8 +235,7 @@ impl ActiveRoom {
         // The state's new events are looked up while members are counted.
         change.hidden.insert(event.short, Arc::new(event.clone()));
         let mut roots = BTreeSet::from([self.state_after(change, &event).await?]);
-        let mut tips: Vec<_> = change.head.tips.clone();
-        tips.retain(|tip| !event.pdu.prev_events().contains(tip.pdu.event_id()));
+        let mut tips = self.tips_beside(change, &event.pdu).await?;
         for tip in &tips {
             roots.insert(self.state_after(change, tip).await?);
         }

@@ -45,6 +45,8 @@ pub struct RoomHead {
     pub lacks_members: bool,
     /// When the members came that it lacked, if it ever did.
     pub completed: Position,
+    /// Whether events were judged otherwise then, so that clients were told what did not stand.
+    pub corrected: bool,
 }
 
 impl RoomHead {

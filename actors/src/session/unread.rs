@@ -27,7 +27,7 @@ use ruma::{
 use serde::{Deserialize, Serialize};
 
 use super::{Ignored, SessionData, SessionView};
-use crate::room::{RoomError, RoomHandle, StoredEvent};
+use crate::room::{RoomError, RoomHandle, StoredEvent, is_dummy};
 
 /// Events that a count looks at, at most.
 const SCAN_MAX: usize = 2000;
@@ -355,7 +355,8 @@ pub(super) fn judge<'a>(
     event: &StoredEvent,
 ) -> Option<&'a Outcome> {
     let sender = event.pdu.sender();
-    if sender == data.user_id() || event.redacted_by.is_some() || data.ignores(sender) {
+    let is_hidden = event.redacted_by.is_some() || is_dummy(&event.pdu);
+    if sender == data.user_id() || is_hidden || data.ignores(sender) {
         return None;
     }
     let outcome = data.compiled_rules().evaluate(&*events.get(event)?, context)?;

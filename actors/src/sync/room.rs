@@ -48,11 +48,13 @@ impl Pass<'_> {
     ) -> Result<JoinedRoom, RoomError> {
         let room = self.homeserver.room(room_id).await?;
         // Who wants all members has not seen the room before they came.
-        let came_whole = !self.is_lazy() && room.snapshot().head.completed > self.since;
+        // So is everybody who was told of what did not stand then.
+        let head = &room.snapshot().head;
+        let came_whole = (!self.is_lazy() || head.corrected) && head.completed > self.since;
         let is_new = self.is_initial() || Position::from(entry.since) > self.since || came_whole;
         let after = if is_new { TimelineIndex(i64::MIN) } else { TimelineIndex::from(self.since) };
         let end = TimelineIndex::from(self.upto);
-        let stretch = self.stretch(&room, after, end).await?;
+        let mut stretch = self.stretch(&room, after, end).await?;
         let span = Span {
             from: if is_new || self.request.full_state { None } else { Some(after) },
             start: stretch
@@ -62,6 +64,7 @@ impl Pass<'_> {
                 .map_or(end, |first| TimelineIndex(first.0 - 1)),
             end,
         };
+        stretch.events = self.without_losers(&room, &span, stretch.events).await?;
         let delta = self.state_delta(&room, &span, &stretch.events).await?;
         let members_changed = is_new
             || delta.events.iter().chain(&stretch.events).any(|event| event.pdu.kind() == "m.room.member");

@@ -35,7 +35,9 @@ pub(super) struct Delta {
 impl Pass<'_> {
     /// The state that the client lacks.
     ///
-    /// Up to the start of the timeline, or up to its end with `use_state_after`. With lazy loading, of the
+    /// Up to the start of the timeline, or up to its end with `use_state_after`. What changed in between without an
+    /// event of the timeline, by state resolution or behind a filter, is told as well: with the timeline applied to it,
+    /// it makes the room's present state. With lazy loading, of the
     /// members only those who sent something in the timeline, unless their membership changed.
     pub(super) async fn state_delta(
         &self,
@@ -56,7 +58,14 @@ impl Pass<'_> {
         let is_lazy = !filter.lazy_load_options.is_disabled();
         let senders = if is_lazy { senders(timeline) } else { BTreeSet::new() };
         let mut shorts = BTreeMap::<(String, String), ShortEventId>::new();
-        for change in room.state_diff(from, to).await? {
+        let end = room.root_at(span.end).await?;
+        let shown: BTreeSet<_> = timeline.iter().map(|event| event.short).collect();
+        let mut changes = room.state_diff(from, to).await?;
+        if to != end {
+            let unseen = room.state_diff(to, end).await?.into_iter();
+            changes.extend(unseen.filter(|change| change.after.is_some_and(|after| !shown.contains(&after))));
+        }
+        for change in changes {
             let leaves_out = is_lazy
                 && span.from.is_none()
                 && change.kind == "m.room.member"
@@ -80,6 +89,37 @@ impl Pass<'_> {
         }
         events.retain(|event| filter::passes(filter, &event.pdu));
         Ok(Delta { events })
+    }
+
+    /// A timeline without the state events that lost to older ones: clients that apply it would keep the wrong state.
+    ///
+    /// With `use_state_after` they do not apply it. `/messages` has all of it in any case.
+    pub(super) async fn without_losers(
+        &self,
+        room: &RoomHandle,
+        span: &Span,
+        mut timeline: Vec<Arc<StoredEvent>>,
+    ) -> Result<Vec<Arc<StoredEvent>>, RoomError> {
+        if self.request.use_state_after {
+            return Ok(timeline);
+        }
+        let end = room.root_at(span.end).await?;
+        let (mut won, mut lost) = (BTreeSet::new(), BTreeSet::new());
+        for event in timeline.iter().rev() {
+            let Some(state_key) = event.pdu.state_key() else { continue };
+            let key = (event.pdu.kind(), state_key);
+            if won.contains(&key) {
+                continue;
+            }
+            let held = room.state_event(end, key.0, key.1).await?;
+            if held.is_some_and(|held| held.short == event.short) {
+                won.insert(key);
+            } else {
+                lost.insert(event.short);
+            }
+        }
+        timeline.retain(|event| !lost.contains(&event.short));
+        Ok(timeline)
     }
 
     pub(super) async fn render_state(&self, room: &RoomHandle, delta: Delta) -> Result<State, RoomError> {

@@ -3,11 +3,13 @@
 //! What one server accepted another may have soft-failed: that depends on what it knew when the event came, and is not
 //! a difference in the graph.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
+use actors::room::{StoredEvent, is_dummy};
+use ruma::OwnedEventId;
 use storage::schema::Standing;
 
-use super::History;
+use super::{History, history::Side};
 
 pub(super) fn same_state(histories: &[History]) -> Option<String> {
     for History { room, sides } in histories {
@@ -35,13 +37,12 @@ pub(super) fn same_events(histories: &[History]) -> Option<String> {
         }
         let Some((first, others)) = sides.split_first() else { continue };
         for other in others {
-            let known = first.graph.keys().find(|id| !other.graph.contains_key(*id));
-            let unknown = other.graph.keys().find(|id| !first.graph.contains_key(*id));
+            let (known, unknown) = (first.beyond(other), other.beyond(first));
             if let Some(id) = known.or(unknown) {
                 let (has, lacks) = if known.is_some() { (first, other) } else { (other, first) };
                 return Some(format!("{room}: {} has {id}, {} does not", has.host, lacks.host));
             }
-            let refused = |side: &super::history::Side| {
+            let refused = |side: &Side| {
                 side.with_standing(Standing::Rejected).map(|(id, _)| id.clone()).collect::<BTreeSet<_>>()
             };
             if let Some(id) = refused(first).symmetric_difference(&refused(other)).next() {
@@ -51,4 +52,14 @@ pub(super) fn same_events(histories: &[History]) -> Option<String> {
         }
     }
     None
+}
+
+impl Side {
+    /// An event that another side does not know; what only ties the graph together is had by those who ask for it.
+    fn beyond(&self, other: &Self) -> Option<&OwnedEventId> {
+        let is_told =
+            |event: &Option<Arc<StoredEvent>>| event.as_ref().is_none_or(|event| !is_dummy(&event.pdu));
+        let known = self.graph.iter().filter(|(_, event)| is_told(event)).map(|(id, _)| id);
+        known.into_iter().find(|id| !other.graph.contains_key(*id))
+    }
 }

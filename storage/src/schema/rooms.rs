@@ -170,6 +170,9 @@ pub struct PartialRoomRecord {
     pub servers: Vec<OwnedServerName>,
     /// When all members were there, if they are.
     pub completed: Option<Position>,
+    /// Whether events that came before that were judged otherwise then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub corrected: bool,
 }
 
 /// What a server sent along with an invite to a room that this server is not in, or with the answer to a knock.

@@ -118,6 +118,7 @@ fn federation_rows() -> Vec<String> {
         join: owned_event_id!("$join:example.org"),
         servers: vec![server.clone()],
         completed: Some(Position(702)),
+        corrected: false,
     };
     vec![
         row(&SERVER_KEYS, &(server.clone(), "ed25519:1".to_owned()), &key),
@@ -128,6 +129,7 @@ fn federation_rows() -> Vec<String> {
         row(&CATCH_UP, &(server.clone(), room_id), &Position(701)),
         row(&EDU_QUEUE, &(server, Position(5)), &json),
         row(&PARTIAL_ROOMS, &ROOM, &partial),
+        row(&PARTIAL_REFUSED, &(ROOM, Position(5)), &EVENT),
     ]
 }
 

@@ -1,7 +1,7 @@
 //! What may be lost on the way: presence, receipts; and profiles, which are asked for.
 
 use serde_json::{Value, json};
-use tests::{Server, Synapse, segment};
+use tests::{Server, Stranger, Synapse, segment};
 
 use super::{User, eventually, path};
 
@@ -85,6 +85,70 @@ async fn presence_is_kept_where_the_operator_wants_it_and_seen_by_those_who_shar
     sees_threaded_receipts(&bob, &alice, &room).await;
     assert_eq!(bob.0.get(&path(&alice)).await.ok()["presence"], "offline");
     alice.0.get(&path(&dave)).await.is(403, "M_FORBIDDEN");
+}
+
+/// What a server got of a type of EDU.
+fn edus(stranger: &Stranger, kind: &str) -> Vec<Value> {
+    let transactions = stranger.heard("/_matrix/federation/v1/send/");
+    let edus = transactions.iter().filter_map(|heard| heard.json()["edus"].as_array().cloned()).flatten();
+    edus.filter(|edu| edu["edu_type"] == kind).map(|edu| edu["content"].clone()).collect()
+}
+
+#[tokio::test]
+async fn a_server_that_comes_to_a_room_is_told_who_is_there() {
+    let (server, early, late) =
+        (Server::start_federating("").await, Stranger::start().await, Stranger::start().await);
+    let (alice, bob) = (User(server.client("alice").await), User(server.client("bob").await));
+    let room = alice.create("11", json!({})).await;
+    let elsewhere = bob.create("11", json!({})).await;
+    let path = |user: &User| format!("/_matrix/client/v3/presence/{}/status", segment(user.id()));
+    for user in [&alice, &bob] {
+        let status = format!("status of {}", user.id());
+        user.0.put(&path(user), &json!({ "presence": "online", "status_msg": status })).await.ok();
+    }
+    let knows = |stranger: &Stranger, user: &User| {
+        let told = edus(stranger, "m.presence");
+        let mut told = told.iter().filter_map(|content| content["push"].as_array()).flatten();
+        told.any(|push| {
+            push["user_id"] == user.id() && push["status_msg"] == format!("status of {}", user.id())
+        })
+    };
+    early.join(&server, &room, "early").await;
+    eventually("the first server knows alice", async || knows(&early, &alice).then_some(())).await;
+    late.join(&server, &room, "late").await;
+    eventually("the second server knows alice", async || knows(&late, &alice).then_some(())).await;
+    // Who is in another room is none of their business, until they share one.
+    assert!(!knows(&early, &bob) && !knows(&late, &bob));
+    late.join(&server, &elsewhere, "late").await;
+    eventually("the second server knows bob", async || knows(&late, &bob).then_some(())).await;
+    bob.join(&room, server.name()).await;
+    eventually("the first server knows bob", async || knows(&early, &bob).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_receipt_that_comes_before_its_event_counts_once_the_event_is_there() {
+    let (server, stranger) = (Server::start_federating("").await, Stranger::start().await);
+    let alice = User(server.client("alice").await);
+    let room = alice.create("11", json!({})).await;
+    let mut guest = stranger.join(&server, &room, "carol").await;
+    let content = json!({ "msgtype": "m.text", "body": "read before it came" });
+    let event = stranger.event(&mut guest, "m.room.message", None, &content);
+    let receipts = json!({ &room: { "m.read": { guest.user.as_str(): {
+        "data": { "ts": 1_500_000_000_000_u64 }, "event_ids": [event.event_id()],
+    } } } });
+    let body = json!({
+        "origin": stranger.name(), "origin_server_ts": 1, "pdus": [],
+        "edus": [{ "edu_type": "m.receipt", "content": receipts }],
+    });
+    let mut since = alice.sync_token().await;
+    stranger.put(&server, "/_matrix/federation/v1/send/receipt", body).await.ok();
+    stranger.send(&server, "event", &[&event]).await;
+    eventually("the receipt is there", async || {
+        let news = alice.ephemeral(&room, &mut since).await;
+        let of_event = |event_: &Value| event_["content"][event.event_id().as_str()]["m.read"].clone();
+        news.iter().map(of_event).find(|read| read[guest.user.as_str()]["ts"] == 1_500_000_000_000_u64)
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -2,8 +2,9 @@
 //!
 //! Spec: server-server API, `PUT /_matrix/federation/v2/send_join/{roomId}/{eventId}`, `omit_members`.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use engine::pdu::Pdu;
 use serde_json::{Value, json};
 use tests::{Link, Server, Stranger, Synapse, segment};
 
@@ -146,6 +147,100 @@ async fn a_room_can_be_used_before_its_members_are_there_and_completes_after_a_k
     bob.hears(&room, "erin speaks").await;
     bob.say(&room, "good").await;
     alice.hears(&room, "good").await;
+}
+
+/// Whether users see an event.
+async fn is_shown(user: &User, room: &str, event: &Pdu) -> bool {
+    let answer = user.0.get(&path(room, &format!("event/{}", segment(event.event_id().as_str())))).await;
+    answer.status == 200
+}
+
+/// Somebody whose ban is among the members that came later goes on meanwhile, and changes what others may do.
+#[tokio::test]
+async fn events_that_came_before_the_members_are_judged_anew() {
+    let (founder, other) = (Stranger::start().await, Stranger::start().await);
+    let mut server = Server::start_federating("").await;
+    let alice = User(server.client("alice").await);
+    let mut room = founder.found_room("founder");
+    let mallory = format!("@mallory:{}", other.name());
+    let levels = json!({ "users": { room.user.as_str(): 100, &mallory: 50 }, "state_default": 50 });
+    let levels = founder.event(&mut room, "m.room.power_levels", Some(""), &levels);
+    founder.let_in(&mut room, &other, "mallory");
+    founder.let_in(&mut room, &founder, "bob");
+    let before_ban = room.clone();
+    founder.event(&mut room, "m.room.member", Some(&mallory), &json!({ "membership": "ban" }));
+    let whole = founder.host_without_members(&room);
+    other.host_without_members(&before_ban);
+    let id = room.room_id.to_string();
+    alice.join(&id, founder.name()).await;
+    let join = founder.heard("/send_join/")[0].json();
+    let join = Arc::new(Pdu::parse(join.to_string().as_bytes(), room.rules).unwrap());
+    // Mallory goes on after the join, as if there were no ban.
+    let mut banned = before_ban.clone();
+    (banned.user, banned.tips) = (mallory.try_into().unwrap(), vec![join.clone()]);
+    let topic = other.event(&mut banned, "m.room.topic", Some(""), &json!({ "topic": "mine" }));
+    let mut silence: Value = serde_json::from_str(levels.content().get()).unwrap();
+    silence["events_default"] = json!(50);
+    let silence = other.event(&mut banned, "m.room.power_levels", Some(""), &silence);
+    let speech = json!({ "msgtype": "m.text", "body": "mallory speaks" });
+    let speech = other.event(&mut banned, "m.room.message", None, &speech);
+    let results = other.send(&server, "banned", &[&topic, &silence, &speech]).await;
+    for event in [&topic, &silence, &speech] {
+        assert_eq!(results[event.event_id().as_str()], json!({}), "{results}");
+        assert!(is_shown(&alice, &id, event).await);
+    }
+    assert_eq!(alice.state(&id, "m.room.topic", "").await, Some(json!({ "topic": "mine" })));
+    // Bob is silenced by it.
+    let mut honest = room.clone();
+    (honest.user, honest.tips) = (format!("@bob:{}", founder.name()).try_into().unwrap(), vec![join]);
+    let honest = founder.event(
+        &mut honest,
+        "m.room.message",
+        None,
+        &json!({ "msgtype": "m.text", "body": "bob speaks" }),
+    );
+    let results = founder.send(&server, "honest", &[&honest]).await;
+    assert_eq!(results[honest.event_id().as_str()], json!({}), "{results}");
+    assert!(!is_shown(&alice, &id, &honest).await);
+    let lazily = segment(r#"{"room":{"state":{"lazy_load_members":true}}}"#);
+    let sync = alice.0.get(&format!("/_matrix/client/v3/sync?filter={lazily}")).await.ok();
+    let told = kinds(&sync["rooms"]["join"][&id]["timeline"]["events"]);
+    assert!(told.contains(&("m.room.topic".to_owned(), String::new())), "{sync}");
+    let since = sync["next_batch"].as_str().unwrap().to_owned();
+    server.kill();
+    *whole.lock() = true;
+    server.restart().await;
+    eventually("bob is heard", async || is_shown(&alice, &id, &honest).await.then_some(())).await;
+    for event in [&topic, &silence, &speech] {
+        assert!(!is_shown(&alice, &id, event).await, "{}", event.kind());
+    }
+    assert_eq!(alice.state(&id, "m.room.topic", "").await, None);
+    let now = alice.state(&id, "m.room.power_levels", "").await.unwrap();
+    assert_eq!(now.get("events_default"), None, "{now}");
+    let shown: Vec<_> = alice
+        .messages(&id)
+        .await
+        .into_iter()
+        .filter_map(|event| event["content"]["body"].as_str().map(ToOwned::to_owned))
+        .collect();
+    assert_eq!(shown, ["bob speaks"]);
+    // Who had been told otherwise is told how it is.
+    let path = format!("/_matrix/client/v3/sync?filter={lazily}&since={}", segment(&since));
+    let told = alice.0.get(&path).await.ok()["rooms"]["join"][&id].clone();
+    let state = told["state"]["events"].as_array().unwrap();
+    assert!(state.iter().any(|event| event["event_id"] == levels.event_id().as_str()), "{told}");
+    // What we say comes after what stands, and is authorised by it.
+    alice.say(&id, "alice speaks").await;
+    let sent = eventually("our event is sent", async || {
+        founder.received().into_iter().find(|event| event["content"]["body"] == "alice speaks")
+    })
+    .await;
+    assert_eq!(sent["prev_events"], json!([honest.event_id()]), "{sent}");
+    let auth = sent["auth_events"].to_string();
+    assert!(
+        auth.contains(levels.event_id().as_str()) && !auth.contains(silence.event_id().as_str()),
+        "{sent}"
+    );
 }
 
 /// How long it takes to join a room of Synapse: until it can be used, and until all members are there.
