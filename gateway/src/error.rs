@@ -193,6 +193,13 @@ impl From<RoomError> for ApiError {
 /// What another server said, as far as a client can make use of it.
 fn remote(error: FederationError) -> ApiError {
     match error {
+        // What was wrong with our request is none of the client's doing.
+        FederationError::Status { errcode, error, .. }
+            if ["M_MISSING_PARAM", "M_INVALID_PARAM"].contains(&errcode.as_str()) =>
+        {
+            let message = format!("the other server does not understand our request: {error}");
+            ApiError::new(StatusCode::BAD_GATEWAY, "M_UNKNOWN", message)
+        }
         FederationError::Status { status, errcode, error, .. } if status.is_client_error() => {
             let status = if status == StatusCode::UNAUTHORIZED { StatusCode::FORBIDDEN } else { status };
             ApiError { errcode: errcode.into(), ..ApiError::new(status, "M_UNKNOWN", error) }

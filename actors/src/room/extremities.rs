@@ -43,7 +43,7 @@ const EXTREMITIES_MAX: usize = 10;
 pub(super) const PREV_EVENTS_MAX: usize = 20;
 
 /// How long a room is left to itself first: mostly an event comes that ties the forks together anyway.
-const SETTLE: Duration = Duration::from_secs(5);
+const SETTLE: Duration = Duration::from_secs(10);
 
 /// The pause between two turns, however wide somebody forks the room.
 const PAUSE: Duration = Duration::from_secs(60);

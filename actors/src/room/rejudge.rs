@@ -143,7 +143,7 @@ impl ActiveRoom {
         for short in order.into_values().filter(|short| seen.insert(*short)) {
             events.push(self.event(change, short).await?);
         }
-        Ok(by_graph(events))
+        Ok(by_graph(&events))
     }
 
     /// The state before an event by what its prev events are now; as it was, where they are not known.
@@ -241,7 +241,7 @@ fn is_old(event: &StoredEvent) -> bool {
 }
 
 /// Events, each after those of them that it follows; otherwise in the order in which they are.
-fn by_graph(events: Vec<Arc<StoredEvent>>) -> Vec<Arc<StoredEvent>> {
+fn by_graph(events: &[Arc<StoredEvent>]) -> Vec<Arc<StoredEvent>> {
     let places: BTreeMap<OwnedEventId, usize> =
         events.iter().enumerate().map(|(place, event)| (event.pdu.event_id().clone(), place)).collect();
     let mut blocked = vec![0_usize; events.len()];

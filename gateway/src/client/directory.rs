@@ -184,6 +184,14 @@ pub struct PublicRooms {
     total_room_count_estimate: UInt,
 }
 
+impl PublicRooms {
+    /// A directory without rooms.
+    pub fn none() -> Self {
+        let total_room_count_estimate = UInt::default();
+        Self { chunk: Vec::new(), next_batch: None, prev_batch: None, total_room_count_estimate }
+    }
+}
+
 /// Where a page begins or ends: a place in the directory, which stays where it is while rooms come, grow and go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Since {

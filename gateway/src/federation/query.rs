@@ -39,6 +39,9 @@ pub async fn profile(State(app): State<App>, signed: Signed) -> ApiResult<Json<M
     let mut fields = public_fields(&app, &user).await?;
     if let Some(field) = signed.value::<String>("field")? {
         fields.retain(|name, _| *name == field);
+        if fields.is_empty() {
+            return Err(ApiError::not_found("the profile does not have that field"));
+        }
     }
     Ok(Json(fields))
 }
@@ -47,7 +50,16 @@ pub async fn profile(State(app): State<App>, signed: Signed) -> ApiResult<Json<M
 pub async fn public_rooms(State(app): State<App>, signed: Signed) -> ApiResult<Json<directory::PublicRooms>> {
     let since = signed.value::<String>("since")?;
     let limit = signed.value::<UInt>("limit")?;
+    let network = signed.value::<String>("third_party_instance_id")?;
+    if is_elsewhere(signed.value("include_all_networks")?, network.as_deref()) {
+        return Ok(Json(directory::PublicRooms::none()));
+    }
     directory::page(&app, &Filter::default(), since.as_deref(), limit).await.map(Json)
+}
+
+/// Whether rooms of a third-party network alone are wanted: there are none.
+fn is_elsewhere(all_networks: Option<bool>, network: Option<&str>) -> bool {
+    !all_networks.unwrap_or(false) && network.is_some_and(|network| !network.is_empty())
 }
 
 /// What is searched for.
@@ -57,6 +69,8 @@ struct Search {
     filter: Filter,
     limit: Option<UInt>,
     since: Option<String>,
+    include_all_networks: Option<bool>,
+    third_party_instance_id: Option<String>,
 }
 
 /// `POST /_matrix/federation/v1/publicRooms`
@@ -65,5 +79,8 @@ pub async fn search_public_rooms(
     signed: Signed,
 ) -> ApiResult<Json<directory::PublicRooms>> {
     let search: Search = signed.json()?;
+    if is_elsewhere(search.include_all_networks, search.third_party_instance_id.as_deref()) {
+        return Ok(Json(directory::PublicRooms::none()));
+    }
     directory::page(&app, &search.filter, search.since.as_deref(), search.limit).await.map(Json)
 }

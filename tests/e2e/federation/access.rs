@@ -124,6 +124,76 @@ async fn room_versions_are_agreed_on_before_anything_else() {
     assert_eq!(error(&answer), (405, Some("M_UNRECOGNIZED")));
 }
 
+/// Spec: server-server API, "Querying for information", "Published Room Directory", "Joining Rooms".
+#[tokio::test]
+async fn questions_are_answered_by_all_of_their_parameters() {
+    let (server, stranger) = (Server::start_federating("").await, Stranger::start().await);
+    let alice = User(server.client("alice").await);
+    let room = alice.create("11", json!({ "name": "Tea", "visibility": "public" })).await;
+    let name = format!("/_matrix/client/v3/profile/{}/displayname", segment(alice.id()));
+    alice.0.put(&name, &json!({ "displayname": "Alice" })).await.ok();
+    let profile = format!("/_matrix/federation/v1/query/profile?user_id={}", segment(alice.id()));
+    let answer = stranger.get(&server, &format!("{profile}&field=displayname")).await.ok();
+    assert_eq!(answer, json!({ "displayname": "Alice" }));
+    let answer = stranger.get(&server, &format!("{profile}&field=avatar_url")).await;
+    assert_eq!(error(&answer), (404, Some("M_NOT_FOUND")));
+    let answer = stranger.get(&server, "/_matrix/federation/v1/query/profile").await;
+    assert_eq!(error(&answer), (400, Some("M_MISSING_PARAM")));
+    let rooms = "/_matrix/federation/v1/publicRooms";
+    for (query, found) in [
+        ("", 1),
+        ("?include_all_networks=true", 1),
+        ("?third_party_instance_id=irc-freenode", 0),
+        ("?limit=0&since=", 1),
+    ] {
+        let answer = stranger.get(&server, &format!("{rooms}{query}")).await.ok();
+        assert_eq!(answer["chunk"].as_array().unwrap().len(), found, "{query}: {answer}");
+    }
+    for (query, found) in [
+        (json!({}), 1),
+        (json!({ "filter": { "generic_search_term": "tea" } }), 1),
+        (json!({ "filter": { "generic_search_term": "coffee" } }), 0),
+        (json!({ "third_party_instance_id": "irc-freenode" }), 0),
+        (json!({ "third_party_instance_id": null, "include_all_networks": false }), 1),
+    ] {
+        let answer = stranger.request(&server, http::Method::POST, rooms, Some(query.clone())).await.ok();
+        assert_eq!(answer["chunk"].as_array().unwrap().len(), found, "{query}: {answer}");
+    }
+    for query in ["?limit=many", "?since=nonsense", "?include_all_networks=perhaps"] {
+        let answer = stranger.get(&server, &format!("{rooms}{query}")).await;
+        assert_eq!(error(&answer), (400, Some("M_INVALID_PARAM")), "{query}");
+    }
+    stranger.join(&server, &room, "guest").await;
+    let id = segment(&room);
+    for (uri, errcode) in [
+        (format!("state/{id}"), "M_MISSING_PARAM"),
+        (format!("state_ids/{id}"), "M_MISSING_PARAM"),
+        (format!("backfill/{id}?limit=5"), "M_MISSING_PARAM"),
+        (format!("backfill/{id}?v=%24event"), "M_MISSING_PARAM"),
+        (format!("timestamp_to_event/{id}?dir=f"), "M_MISSING_PARAM"),
+        (format!("timestamp_to_event/{id}?ts=1"), "M_MISSING_PARAM"),
+        (format!("timestamp_to_event/{id}?ts=1&dir=x"), "M_INVALID_PARAM"),
+        ("query/directory".to_owned(), "M_MISSING_PARAM"),
+        ("query/directory?room_alias=tea".to_owned(), "M_INVALID_PARAM"),
+        (format!("hierarchy/{id}?suggested_only=maybe"), "M_INVALID_PARAM"),
+    ] {
+        let answer = stranger.get(&server, &format!("/_matrix/federation/v1/{uri}")).await;
+        assert_eq!(error(&answer), (400, Some(errcode)), "{uri}");
+    }
+    // What another server does not understand of our request is none of the client's doing.
+    let founded = stranger.found_room("founder");
+    stranger.on(|heard| {
+        let invalid = json!({ "errcode": "M_INVALID_PARAM", "error": "the test says so" });
+        heard.uri.contains("/make_join/").then_some(Reply::Json(400, invalid))
+    });
+    let join = format!(
+        "/_matrix/client/v3/join/{}?via={}",
+        segment(founded.room_id.as_str()),
+        segment(stranger.name())
+    );
+    alice.0.post(&join, &json!({})).await.is(502, "M_UNKNOWN");
+}
+
 /// An invite by a user of the stranger into a room that only the stranger knows.
 struct Inviting {
     create: Value,
