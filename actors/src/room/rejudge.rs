@@ -80,13 +80,20 @@ impl ActiveRoom {
         let mut rejudged = Rejudged::default();
         for event in events {
             let is_join = event.short == join.short;
-            let before = if is_join { full } else { self.before_anew(change, &event, &since).await? };
+            let anew = if is_join { Some(full) } else { self.before_anew(change, &event, &since).await? };
+            let before = anew.unwrap_or(event.before);
             let pdu = Arc::new(Pdu::from_stored(event.pdu.event_id().clone(), event.pdu.raw().clone())?);
             let (auth_events, missing) = self.known_events(change, pdu.auth_events()).await?;
             if !missing.is_empty() {
                 continue;
             }
+            let root = change.head.root;
+            if anew.is_none() {
+                // Where something is missing before an event, the room may have moved on there without us.
+                change.head.root = self.merge(change, BTreeSet::from([root, before])).await?;
+            }
             let verdict = self.evidence(change, &pdu, &auth_events, before).await?.judge(&pdu, self.rules);
+            change.head.root = root;
             match verdict {
                 Verdict::Rejected(reason) if is_join => return Err(RoomError::Forbidden(reason)),
                 Verdict::Rejected(reason) => {
@@ -146,24 +153,24 @@ impl ActiveRoom {
         Ok(by_graph(&events))
     }
 
-    /// The state before an event by what its prev events are now; as it was, where they are not known.
+    /// The state before an event by what its prev events are now; none where it is as it was, since they are not known.
     async fn before_anew(
         &self,
         change: &mut Change,
         event: &StoredEvent,
         since: &BTreeSet<OwnedEventId>,
-    ) -> Result<StateRoot, RoomError> {
+    ) -> Result<Option<StateRoot>, RoomError> {
         let (prevs, missing) = self.known_events(change, event.pdu.prev_events()).await?;
         let is_whole = missing.is_empty() && prevs.iter().all(|prev| prev.standing != Standing::Outlier);
         // Another server gave the whole state where we did not know what came before.
         if !is_whole || !prevs.iter().any(|prev| since.contains(prev.pdu.event_id())) {
-            return Ok(event.before);
+            return Ok(None);
         }
         let mut roots = BTreeSet::new();
         for prev in &prevs {
             roots.insert(self.state_after(change, prev).await?);
         }
-        self.merge(change, roots).await
+        Ok(Some(self.merge(change, roots).await?))
     }
 
     /// Takes an event into the extremities and the current state.
