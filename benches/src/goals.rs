@@ -106,14 +106,20 @@ impl Bench<'_> {
     }
 }
 
-/// Measures the goals that are asked for.
-pub async fn measure(binary: &Path, options: &Options, progress: &Progress) -> Result<Table> {
+/// Measures the goals that are asked for, on servers with `settings`.
+pub async fn measure(
+    binary: &Path,
+    settings: &[(String, String)],
+    options: &Options,
+    progress: &Progress,
+) -> Result<Table> {
     let mut table = Table::default();
     let wants = |group: &str| options.only.as_deref().is_none_or(|only| only == group);
     let bench = async || {
         // Hashing passwords is measured by the profile `log-ins`.
-        let settings = [("password.argon2_memory", "64 KiB"), ("password.argon2_iterations", "1")];
-        let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let quick = [("password.argon2_memory", "64 KiB"), ("password.argon2_iterations", "1")];
+        let quick = quick.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let settings = [&quick, settings].concat();
         anyhow::Ok(Bench { server: Launched::start(binary, &settings, None).await?, options, progress })
     };
     if wants("idle") {
@@ -134,7 +140,7 @@ pub async fn measure(binary: &Path, options: &Options, progress: &Progress) -> R
     if let Some(grown) = &options.grown
         && wants("grown")
     {
-        old_room(binary, grown, options, progress, &mut table).await?;
+        old_room(binary, settings, grown, options, progress, &mut table).await?;
     }
     Ok(table)
 }
@@ -205,6 +211,7 @@ async fn initial_sync(bench: &Bench<'_>, table: &mut Table) -> Result<()> {
 
 async fn old_room(
     binary: &Path,
+    settings: &[(String, String)],
     folder: &Path,
     options: &Options,
     progress: &Progress,
@@ -213,7 +220,7 @@ async fn old_room(
     let text = std::fs::read(folder.join("grown.json")).context("the folder was not made by `grow`")?;
     let grown: Grown = serde_json::from_slice(&text)?;
     let about = format!("{} members, {} events", grown.members, grown.events);
-    let server = Launched::start(binary, &[], Some(folder.to_owned())).await?;
+    let server = Launched::start(binary, settings, Some(folder.to_owned())).await?;
     table.below(format!("start-up, {about}"), 200.0, ms(server.took), "ms");
     tokio::time::sleep(REST).await;
     table.below(format!("idle memory, {about}"), 40.0, memory_mib(&usage(server.pid())?), "MiB");

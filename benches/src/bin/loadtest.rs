@@ -91,7 +91,8 @@ async fn main() -> Result<()> {
     match command.context("name a profile, `goals` or --compare; --help lists them")? {
         Command::Profile(profile) => put_load(&options, &profile, &progress).await,
         Command::Goals(wanted) => {
-            let table = goals::measure(&options.server_binary, &wanted, &progress).await?;
+            let (binary, settings) = (&options.server_binary, &options.settings);
+            let table = goals::measure(binary, settings, &wanted, &progress).await?;
             progress.end();
             show(&table.lines());
             Ok(())
