@@ -236,6 +236,6 @@ impl RoomHandle {
     pub async fn public_face(&self) -> Result<PublicRoom, RoomError> {
         let snapshot = self.snapshot();
         let face = face_at(self.store(), snapshot.head.root).await?;
-        Ok(PublicRoom::new(snapshot.room_id.clone(), snapshot.head.joined, face))
+        Ok(PublicRoom::new(snapshot.room_id.clone(), snapshot.head.census.joined, face))
     }
 }

@@ -118,6 +118,7 @@ impl Homeserver {
         let snapshot = room.snapshot();
         let mut others: Vec<_> = snapshot
             .head
+            .census
             .servers
             .iter()
             .filter(|(server, _)| **server != *self.server_name() && *server != first)

@@ -57,7 +57,7 @@ impl Homeserver {
         match self.room(room_id).await {
             Ok(room) => {
                 servers.extend(room.inviting_server(user).await?);
-                former.extend(room.snapshot().head.servers.keys().cloned());
+                former.extend(room.snapshot().head.census.servers.keys().cloned());
             }
             Err(RoomError::NotFound) => {}
             Err(error) => return Err(error),

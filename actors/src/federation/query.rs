@@ -111,7 +111,7 @@ impl Homeserver {
         };
         let snapshot = room.snapshot();
         let own = self.server_name().to_owned();
-        let others = snapshot.head.servers.keys().filter(|server| **server != own).cloned();
+        let others = snapshot.head.census.servers.keys().filter(|server| **server != own).cloned();
         Ok(std::iter::once(own.clone()).chain(others).take(SERVERS_MAX).collect())
     }
 

@@ -323,7 +323,7 @@ impl RoomHandle {
     /// Spec: server-server API, `PUT /_matrix/federation/v2/send_join/{roomId}/{eventId}`.
     pub async fn join_answer(&self, join: &StoredEvent, omit: Omit) -> Result<JoinAnswer, RoomError> {
         let joining = join.pdu.sender().server_name();
-        let servers = self.snapshot().head.servers.clone();
+        let servers = self.snapshot().head.census.servers.clone();
         let is_before = |(server, count): &(OwnedServerName, u64)| *server != joining || *count > 1;
         let servers = servers.into_iter().filter(is_before).map(|(server, _)| server).collect();
         if omit == Omit::Nothing {

@@ -7,20 +7,25 @@ use std::sync::Arc;
 use bytes::Bytes;
 use engine::{
     id::{Position, TimelineIndex},
-    pdu::{self, BuildContext, Draft, Pdu},
-    room::receive::Verdict,
+    pdu::{Draft, Pdu},
+    room::{
+        census::Census,
+        content,
+        receive::{Standing, Verdict},
+    },
     state::StateRoot,
 };
 use ruma::{OwnedServerName, OwnedUserId, RoomVersionId};
 use storage::{
     Batch,
-    schema::{self, GapRecord, Standing, StrippedStateRecord},
+    schema::{self, GapRecord, StrippedStateRecord},
 };
 
 use super::{
     ActiveRoom, Empty, RoomError,
-    change::{Change, Membership},
-    receive::{Placement, rank},
+    change::Change,
+    members::Membership,
+    receive::{Placement, rank_of},
 };
 
 /// Before every place of a timeline.
@@ -108,11 +113,7 @@ impl ActiveRoom {
             return Err(RoomError::Invalid("the resident server sent no state".to_owned()));
         }
         // What was known of the room before is out of date: the counts start over with the state.
-        for server in change.head.servers.keys().cloned().collect::<Vec<_>>() {
-            change.batch.delete(&schema::ROOM_SERVERS, &(self.room, server));
-        }
-        change.head.servers = imbl::OrdMap::new();
-        (change.head.joined, change.head.invited) = (0, 0);
+        self.set_census(change, Census::default());
         change.head.root = StateRoot::default();
         change.head.tips = Vec::new();
         change.head.lacks_members = false;
@@ -137,7 +138,7 @@ impl ActiveRoom {
         let missing = join.prev_events().to_vec();
         let placement = Placement {
             before,
-            rank: rank(&auth_events),
+            rank: rank_of(&auth_events),
             short: known.map(|known| known.short),
             origin: origin.clone(),
             missing: Vec::new(),
@@ -160,7 +161,7 @@ impl ActiveRoom {
             Some(pdu) => pdu,
             None => self.own_leave(&user)?,
         };
-        let after = super::content::membership(&pdu);
+        let after = content::membership(&pdu);
         let before = self.membership_record(&user).await?.map(|record| record.membership);
         let placement = Placement {
             before: StateRoot::default(),
@@ -192,18 +193,6 @@ impl ActiveRoom {
             .map_err(|error| RoomError::Invalid(error.to_string()))?;
         let draft =
             Draft { kind: "m.room.member".into(), state_key: Some(user.to_string()), content, redacts: None };
-        let seed = self.shared.env.entropy.token(18);
-        let context = BuildContext {
-            room_id: Some(&self.room_id),
-            sender: user,
-            origin_server_ts: self.shared.env.clock.now(),
-            prev_events: &[],
-            auth_events: &[],
-            event_id_localpart: &seed,
-            rules: self.rules,
-            key: &self.shared.signing_key,
-            server_name: &self.shared.server_name,
-        };
-        Ok(pdu::build(draft, &context)?)
+        Ok(self.bare_ground().build(user, draft)?)
     }
 }

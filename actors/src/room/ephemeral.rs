@@ -106,7 +106,7 @@ impl ActiveRoom {
         if user.server_name() != self.shared.server_name || !self.shared.outbox.is_open() {
             return;
         }
-        let servers = self.shared.outbox.others(self.head.servers.keys());
+        let servers = self.shared.outbox.others(self.head.census.servers.keys());
         if let Ok(content) = serde_json::value::to_raw_value(content) {
             let ephemeral = Ephemeral { key: key.to_owned(), content: kind(content.into()) };
             self.shared.outbox.send_ephemeral(ephemeral, servers);

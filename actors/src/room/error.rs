@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use engine::{auth::AuthFailure, pdu::PduError, room::create::NewRoomError};
+use engine::{
+    auth::AuthFailure,
+    pdu::PduError,
+    room::{create::NewRoomError, local::Refusal, membership::MembershipRefusal},
+};
 use storage::{CommitError, StoreError};
 
 use super::ReadError;
@@ -107,6 +111,25 @@ impl From<CallError> for RoomError {
             CallError::Crashed => Self::Crashed,
             CallError::TimedOut => Self::TimedOut,
             CallError::Activate(error) => Self::Activate(error),
+        }
+    }
+}
+
+impl From<Refusal> for RoomError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Malformed(error) => Self::Pdu(error),
+            Refusal::Forbidden(failure) => Self::Forbidden(failure),
+        }
+    }
+}
+
+impl From<MembershipRefusal> for RoomError {
+    fn from(refusal: MembershipRefusal) -> Self {
+        match refusal {
+            MembershipRefusal::NotJoined => Self::NotJoined,
+            MembershipRefusal::NotAllowed(text) => Self::NotAllowed(text.to_owned()),
+            MembershipRefusal::UnableToAuthorise => Self::UnableToAuthoriseJoin,
         }
     }
 }

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use engine::{
     id::{ShortEventId, ShortRoomId, TimelineIndex},
     pdu::Pdu,
+    room::receive::Standing,
     state::{self, Missing, Node, NodeId, NodeSource, StateRoot},
 };
 use quick_cache::{Weighter, sync::Cache};
 use ruma::EventId;
 use storage::{
     Storage, StoreError,
-    schema::{self, EventRecord, SentBy, Standing},
+    schema::{self, EventRecord, SentBy},
 };
 
 /// An event with its place in the room; immutable, shared by everyone who reads it.

@@ -17,7 +17,7 @@ use std::{
 use engine::{
     auth,
     pdu::{self, BuildContext, Draft, Pdu},
-    room::receive::Verdict,
+    room::{content, graph::PREV_EVENTS_MAX, receive::Verdict},
     state,
 };
 use ractor::ActorRef;
@@ -29,8 +29,7 @@ use tokio::time::Instant;
 use super::{
     ActiveRoom, RoomError, RoomMessage, StoredEvent,
     change::Change,
-    content,
-    receive::{Placement, rank},
+    receive::{Placement, rank_of},
 };
 
 /// The type of events that only tie the graph together.
@@ -38,9 +37,6 @@ const DUMMY: &str = "org.matrix.dummy_event";
 
 /// Forward extremities that a room may have before they are tied together.
 const EXTREMITIES_MAX: usize = 10;
-
-/// Prev events of an event, at most, by the specification.
-pub(super) const PREV_EVENTS_MAX: usize = 20;
 
 /// How long a room is left to itself first: mostly an event comes that ties the forks together anyway.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -196,7 +192,7 @@ impl ActiveRoom {
         }
         let placement = Placement {
             before,
-            rank: rank(&auth_events),
+            rank: rank_of(&auth_events),
             short: None,
             origin: self.shared.server_name.clone(),
             missing: Vec::new(),

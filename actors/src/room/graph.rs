@@ -6,17 +6,15 @@ use engine::{
     auth,
     id::{ShortEventId, TimelineIndex},
     pdu::Pdu,
-    room::receive::Evidence,
+    room::{
+        partial::add_members,
+        receive::{Evidence, Standing},
+    },
     state::{self, StateRoot},
 };
 use ruma::OwnedEventId;
-use storage::schema::Standing;
 
-use super::{
-    ActiveRoom, RoomError, StateKey, StoredEvent,
-    change::{Change, MemberChange},
-    partial::add_members,
-};
+use super::{ActiveRoom, RoomError, StateKey, StoredEvent, change::Change, members::MemberChange};
 
 /// Keys of a state that are read at a time.
 const STATE_PAGE: usize = 1000;
@@ -94,7 +92,7 @@ impl ActiveRoom {
         let create = self.current(change, "m.room.create", "").await?;
         let mut current = self.authorizing(change, change.head.root, pdu).await?;
         if change.head.lacks_members {
-            add_members(&mut current, auth_events);
+            add_members(&mut current, &pdus(auth_events));
         }
         Ok(Evidence {
             auth_events: auth_events
@@ -154,4 +152,9 @@ impl ActiveRoom {
         }
         Ok((known, missing))
     }
+}
+
+/// Events without their places in the room.
+pub(super) fn pdus(events: &[Arc<StoredEvent>]) -> Vec<Arc<Pdu>> {
+    events.iter().map(|event| event.pdu.clone()).collect()
 }

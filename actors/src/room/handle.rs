@@ -22,7 +22,7 @@ use storage::{
 use super::{
     Backfill, Erasures, MembershipAction, MembershipChange, Published, Receipt, Receipts, Receive, Received,
     RelatedCache, RoomActor, RoomError, RoomMessage, RoomShared, RoomSnapshot, RoomStore, Send, StoredEvent,
-    Typing, change::txn_key,
+    Typing, send::txn_key,
 };
 use crate::{directory::Handle, federation::FederationClient, hub::Hub};
 

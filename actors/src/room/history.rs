@@ -10,16 +10,20 @@ use std::{
 use engine::{
     id::{ShortEventId, TimelineIndex},
     pdu::Pdu,
-    room::receive::Verdict,
+    room::{
+        graph::by_age,
+        hole::Hole,
+        receive::{Standing, Verdict},
+    },
     state::StateRoot,
 };
 use ruma::{OwnedEventId, OwnedServerName};
-use storage::schema::{self, GapRecord, Standing};
+use storage::schema::{self, GapRecord};
 
 use super::{
     ActiveRoom, RoomError, StoredEvent,
     change::Change,
-    receive::{Placement, rank},
+    receive::{Placement, rank_of},
 };
 
 /// Older events, to be put into a hole of the timeline.
@@ -40,15 +44,15 @@ impl ActiveRoom {
     pub(super) async fn backfill(&self, change: &mut Change, backfill: Backfill) -> Result<usize, RoomError> {
         let Backfill { gap: at, events, states, origin } = backfill;
         let Some(gap) = change.head.gaps.get(&at).cloned() else { return Ok(0) };
-        let room_for = usize::try_from(at.0.saturating_sub(gap.floor.0).saturating_sub(1)).unwrap_or(0);
+        let GapRecord { missing, floor, origin: likely } = gap;
+        let mut hole = Hole { end: at, floor, missing: missing.into_iter().collect() };
         let mut accepted: Vec<StoredEvent> = Vec::new();
-        let mut open: BTreeSet<OwnedEventId> = gap.missing.iter().cloned().collect();
         for pdu in by_age(events) {
             let known = self.known_event(change, pdu.event_id()).await?;
             if *pdu.room_id() != *self.room_id
                 || known.as_ref().is_some_and(|known| known.standing != Standing::Outlier)
             {
-                open.remove(pdu.event_id());
+                hole.missing.remove(pdu.event_id());
                 continue;
             }
             let (auth_events, missing) = self.known_events(change, pdu.auth_events()).await?;
@@ -65,21 +69,21 @@ impl ActiveRoom {
             let evidence = self.evidence(change, &pdu, &auth_events, before).await?;
             let placement = Placement {
                 before,
-                rank: rank(&auth_events),
+                rank: rank_of(&auth_events),
                 short: known.map(|known| known.short),
                 origin: origin.clone(),
                 missing: Vec::new(),
                 sent_by: None,
             };
-            open.remove(pdu.event_id());
+            hole.missing.remove(pdu.event_id());
             if let Verdict::Rejected(_) = evidence.judge(&pdu, self.rules) {
-                self.hide(change, Arc::new(pdu.rejected()), Standing::Rejected, &placement);
+                self.hide(change, Arc::new(pdu), Standing::Rejected, &placement);
                 continue;
             }
             for prev in pdu.prev_events() {
                 let known = self.known_event(change, prev).await?;
                 if known.is_none_or(|known| known.standing == Standing::Outlier) {
-                    open.insert(prev.clone());
+                    hole.missing.insert(prev.clone());
                 }
             }
             let event = self.old_event(change, pdu, &placement).await?;
@@ -87,12 +91,11 @@ impl ActiveRoom {
             change.hidden.insert(event.short, Arc::new(event.clone()));
             accepted.push(event);
         }
-        let skipped = accepted.len().saturating_sub(room_for);
+        let skipped = accepted.len().saturating_sub(hole.room());
         let count = accepted.len() - skipped;
         let mut placed = Vec::with_capacity(count);
         for (place, mut event) in accepted.into_iter().rev().take(count).enumerate() {
-            let place = i64::try_from(place).unwrap_or(i64::MAX);
-            event.index = Some(TimelineIndex(at.0 - 1 - place));
+            event.index = Some(hole.place(place));
             let event = Arc::new(event);
             self.store_event(change, &event);
             change.hidden.insert(event.short, event.clone());
@@ -103,7 +106,12 @@ impl ActiveRoom {
             self.relate(change, &event).await?;
             self.apply_redactions(change, &event).await?;
         }
-        self.move_gap(change, at, count, GapRecord { missing: open.into_iter().collect(), ..gap });
+        change.head.gaps.remove(&at);
+        change.batch.delete(&schema::GAPS, &(self.room, at));
+        if let Some(Hole { end, floor, missing }) = hole.filled(count) {
+            let missing = missing.into_iter().collect();
+            self.open_gap(change, end, GapRecord { missing, floor, origin: likely });
+        }
         Ok(count)
     }
 
@@ -165,33 +173,4 @@ impl ActiveRoom {
         event.after = self.state_after(change, &event).await?;
         Ok(event)
     }
-
-    /// Moves a hole to before the events that were put into it, or closes it.
-    fn move_gap(&self, change: &mut Change, at: TimelineIndex, filled: usize, gap: GapRecord) {
-        change.head.gaps.remove(&at);
-        change.batch.delete(&schema::GAPS, &(self.room, at));
-        let at = TimelineIndex(at.0.saturating_sub(i64::try_from(filled).unwrap_or(i64::MAX)));
-        let is_full = at.0 <= gap.floor.0.saturating_add(1);
-        if !gap.missing.is_empty() && !is_full {
-            self.open_gap(change, at, gap);
-        }
-    }
-}
-
-/// Events, each after those of them that it follows; as old as possible first.
-fn by_age(events: Vec<Pdu>) -> Vec<Pdu> {
-    let mut waiting: BTreeMap<OwnedEventId, Pdu> =
-        events.into_iter().map(|pdu| (pdu.event_id().clone(), pdu)).collect();
-    let mut sorted = Vec::with_capacity(waiting.len());
-    while !waiting.is_empty() {
-        let is_free = |pdu: &Pdu| !pdu.prev_events().iter().any(|prev| waiting.contains_key(prev));
-        // Without a free one the events refer to each other in a circle, which no honest server makes.
-        let oldest = waiting
-            .values()
-            .filter(|pdu| is_free(pdu))
-            .min_by_key(|pdu| (pdu.depth(), pdu.origin_server_ts(), pdu.event_id().clone()));
-        let Some(id) = oldest.map(|pdu| pdu.event_id().clone()) else { break };
-        sorted.extend(waiting.remove(&id));
-    }
-    sorted
 }

@@ -8,6 +8,7 @@ use std::{
 use arc_swap::ArcSwap;
 use engine::{
     id::{Position, ShortRoomId, TimelineIndex},
+    room::census::Census,
     room_version,
     state::{Salt, StateRoot},
 };
@@ -19,11 +20,8 @@ use storage::{
 
 use super::{
     ActiveRoom, Empty, Published, RECENT_MAX, Receipt, Receipts, RelatedCache, RoomError, RoomHead,
-    RoomSnapshot, Typing,
-    change::{Pending, txn_key},
-    early_receipts::EarlyReceipts,
-    ephemeral::Typists,
-    extremities::TidyUp,
+    RoomSnapshot, Typing, early_receipts::EarlyReceipts, ephemeral::Typists, extremities::TidyUp,
+    pending::Pending, send::txn_key,
 };
 use crate::room::{ReadError, StoredEvent};
 
@@ -65,9 +63,11 @@ impl Empty {
             root: record.root,
             tips,
             latest: record.latest,
-            joined: record.joined,
-            invited: record.invited,
-            servers: servers.into_iter().map(|((_, server), count)| (server, count)).collect(),
+            census: Census {
+                joined: record.joined,
+                invited: record.invited,
+                servers: servers.into_iter().map(|((_, server), count)| (server, count)).collect(),
+            },
             recent_is_all: recent_is_all && gaps.is_empty(),
             gaps: gaps.into_iter().map(|((_, at), gap)| (at, gap)).collect(),
             recent,
@@ -100,9 +100,7 @@ impl Empty {
             root: StateRoot::default(),
             tips: Vec::new(),
             latest: TimelineIndex(0),
-            joined: 0,
-            invited: 0,
-            servers: imbl::OrdMap::new(),
+            census: Census::default(),
             gaps: imbl::OrdMap::new(),
             recent: imbl::Vector::new(),
             recent_is_all: true,

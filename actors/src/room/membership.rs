@@ -2,36 +2,18 @@
 //!
 //! Spec: client-server API, "Room membership".
 
-use engine::pdu::{Draft, Pdu};
+pub use engine::room::membership::MembershipAction;
+use engine::{
+    pdu::{Draft, Pdu},
+    room::{content, membership::inviters},
+};
 use ractor::RpcReplyPort;
 use ruma::{OwnedEventId, OwnedUserId, UserId};
 use serde_json::{Map, Value};
-use storage::schema::{self, MembershipRecord};
+use storage::schema;
 
-use super::{ActiveRoom, RoomError, change::Change, content};
+use super::{ActiveRoom, RoomError, change::Change};
 use crate::session::RoomEntry;
-
-/// What is to become of a membership.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MembershipAction {
-    /// The sender joins.
-    Join {
-        /// Whether the user meets a condition of the restricted join rule; none if that cannot be said here.
-        meets_allow_rule: Option<bool>,
-    },
-    /// The sender knocks.
-    Knock,
-    /// The sender leaves, rejects an invite or takes back a knock.
-    Leave,
-    /// The sender invites the target.
-    Invite,
-    /// The sender removes the target.
-    Kick,
-    /// The sender bans the target.
-    Ban,
-    /// The sender lifts the target's ban.
-    Unban,
-}
 
 /// A membership change that a local user asks for.
 #[derive(Clone, Debug)]
@@ -109,14 +91,17 @@ impl ActiveRoom {
         let MembershipChange { target, action, mut content, .. } = request;
         let held = self.current(change, "m.room.member", target.as_str()).await?;
         let present = held.as_ref().map(|event| content::membership(&event.pdu));
-        let next = match next_membership(present.as_deref(), action)? {
+        let next = match action.leads_to(present.as_deref())? {
             Some(next) => next,
             None if repeated == Repeated::Join && matches!(action, MembershipAction::Join { .. }) => "join",
             None => return Ok(None),
         };
         content.insert("membership".to_owned(), next.into());
-        if let MembershipAction::Join { meets_allow_rule } = action {
-            self.authorise_restricted(change, present.as_deref(), meets_allow_rule, &mut content).await?;
+        let join_rules = self.current(change, "m.room.join_rules", "").await?;
+        let join_rules = join_rules.as_ref().map(|event| &*event.pdu);
+        if action.needs_authoriser(present.as_deref(), join_rules, self.rules)? {
+            let user = self.local_inviter(change).await?.ok_or(RoomError::UnableToGrantJoin)?;
+            content.insert("join_authorised_via_users_server".to_owned(), user.to_string().into());
         }
         Ok(Some(Draft {
             kind: "m.room.member".into(),
@@ -127,49 +112,20 @@ impl ActiveRoom {
         }))
     }
 
-    /// Names the member who lets the user into a restricted room.
-    ///
-    /// Spec: room version 8, "Authorization rules"; client-server API, "Restricted rooms".
-    async fn authorise_restricted(
-        &self,
-        change: &Change,
-        present: Option<&str>,
-        meets_allow_rule: Option<bool>,
-        content: &mut Map<String, Value>,
-    ) -> Result<(), RoomError> {
-        let join_rules = self.current(change, "m.room.join_rules", "").await?;
-        let rule = content::join_rule(join_rules.as_ref().map(|event| &*event.pdu));
-        let is_restricted = match rule.as_str() {
-            "restricted" => self.rules.authorization.restricted_join_rule,
-            "knock_restricted" => self.rules.authorization.knock_restricted_join_rule,
-            _ => false,
-        };
-        if !is_restricted || matches!(present, Some("invite" | "join")) {
-            return Ok(());
-        }
-        if !meets_allow_rule.ok_or(RoomError::UnableToAuthoriseJoin)? {
-            return Err(RoomError::NotAllowed("you are in none of the rooms that may join".to_owned()));
-        }
-        let user = self.local_inviter(change).await?.ok_or(RoomError::UnableToGrantJoin)?;
-        content.insert("join_authorised_via_users_server".to_owned(), user.to_string().into());
-        Ok(())
-    }
-
     /// A joined user of this server who may invite, if there is one.
     async fn local_inviter(&self, change: &Change) -> Result<Option<OwnedUserId>, RoomError> {
         let Some(powers) = self.powers(change).await? else { return Ok(None) };
         let power_levels = self.current(change, "m.room.power_levels", "").await?;
         let create = self.current(change, "m.room.create", "").await?;
-        let mut candidates: Vec<OwnedUserId> =
-            create.iter().map(|event| event.pdu.sender().to_owned()).collect();
-        candidates.extend(power_levels.iter().flat_map(|event| content::power_users(&event.pdu)));
-        // Where everyone may invite, any local member will do; the recent senders are at hand.
-        candidates.extend(change.head.recent.iter().map(|event| event.pdu.sender().to_owned()));
+        let recent = change.head.recent.iter().map(|event| event.pdu.sender());
+        let candidates = inviters(
+            &self.shared.server_name,
+            create.as_ref().map(|event| &*event.pdu),
+            power_levels.as_ref().map(|event| &*event.pdu),
+            recent,
+        );
         for user in candidates {
-            if user.server_name() != self.shared.server_name || !self.is_joined(change, &user).await? {
-                continue;
-            }
-            if powers.may_invite(&user) {
+            if self.is_joined(change, &user).await? && powers.may_invite(&user) {
                 return Ok(Some(user));
             }
         }
@@ -179,15 +135,6 @@ impl ActiveRoom {
     async fn is_joined(&self, change: &Change, user: &UserId) -> Result<bool, RoomError> {
         let member = self.current(change, "m.room.member", user.as_str()).await?;
         Ok(member.is_some_and(|event| content::membership(&event.pdu) == "join"))
-    }
-
-    /// The stored relation of a local user to this room.
-    pub(super) async fn membership_record(
-        &self,
-        user: &UserId,
-    ) -> Result<Option<MembershipRecord>, RoomError> {
-        let key = (user.to_owned(), self.room_id.clone());
-        Ok(self.shared.store.storage().get(&schema::MEMBERSHIPS, &key).await?)
     }
 
     /// Hides the room from a user who has left it.
@@ -216,29 +163,5 @@ impl ActiveRoom {
             }
             let _ = reply.send(result.map_err(RoomError::Commit));
         });
-    }
-}
-
-/// The membership that an action leads to; `None` if the target has it already.
-fn next_membership(
-    present: Option<&str>,
-    action: MembershipAction,
-) -> Result<Option<&'static str>, RoomError> {
-    let refuse = |text: &str| Err(RoomError::NotAllowed(text.to_owned()));
-    match (action, present) {
-        (MembershipAction::Join { .. }, Some("join"))
-        | (MembershipAction::Knock, Some("knock"))
-        | (MembershipAction::Leave, Some("leave")) => Ok(None),
-        (MembershipAction::Join { .. }, _) => Ok(Some("join")),
-        (MembershipAction::Knock, _) => Ok(Some("knock")),
-        (MembershipAction::Leave, None) => Err(RoomError::NotJoined),
-        (MembershipAction::Invite, _) => Ok(Some("invite")),
-        (MembershipAction::Leave, _) | (MembershipAction::Kick, Some("join" | "invite" | "knock")) => {
-            Ok(Some("leave"))
-        }
-        (MembershipAction::Kick, _) => refuse("the user is not in the room"),
-        (MembershipAction::Ban, _) => Ok(Some("ban")),
-        (MembershipAction::Unban, Some("ban")) => Ok(Some("leave")),
-        (MembershipAction::Unban, _) => refuse("the user is not banned"),
     }
 }

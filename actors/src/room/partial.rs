@@ -9,13 +9,13 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use engine::{
     id::{ShortEventId, TimelineIndex},
-    pdu::Pdu,
+    room::{census::Census, content, partial::members},
     state::{self, StateRoot},
 };
 use ruma::{OwnedEventId, OwnedServerName, UserId};
-use storage::schema::{self, PartialRoomRecord, Standing};
+use storage::schema::{self, PartialRoomRecord};
 
-use super::{ActiveRoom, ReadError, RoomError, RoomHandle, StateKey, StoredEvent, change::Change, content};
+use super::{ActiveRoom, ReadError, RoomError, RoomHandle, StateKey, StoredEvent, change::Change};
 
 /// Servers of a room that are remembered to complete its state from.
 const SERVERS_MAX: usize = 50;
@@ -43,9 +43,8 @@ impl ActiveRoom {
             servers.push(origin.clone());
         }
         for server in &servers {
-            if !change.head.has_server(server) {
-                change.head.servers.insert(server.clone(), 1);
-                change.batch.put(&schema::ROOM_SERVERS, &(self.room, server.clone()), &1);
+            if let Some(count) = change.head.census.server_named(server) {
+                self.store_count(change, count);
             }
         }
         let own = &self.shared.server_name;
@@ -70,11 +69,11 @@ impl ActiveRoom {
         auth_events: &[Arc<StoredEvent>],
     ) -> Result<StateRoot, RoomError> {
         let mut entries = BTreeMap::<StateKey, Option<ShortEventId>>::new();
-        for event in auth_events.iter().filter(|event| is_member(event)) {
-            let Some(state_key) = event.pdu.state_key() else { continue };
-            let held = self.with_nodes(change, |nodes| state::get(nodes, root, "m.room.member", state_key));
+        for event in auth_events {
+            let Some((key, _)) = members(std::slice::from_ref(&event.pdu)).next() else { continue };
+            let held = self.with_nodes(change, |nodes| state::get(nodes, root, &key.0, &key.1));
             if held.await?.is_none() {
-                entries.insert((event.pdu.kind().to_owned(), state_key.to_owned()), Some(event.short));
+                entries.insert(key, Some(event.short));
             }
         }
         if entries.is_empty() { Ok(root) } else { self.apply(change, root, &entries).await }
@@ -117,45 +116,16 @@ impl ActiveRoom {
 
     /// Counts the joined members of each server anew.
     async fn recount(&self, change: &mut Change, root: StateRoot) -> Result<(), RoomError> {
-        let mut counts = BTreeMap::<OwnedServerName, u64>::new();
-        let (mut joined, mut invited) = (0, 0);
+        let mut members = Vec::new();
         for entry in self.state_entries(change, root).await? {
-            if entry.kind != "m.room.member" {
-                continue;
-            }
-            let Ok(user) = UserId::parse(&entry.state_key) else { continue };
-            match content::membership(&self.event(change, entry.event).await?.pdu).as_str() {
-                "join" => {
-                    joined += 1;
-                    *counts.entry(user.server_name().to_owned()).or_default() += 1;
-                }
-                "invite" => invited += 1,
-                _ => {}
+            if entry.kind == "m.room.member"
+                && let Ok(user) = UserId::parse(&entry.state_key)
+            {
+                members.push((user, content::membership(&self.event(change, entry.event).await?.pdu)));
             }
         }
-        for server in change.head.servers.keys().filter(|server| !counts.contains_key(*server)) {
-            change.batch.delete(&schema::ROOM_SERVERS, &(self.room, server.clone()));
-        }
-        for (server, count) in &counts {
-            change.batch.put(&schema::ROOM_SERVERS, &(self.room, server.clone()), count);
-        }
-        change.head.servers = counts.into_iter().collect();
-        (change.head.joined, change.head.invited) = (joined, invited);
+        self.set_census(change, Census::of(members));
         Ok(())
-    }
-}
-
-fn is_member(event: &StoredEvent) -> bool {
-    event.pdu.kind() == "m.room.member" && event.standing != Standing::Rejected
-}
-
-/// Members that an event's auth events name, where a state that lacks members does not have them.
-pub(super) fn add_members(state: &mut BTreeMap<StateKey, Arc<Pdu>>, auth_events: &[Arc<StoredEvent>]) {
-    for event in auth_events.iter().filter(|event| is_member(event)) {
-        if let Some(state_key) = event.pdu.state_key() {
-            let key = (event.pdu.kind().to_owned(), state_key.to_owned());
-            state.entry(key).or_insert_with(|| event.pdu.clone());
-        }
     }
 }
 

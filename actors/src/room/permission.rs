@@ -2,12 +2,12 @@
 //!
 //! Spec: client-server API, "Invite permission" and "Server Notices".
 
-use engine::pdu::Draft;
+use engine::{pdu::Draft, room::content};
 use ruma::{UserId, events::TimelineEventType};
 use serde::Deserialize;
 use storage::schema;
 
-use super::{ActiveRoom, RoomError, RoomShared, change::Change, content};
+use super::{ActiveRoom, RoomError, RoomShared, change::Change};
 
 /// The type of the account data that says who may invite a user.
 pub(crate) const INVITE_PERMISSION: &str = "m.invite_permission_config";

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use engine::pdu::{self, Draft, Pdu};
+pub use engine::room::receive::Advice;
 use http::Method;
 use ruma::{CanonicalJsonObject, OwnedServerName};
 use serde::Deserialize;
@@ -29,16 +30,6 @@ const RESPONSE_MAX: usize = 64 << 10;
 pub(super) struct PolicyServer {
     name: OwnedServerName,
     key: String,
-}
-
-/// What a policy server thinks of an event.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Advice {
-    /// It is recommended, or nobody was to be asked.
-    #[default]
-    Recommended,
-    /// It is not, so that clients do not see it.
-    Refused,
 }
 
 #[derive(Deserialize)]

@@ -8,20 +8,21 @@ use std::{
     sync::Arc,
 };
 
+pub use engine::room::receive::Received;
 use engine::{
-    auth,
     id::{ShortEventId, TimelineIndex},
     pdu::Pdu,
-    room::receive::{Evidence, Verdict},
+    room::{
+        graph::{by_auth, rank},
+        hole::HOLE_PLACES,
+        receive::{Arrival, Evidence, Standing, Step, recall},
+    },
     state::StateRoot,
 };
 use ruma::{OwnedEventId, OwnedServerName};
-use storage::schema::{self, GapRecord, SentBy, Standing};
+use storage::schema::{self, GapRecord, SentBy};
 
 use super::{ActiveRoom, Advice, Backfill, RoomError, StoredEvent, change::Change};
-
-/// Places in the timeline that are kept free where events are missing.
-const GAP_PLACES: u64 = 1000;
 
 /// An event from another server.
 #[derive(Clone, Debug)]
@@ -54,24 +55,6 @@ impl Receive {
     }
 }
 
-/// What became of a received event.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Received {
-    /// It is part of the room now, or was before.
-    Accepted,
-    /// It is part of the graph, but hidden from clients.
-    SoftFailed,
-    /// It was never allowed.
-    Rejected(String),
-    /// These are to be fetched first.
-    Lacks {
-        /// Prev events that are not known.
-        prev_events: Vec<OwnedEventId>,
-        /// Auth events that are not known.
-        auth_events: Vec<OwnedEventId>,
-    },
-}
-
 /// Where an event goes.
 pub(super) struct Placement {
     /// The state before it.
@@ -93,33 +76,31 @@ impl ActiveRoom {
     pub(super) async fn receive(&self, change: &mut Change, receive: Receive) -> Result<Received, RoomError> {
         let Receive { pdu, origin, prev_states, relay, advice, sent_by } = receive;
         change.relays = relay;
-        if *pdu.room_id() != *self.room_id {
-            return Ok(Received::Rejected("the event belongs to another room".to_owned()));
-        }
         let known = self.known_event(change, pdu.event_id()).await?;
-        match known.as_ref().map(|known| known.standing) {
-            Some(Standing::Rejected) => return Ok(Received::Rejected("rejected before".to_owned())),
-            Some(Standing::Accepted) => return Ok(Received::Accepted),
-            Some(Standing::SoftFailed) => return Ok(Received::SoftFailed),
-            Some(Standing::Outlier) | None => {}
+        if let Some(answer) = recall(&pdu, &self.room_id, known.as_ref().map(|known| known.standing)) {
+            return Ok(answer);
         }
-        let (auth_events, lacking_auth) = self.known_events(change, pdu.auth_events()).await?;
+        let (auth_events, unknown_auth) = self.known_events(change, pdu.auth_events()).await?;
         let (prevs, unknown) = self.known_events(change, pdu.prev_events()).await?;
         let (prevs, outliers): (Vec<_>, Vec<_>) =
             prevs.into_iter().partition(|event| event.standing != Standing::Outlier);
         let missing: Vec<_> =
             outliers.iter().map(|event| event.pdu.event_id().clone()).chain(unknown).collect();
-        let lacking_prev: Vec<_> =
-            missing.iter().filter(|id| !prev_states.contains_key(*id)).cloned().collect();
-        if !lacking_auth.is_empty() || !lacking_prev.is_empty() {
-            return Ok(Received::Lacks { prev_events: lacking_prev, auth_events: lacking_auth });
-        }
-        // What is missing in a hole of the timeline belongs there, not at its end.
         let hole = change.head.gaps.iter().find(|(_, gap)| gap.missing.contains(pdu.event_id()));
-        if let Some(at) = hole.map(|(at, _)| *at) {
-            let backfill = Backfill { gap: at, events: vec![pdu], states: BTreeMap::new(), origin };
-            self.backfill(change, backfill).await?;
-            return Ok(Received::Accepted);
+        let arrival = Arrival {
+            unknown_auth_events: &unknown_auth,
+            missing_prev_events: &missing,
+            prev_states: &prev_states,
+            hole: hole.map(|(end, _)| *end),
+        };
+        match arrival.step() {
+            Step::Answer(answer) => return Ok(answer),
+            Step::Fill(gap) => {
+                let backfill = Backfill { gap, events: vec![pdu], states: BTreeMap::new(), origin };
+                self.backfill(change, backfill).await?;
+                return Ok(Received::Accepted);
+            }
+            Step::Judge => {}
         }
         let mut before = self.state_before(change, &prevs, &missing, &prev_states).await?;
         if change.head.lacks_members {
@@ -128,35 +109,28 @@ impl ActiveRoom {
         let verdict = self.evidence(change, &pdu, &auth_events, before).await?.judge(&pdu, self.rules);
         let placement = Placement {
             before,
-            rank: rank(&auth_events),
+            rank: rank_of(&auth_events),
             short: known.map(|known| known.short),
             origin,
             missing,
             sent_by,
         };
-        let pdu = Arc::new(pdu);
-        match verdict {
-            Verdict::Accepted if advice == Advice::Refused => {
-                self.hide(change, pdu, Standing::SoftFailed, &placement);
-                Ok(Received::SoftFailed)
-            }
-            Verdict::Accepted => {
-                self.accept(change, pdu, placement).await?;
-                Ok(Received::Accepted)
-            }
-            Verdict::SoftFailed(reason) => {
-                tracing::debug!(event_id = %pdu.event_id(), %reason, "soft-failed an event");
-                self.hide(change, pdu.clone(), Standing::SoftFailed, &placement);
-                self.note_refused(change, pdu.event_id());
-                Ok(Received::SoftFailed)
-            }
-            Verdict::Rejected(reason) => {
-                tracing::debug!(event_id = %pdu.event_id(), %reason, "rejected an event");
-                self.hide(change, Arc::new(Pdu::clone(&pdu).rejected()), Standing::Rejected, &placement);
-                self.note_refused(change, pdu.event_id());
-                Ok(Received::Rejected(reason.to_string()))
+        if let Some(reason) = verdict.reason() {
+            tracing::debug!(event_id = %pdu.event_id(), %reason, "did not accept an event");
+        }
+        let (standing, received) = verdict.settle(advice);
+        match standing {
+            Standing::Accepted => drop(self.accept(change, Arc::new(pdu), placement).await?),
+            _ => {
+                let pdu = Arc::new(pdu);
+                self.hide(change, pdu.clone(), standing, &placement);
+                // By the rules, that is; what a policy server thinks stays.
+                if verdict.reason().is_some() {
+                    self.note_refused(change, pdu.event_id());
+                }
             }
         }
+        Ok(received)
     }
 
     async fn state_before(
@@ -208,7 +182,7 @@ impl ActiveRoom {
     ) -> Result<Arc<StoredEvent>, RoomError> {
         let Placement { before, rank, short, origin, missing, sent_by } = placement;
         let has_relations = self.has_relations(change, pdu.event_id()).await?;
-        let places = if missing.is_empty() { 1 } else { GAP_PLACES + 1 };
+        let places = if missing.is_empty() { 1 } else { HOLE_PLACES + 1 };
         let ticket = self.shared.store.storage().reserve(places);
         let position = ticket.last();
         let index = TimelineIndex::from(position);
@@ -268,6 +242,7 @@ impl ActiveRoom {
 
     /// Keeps an event that clients do not see.
     pub(super) fn hide(&self, change: &mut Change, pdu: Arc<Pdu>, standing: Standing, placement: &Placement) {
+        let pdu = if standing == Standing::Rejected { Arc::new(Pdu::clone(&pdu).rejected()) } else { pdu };
         let ticket = self.shared.store.storage().reserve(1);
         let event = Arc::new(StoredEvent {
             short: placement.short.unwrap_or(ShortEventId(ticket.last().0)),
@@ -289,44 +264,6 @@ impl ActiveRoom {
         change.tickets.push(ticket);
     }
 
-    /// Applies a redaction to its target, or to an event the redaction that came before it.
-    pub(super) async fn apply_redactions(
-        &self,
-        change: &mut Change,
-        event: &Arc<StoredEvent>,
-    ) -> Result<(), RoomError> {
-        if event.pdu.kind() == "m.room.redaction" {
-            let Some(target_id) = event.pdu.redacts() else { return Ok(()) };
-            if let Some(target) = self.known_event(change, target_id).await? {
-                return self.redact_if_allowed(change, &target, event).await;
-            }
-            let key = (self.room, target_id.to_owned());
-            change.batch.put(&schema::EARLY_REDACTIONS, &key, &event.short);
-            return Ok(());
-        }
-        let key = (self.room, event.pdu.event_id().clone());
-        let early = self.shared.store.storage().get(&schema::EARLY_REDACTIONS, &key).await?;
-        if let Some(short) = early {
-            let redaction = self.event(change, short).await?;
-            change.batch.delete(&schema::EARLY_REDACTIONS, &key);
-            self.redact_if_allowed(change, event, &redaction).await?;
-        }
-        Ok(())
-    }
-
-    async fn redact_if_allowed(
-        &self,
-        change: &mut Change,
-        target: &Arc<StoredEvent>,
-        redaction: &Arc<StoredEvent>,
-    ) -> Result<(), RoomError> {
-        let Some(powers) = self.powers(change).await? else { return Ok(()) };
-        if auth::redaction_applies(&redaction.pdu, &target.pdu, &powers) {
-            self.redact(change, target, redaction).await?;
-        }
-        Ok(())
-    }
-
     /// Stores events that others refer to, without a place in the graph.
     pub(super) async fn store_outliers(&self, change: &mut Change, pdus: Vec<Pdu>) -> Result<(), RoomError> {
         let held = self.current(change, "m.room.create", "").await?.map(|event| event.pdu.clone());
@@ -336,7 +273,7 @@ impl ActiveRoom {
             if *pdu.room_id() != *self.room_id || self.known_event(change, pdu.event_id()).await?.is_some() {
                 continue;
             }
-            let (auth_events, missing) = self.known_events(change, pdu.auth_events()).await?;
+            let (auth_events, _) = self.known_events(change, pdu.auth_events()).await?;
             let evidence = Evidence {
                 auth_events: auth_events
                     .iter()
@@ -345,16 +282,13 @@ impl ActiveRoom {
                 create: create.clone(),
                 ..Evidence::default()
             };
-            let verdict = evidence.check_auth_events(&pdu, self.rules);
-            let is_allowed = missing.is_empty() && verdict.is_ok();
-            if let Err(reason) = verdict {
+            let standing = evidence.judge_outlier(&pdu, self.rules).unwrap_or_else(|reason| {
                 tracing::debug!(event_id = %pdu.event_id(), %reason, "rejected an outlier");
-            }
-            let (pdu, standing) =
-                if is_allowed { (pdu, Standing::Outlier) } else { (pdu.rejected(), Standing::Rejected) };
+                Standing::Rejected
+            });
             let placement = Placement {
                 before: StateRoot::default(),
-                rank: rank(&auth_events),
+                rank: rank_of(&auth_events),
                 short: None,
                 origin: self.shared.server_name.clone(),
                 missing: Vec::new(),
@@ -367,36 +301,6 @@ impl ActiveRoom {
 }
 
 /// One more than the highest rank of the auth events.
-pub(super) fn rank(auth_events: &[Arc<StoredEvent>]) -> u64 {
-    auth_events.iter().map(|event| event.rank + 1).max().unwrap_or(0)
-}
-
-/// Events in an order in which each comes after those of them that authorise it; cycles are left out.
-fn by_auth(pdus: Vec<Pdu>) -> Vec<Pdu> {
-    let mut waiting: BTreeMap<OwnedEventId, Pdu> =
-        pdus.into_iter().map(|pdu| (pdu.event_id().clone(), pdu)).collect();
-    let mut blocked = BTreeMap::<OwnedEventId, usize>::new();
-    let mut blocks = BTreeMap::<OwnedEventId, Vec<OwnedEventId>>::new();
-    for (id, pdu) in &waiting {
-        let open: BTreeSet<_> = pdu.auth_events().iter().filter(|id| waiting.contains_key(*id)).collect();
-        blocked.insert(id.clone(), open.len());
-        for auth_id in open {
-            blocks.entry(auth_id.clone()).or_default().push(id.clone());
-        }
-    }
-    let mut ready: Vec<_> =
-        blocked.iter().filter(|(_, open)| **open == 0).map(|(id, _)| id.clone()).rev().collect();
-    let mut sorted = Vec::with_capacity(waiting.len());
-    while let Some(id) = ready.pop() {
-        for freed in blocks.remove(&id).unwrap_or_default() {
-            if let Some(open) = blocked.get_mut(&freed) {
-                *open -= 1;
-                if *open == 0 {
-                    ready.push(freed);
-                }
-            }
-        }
-        sorted.extend(waiting.remove(&id));
-    }
-    sorted
+pub(super) fn rank_of(auth_events: &[Arc<StoredEvent>]) -> u64 {
+    rank(auth_events.iter().map(|event| event.rank))
 }

@@ -11,6 +11,7 @@ use std::{
 use engine::{
     id::{ShortEventId, TimelineIndex},
     pdu::client::RoomIdField,
+    room::relation::{ANNOTATION, REFERENCE, REPLACE, Relation, THREAD},
 };
 use parking_lot::Mutex;
 use ruma::{OwnedEventId, UserId};
@@ -20,7 +21,7 @@ use storage::{Direction, KeyRange, schema};
 use super::{
     Access, Page, PageDirection, RoomError, RoomHandle, StoredEvent, Viewer,
     read::Sights,
-    relations::{ANNOTATION, REFERENCE, REPLACE, RelationChange, RelationRow, THREAD},
+    relations::{RelationChange, RelationRow},
 };
 
 /// Rows that are read of what relates to one event, to bundle it; older ones are not counted.
@@ -418,8 +419,7 @@ impl RoomHandle {
         related: &Related,
         reader: &Reader<'_>,
     ) -> Result<Option<Box<RawValue>>, RoomError> {
-        let is_edit =
-            super::relations::Relation::of(&event.pdu).is_some_and(|relation| relation.rel_type == REPLACE);
+        let is_edit = Relation::of(&event.pdu).is_some_and(|relation| relation.rel_type == REPLACE);
         if event.redacted_by.is_some() || is_edit {
             return Ok(None);
         }
@@ -439,7 +439,7 @@ impl RoomHandle {
         related: &Related,
         reader: &Reader<'_>,
     ) -> Result<Option<String>, RoomError> {
-        if related.thread.is_empty() || super::relations::Relation::of(&root.pdu).is_some() {
+        if related.thread.is_empty() || Relation::of(&root.pdu).is_some() {
             return Ok(None);
         }
         let Some(latest) = self.first_visible(related.thread.values().rev(), reader).await? else {

@@ -6,12 +6,10 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use engine::{
     id::{ShortEventId, TimelineIndex},
-    pdu::{Draft, Pdu},
+    pdu::Draft,
+    room::relation::{Relation, THREAD},
 };
 use ruma::{EventId, OwnedEventId, UserId};
-use serde::Deserialize;
-use serde_json::value::RawValue;
-use sha2::{Digest, Sha256};
 use storage::{
     Direction, KeyRange,
     schema::{self, RelationRecord},
@@ -19,76 +17,8 @@ use storage::{
 
 use super::{ActiveRoom, RoomError, StoredEvent, change::Change};
 
-/// The relation type of annotations, such as reactions.
-pub(super) const ANNOTATION: &str = "m.annotation";
-
-/// The relation type of generic references.
-pub(super) const REFERENCE: &str = "m.reference";
-
-/// The relation type of edits.
-pub(super) const REPLACE: &str = "m.replace";
-
-/// The relation type of messages in a thread.
-pub(super) const THREAD: &str = "m.thread";
-
-/// The longest relation type that is known, in bytes: no longer than the type of an event.
-const REL_TYPE_MAX: usize = 255;
-
 /// The newest rows of a thread that are looked at, to find one that no redaction under way removes.
 const THREAD_ROWS: usize = 16;
-
-/// What an event's content says of its relation to another event.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Relation {
-    /// The event that it relates to.
-    pub(super) target: OwnedEventId,
-    /// How it relates to it.
-    pub(super) rel_type: String,
-    /// What it annotates it with.
-    key: Option<String>,
-    /// Whether it has a new content for its target.
-    has_new_content: bool,
-}
-
-#[derive(Deserialize)]
-struct Content<'a> {
-    #[serde(rename = "m.relates_to")]
-    relates_to: RelatesTo,
-    #[serde(borrow, rename = "m.new_content")]
-    new_content: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct RelatesTo {
-    rel_type: String,
-    event_id: OwnedEventId,
-    key: Option<String>,
-}
-
-impl Relation {
-    /// The relation that a content states, if it has the right shape.
-    fn read(content: &RawValue) -> Option<Self> {
-        // Few events relate to others: the rest is not worth parsing.
-        if !content.get().contains("\"m.relates_to\"") {
-            return None;
-        }
-        let Content { relates_to, new_content } = serde_json::from_str(content.get()).ok()?;
-        let has_new_content = new_content.is_some_and(|content| content.get().starts_with('{'));
-        let RelatesTo { rel_type, event_id: target, key } = relates_to;
-        (rel_type.len() <= REL_TYPE_MAX).then_some(Self { target, rel_type, key, has_new_content })
-    }
-
-    /// The relation that an event states.
-    pub(super) fn of(pdu: &Pdu) -> Option<Self> {
-        Self::read(pdu.content())
-    }
-
-    /// What an annotation by an event of this type is known by.
-    fn annotation(&self, kind: &str) -> Option<[u8; 32]> {
-        let key = self.key.as_ref().filter(|_| self.rel_type == ANNOTATION)?;
-        Some(Sha256::digest(format!("{kind}\0{key}")).into())
-    }
-}
 
 /// An event that relates to another one, with its place in the timeline.
 #[derive(Clone, Debug)]
@@ -123,7 +53,7 @@ impl ActiveRoom {
         let Some(relation) = Relation::read(&draft.content) else { return Ok(()) };
         if relation.rel_type == THREAD
             && let Some(target) = self.known_event(change, &relation.target).await?
-            && Relation::of(&target.pdu).is_some()
+            && relation.is_thread_on_relation(&target.pdu)
         {
             return Err(RoomError::BadRelation(
                 "a thread cannot start from an event that relates to another",
@@ -131,11 +61,7 @@ impl ActiveRoom {
         }
         let kind = draft.kind.to_string();
         let Some(annotation) = relation.annotation(&kind) else { return Ok(()) };
-        let is_same = |event: &StoredEvent| {
-            let other = Relation::of(&event.pdu).filter(|other| other.target == relation.target);
-            event.pdu.sender() == sender
-                && other.and_then(|other| other.annotation(event.pdu.kind())) == Some(annotation)
-        };
+        let is_same = |event: &StoredEvent| relation.is_annotated_by(&event.pdu, sender, &kind);
         let key = (self.room, relation.target.clone(), sender.to_owned(), annotation);
         let stored = self.shared.store.storage().get(&schema::ANNOTATIONS, &key).await?;
         // The stored row may be that of an annotation whose redaction is not durable yet.
@@ -271,42 +197,5 @@ impl ActiveRoom {
         let rows = storage.range(&schema::RELATIONS, range, Direction::Descending, THREAD_ROWS).await?;
         let stored = rows.into_iter().find(|(_, row)| row.event != without && !changed.contains(&row.event));
         Ok(newest.max(stored.map(|((_, _, _, index), _)| index)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(content: &str) -> Option<Relation> {
-        Relation::read(&RawValue::from_string(content.to_owned()).unwrap())
-    }
-
-    #[test]
-    fn a_relation_has_a_type_and_a_target() {
-        let edit = read(r#"{"m.relates_to":{"rel_type":"m.replace","event_id":"$a"},"m.new_content":{}}"#);
-        let edit = edit.unwrap();
-        assert_eq!((edit.rel_type.as_str(), edit.target.as_str()), (REPLACE, "$a"));
-        assert!(edit.has_new_content);
-        for content in [
-            "{}",
-            r#"{"m.relates_to":{"m.in_reply_to":{"event_id":"$a"}}}"#,
-            r#"{"m.relates_to":{"rel_type":"m.replace","event_id":"a"}}"#,
-            r#"{"m.relates_to":{"rel_type":7,"event_id":"$a"}}"#,
-            r#"{"m.relates_to":"$a"}"#,
-        ] {
-            assert_eq!(read(content), None, "{content}");
-        }
-    }
-
-    #[test]
-    fn annotations_differ_by_type_and_key() {
-        let annotation = |key: &str, kind: &str| {
-            let relates_to = serde_json::json!({ "rel_type": ANNOTATION, "event_id": "$a", "key": key });
-            read(&serde_json::json!({ "m.relates_to": relates_to }).to_string()).unwrap().annotation(kind)
-        };
-        assert_eq!(annotation("tea", "m.reaction"), annotation("tea", "m.reaction"));
-        assert_ne!(annotation("tea", "m.reaction"), annotation("milk", "m.reaction"));
-        assert_ne!(annotation("tea", "m.reaction"), annotation("tea", "m.other"));
     }
 }

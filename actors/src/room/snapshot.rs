@@ -5,12 +5,12 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use engine::{
     id::{Position, ShortRoomId, TimelineIndex},
+    room::census::Census,
     room_version::RoomVersion,
     state::{Salt, StateRoot},
 };
 use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomVersionId,
-    ServerName, UserId,
+    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId, ServerName, UserId,
 };
 
 use storage::schema::GapRecord;
@@ -29,12 +29,8 @@ pub struct RoomHead {
     pub tips: Vec<Arc<StoredEvent>>,
     /// The newest place in the timeline.
     pub latest: TimelineIndex,
-    /// Number of joined members.
-    pub joined: u64,
-    /// Number of invited members.
-    pub invited: u64,
-    /// The servers in the room, with their numbers of joined members.
-    pub servers: imbl::OrdMap<OwnedServerName, u64>,
+    /// How many members there are, and of which servers.
+    pub census: Census,
     /// Holes in the known timeline, by the place after each.
     pub gaps: imbl::OrdMap<TimelineIndex, GapRecord>,
     /// The newest events of the timeline, oldest first.
@@ -52,7 +48,7 @@ pub struct RoomHead {
 impl RoomHead {
     /// Whether a server has joined members here.
     pub fn has_server(&self, server: &ServerName) -> bool {
-        self.servers.contains_key(server)
+        self.census.has_server(server)
     }
 
     /// Adds an accepted event to the recent timeline.

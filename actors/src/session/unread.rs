@@ -283,7 +283,7 @@ pub(super) async fn context(
     let member = room.state_event(root, "m.room.member", user_id.as_str()).await?;
     let name = member.and_then(|member| crate::room::content_string(&member.pdu, "displayname"));
     let name = name.unwrap_or_else(|| user_id.localpart().to_owned());
-    let members = UInt::new_saturating(snapshot.head.joined);
+    let members = UInt::new_saturating(snapshot.head.census.joined);
     let context = PushConditionRoomCtx::new(snapshot.room_id.clone(), members, user_id, name);
     let powers = if let Some(powers) = events.powers.get(&root) {
         powers

@@ -154,8 +154,8 @@ impl Turn<'_> {
         }
         if entry.is_joined() {
             if changed("m.room.member") {
-                result.joined_count = Some(snapshot.head.joined);
-                result.invited_count = Some(snapshot.head.invited);
+                result.joined_count = Some(snapshot.head.census.joined);
+                result.invited_count = Some(snapshot.head.census.invited);
             }
             if is_initial || is_news {
                 let unread = self.session.unread(&room).await?.total();

@@ -246,7 +246,8 @@ impl Pass<'_> {
     /// Spec: client-server API, "Calculating the display name for a room".
     async fn summary(&self, room: &RoomHandle) -> Result<Summary, RoomError> {
         let head = &room.snapshot().head;
-        let mut summary = Summary { joined: Some(head.joined), invited: Some(head.invited), heroes: None };
+        let mut summary =
+            Summary { joined: Some(head.census.joined), invited: Some(head.census.invited), heroes: None };
         let name = room.state_event(head.root, "m.room.name", "").await?;
         let alias = room.state_event(head.root, "m.room.canonical_alias", "").await?;
         let has = |event: Option<Arc<StoredEvent>>, field| {

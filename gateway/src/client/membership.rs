@@ -102,8 +102,16 @@ async fn enter(
             if matches!(error.errcode(), "M_UNABLE_TO_AUTHORISE_JOIN" | "M_UNABLE_TO_GRANT_JOIN")
                 && homeserver.federates() =>
         {
-            let others =
-                homeserver.room(room_id).await?.snapshot().head.servers.keys().cloned().collect::<Vec<_>>();
+            let others = homeserver
+                .room(room_id)
+                .await?
+                .snapshot()
+                .head
+                .census
+                .servers
+                .keys()
+                .cloned()
+                .collect::<Vec<_>>();
             let content = own_content(app, &user, reason).await?;
             homeserver.join_remote(&user, room_id, &others, &content).await.map_err(|_| error)
         }

@@ -1,6 +1,7 @@
 //! Records of rooms and their events.
 
 use bytes::Bytes;
+pub use engine::room::receive::Standing;
 use engine::{
     id::{Position, ShortEventId, ShortRoomId, TimelineIndex},
     state::{Salt, StateRoot},
@@ -34,21 +35,6 @@ pub struct RoomRecord {
     pub joined: u64,
     /// Number of invited members.
     pub invited: u64,
-}
-
-/// How an event fared in the checks on receipt.
-///
-/// Spec: server-server API, "Checks performed on receipt of a PDU".
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Standing {
-    /// Part of the graph and of the timeline.
-    Accepted,
-    /// Part of the graph, but hidden from clients and never a prev event of ours.
-    SoftFailed,
-    /// Failed authorization; kept so that it is not fetched again.
-    Rejected,
-    /// Known (as an auth event, say) but outside the graph.
-    Outlier,
 }
 
 /// The transaction that a local client sent an event with.
@@ -111,7 +97,7 @@ pub struct RelationRecord {
 }
 
 /// What everyone may know of a room, by one of its states.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublicFaceRecord {
     /// The state.
     pub root: StateRoot,

@@ -1,11 +1,13 @@
 //! The few content fields that a room looks into itself.
 
-use engine::pdu::Pdu;
-use ruma::OwnedUserId;
+use ruma::{OwnedRoomId, OwnedUserId};
 use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
+
+use crate::pdu::Pdu;
 
 /// A field set of an event's content, or its default if the content has another shape.
-pub(super) fn read<T: DeserializeOwned + Default>(pdu: &Pdu) -> T {
+fn read<T: DeserializeOwned + Default>(pdu: &Pdu) -> T {
     serde_json::from_str(pdu.content().get()).unwrap_or_default()
 }
 
@@ -29,7 +31,7 @@ struct JoinRules {
 
 #[derive(Deserialize)]
 struct AllowRule {
-    room_id: Option<ruma::OwnedRoomId>,
+    room_id: Option<OwnedRoomId>,
     #[serde(rename = "type")]
     kind: Option<String>,
 }
@@ -40,7 +42,7 @@ pub fn join_rule(pdu: Option<&Pdu>) -> String {
 }
 
 /// The rooms whose members may join, by an `m.room.join_rules` event.
-pub fn allowed_rooms(pdu: &Pdu) -> Vec<ruma::OwnedRoomId> {
+pub fn allowed_rooms(pdu: &Pdu) -> Vec<OwnedRoomId> {
     let allow = read::<JoinRules>(pdu).allow;
     allow
         .into_iter()
@@ -51,13 +53,13 @@ pub fn allowed_rooms(pdu: &Pdu) -> Vec<ruma::OwnedRoomId> {
 
 /// A string field of an event's content.
 pub fn string(pdu: &Pdu, field: &str) -> Option<String> {
-    let content: serde_json::Map<String, serde_json::Value> = read(pdu);
+    let content: Map<String, Value> = read(pdu);
     content.get(field)?.as_str().map(ToOwned::to_owned)
 }
 
 /// The users whom an `m.room.power_levels` event names with a level of their own.
-pub(super) fn power_users(pdu: &Pdu) -> Vec<OwnedUserId> {
-    let content: serde_json::Map<String, serde_json::Value> = read(pdu);
+pub fn power_users(pdu: &Pdu) -> Vec<OwnedUserId> {
+    let content: Map<String, Value> = read(pdu);
     let users = content.get("users").and_then(|users| users.as_object());
     users.into_iter().flatten().filter_map(|(user, _)| OwnedUserId::try_from(user.as_str()).ok()).collect()
 }

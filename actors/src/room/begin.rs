@@ -1,0 +1,100 @@
+//! A room that does not exist yet: it is created, taken over from another server, or known by a membership only.
+
+use ractor::{ActorRef, RpcReplyPort};
+use storage::{
+    Batch,
+    schema::{self, AliasRecord},
+};
+
+use super::{ActiveRoom, Adopted, Create, Empty, RoomError, RoomMessage, change::Change};
+
+impl Empty {
+    /// Takes a message; returns the room if that is the first that is known of it.
+    pub(super) async fn handle(
+        &self,
+        myself: &ActorRef<RoomMessage>,
+        message: RoomMessage,
+    ) -> Option<ActiveRoom> {
+        match message {
+            RoomMessage::Create(create, reply) => {
+                return Self::begin(myself, self.create(*create).await, reply, ());
+            }
+            RoomMessage::Adopt(adopt, reply) => {
+                return Self::begin(myself, self.adopt(*adopt).await, reply, Adopted::Done);
+            }
+            RoomMessage::Outside(outside, reply) => {
+                return Self::begin(myself, self.outside(*outside).await, reply, ());
+            }
+            RoomMessage::Prepare(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
+            RoomMessage::PrepareSend(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
+            RoomMessage::PrepareChange(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
+            RoomMessage::Receive(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
+            RoomMessage::Backfill(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
+            RoomMessage::Purge(_, _, reply) => drop(reply.send(Err(RoomError::NotFound))),
+            RoomMessage::Send(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
+            RoomMessage::Membership(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
+            RoomMessage::Outliers(_, reply)
+            | RoomMessage::Complete(_, reply)
+            | RoomMessage::Forget(_, reply)
+            | RoomMessage::Receipt(_, reply)
+            | RoomMessage::Typing(_, _, reply) => drop(reply.send(Err(RoomError::NotFound))),
+            RoomMessage::EarlyReceipt(..)
+            | RoomMessage::TypingDue
+            | RoomMessage::ExtremitiesDue
+            | RoomMessage::CommitFailed(_) => {}
+        }
+        None
+    }
+
+    fn begin<T: std::marker::Send + 'static>(
+        myself: &ActorRef<RoomMessage>,
+        begun: Result<(ActiveRoom, Change, Batch), RoomError>,
+        reply: RpcReplyPort<Result<T, RoomError>>,
+        answer: T,
+    ) -> Option<ActiveRoom> {
+        match begun {
+            Ok((mut room, change, extra)) => {
+                room.announce();
+                room.submit(myself, change, extra, move |result| {
+                    let _ = reply.send(result.map(|()| answer));
+                });
+                Some(room)
+            }
+            Err(error) => {
+                let _ = reply.send(Err(error));
+                None
+            }
+        }
+    }
+
+    async fn create(&self, create: Create) -> Result<(ActiveRoom, Change, Batch), RoomError> {
+        let storage = self.shared.store.storage();
+        if let Some(alias) = &create.alias
+            && storage.get(&schema::ALIASES, alias).await?.is_some()
+        {
+            return Err(RoomError::AliasInUse);
+        }
+        let room = self.fresh(&create.version)?;
+        let mut change = Change::new(&room);
+        let mut extra = Batch::default();
+        extra.expect_absent(&schema::ROOM_IDS, &self.room_id);
+        extra.put(&schema::ROOM_IDS, &self.room_id, &room.room);
+        if let Some(alias) = create.alias {
+            extra.expect_absent(&schema::ALIASES, &alias);
+            let record = AliasRecord { room_id: self.room_id.clone(), creator: create.creator.clone() };
+            extra.put(&schema::ALIASES, &alias, &record);
+            extra.put(&schema::ROOM_ALIASES, &(self.room_id.clone(), alias), &());
+        }
+        if create.is_public {
+            extra.put(&schema::PUBLIC_ROOMS, &self.room_id, &());
+        }
+        room.append_create(&mut change, create.create).await?;
+        for draft in create.rest {
+            room.append(&mut change, &create.creator, draft, None).await?;
+        }
+        for invite in create.invites {
+            room.change_membership(&mut change, invite).await?;
+        }
+        Ok((room, change, extra))
+    }
+}

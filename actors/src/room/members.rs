@@ -1,0 +1,130 @@
+//! What follows from a changed member: the counts, the list of servers, a local user's rooms.
+
+use engine::{
+    id::{ShortEventId, TimelineIndex},
+    room::{
+        census::{Census, ServerCount},
+        content,
+        membership::Stay,
+    },
+};
+use ruma::{OwnedUserId, UserId};
+use storage::schema::{self, MembershipRecord};
+
+use super::{ActiveRoom, RoomError, StoredEvent, change::Change};
+
+/// A member whose event in the current state changed.
+pub(super) struct MemberChange<'a> {
+    /// The event that held the place before.
+    pub(super) before: Option<&'a StoredEvent>,
+    /// The event that holds it now.
+    pub(super) after: Option<&'a StoredEvent>,
+    /// Where in the timeline it changed.
+    pub(super) at: TimelineIndex,
+}
+
+/// What a local user's relation to the room becomes.
+pub(super) struct Membership {
+    /// Whose it is.
+    pub(super) user: OwnedUserId,
+    /// The membership event.
+    pub(super) event: ShortEventId,
+    /// Where in the timeline it changes.
+    pub(super) at: TimelineIndex,
+    /// What it becomes.
+    pub(super) after: String,
+}
+
+impl ActiveRoom {
+    /// The stored relation of a local user to this room.
+    pub(super) async fn membership_record(
+        &self,
+        user: &UserId,
+    ) -> Result<Option<MembershipRecord>, RoomError> {
+        let key = (user.to_owned(), self.room_id.clone());
+        Ok(self.shared.store.storage().get(&schema::MEMBERSHIPS, &key).await?)
+    }
+
+    /// Keeps the member counts and local users' memberships in step with a membership event.
+    pub(super) async fn count_members(
+        &self,
+        change: &mut Change,
+        event: &StoredEvent,
+        replaces: Option<&StoredEvent>,
+    ) -> Result<(), RoomError> {
+        if event.pdu.kind() != "m.room.member" {
+            return Ok(());
+        }
+        let moved =
+            MemberChange { before: replaces, after: Some(event), at: event.index.unwrap_or_default() };
+        self.member_changed(change, &moved).await
+    }
+
+    /// Takes note of a changed member: in the counts, in the list of servers, in a local user's rooms.
+    pub(super) async fn member_changed(
+        &self,
+        change: &mut Change,
+        member: &MemberChange<'_>,
+    ) -> Result<(), RoomError> {
+        let membership = |event: Option<&StoredEvent>| {
+            event.map_or_else(|| "leave".to_owned(), |event| content::membership(&event.pdu))
+        };
+        let (before, after) = (membership(member.before), membership(member.after));
+        let Some(held) = member.after.or(member.before) else { return Ok(()) };
+        let Some(user) = held.pdu.state_key().and_then(|key| UserId::parse(key).ok()) else { return Ok(()) };
+        let is_own = user.server_name() == self.shared.server_name;
+        // Of other servers' members some may be not known here yet.
+        let least = u64::from(change.head.lacks_members && !is_own);
+        let is_newcomer = !is_own && !change.head.has_server(user.server_name());
+        if let Some(count) = change.head.census.member_moved(&user, &before, &after, least) {
+            if is_newcomer && count.joined > 0 {
+                change.newcomers.push(count.server.clone());
+            }
+            self.store_count(change, count);
+        }
+        if is_own {
+            let membership = Membership { user, event: held.short, at: member.at, after };
+            self.set_membership(change, membership, &before).await?;
+        }
+        Ok(())
+    }
+
+    /// Stores a server's number of joined members.
+    pub(super) fn store_count(&self, change: &mut Change, ServerCount { server, joined }: ServerCount) {
+        let key = (self.room, server);
+        if joined == 0 {
+            change.batch.delete(&schema::ROOM_SERVERS, &key);
+        } else {
+            change.batch.put(&schema::ROOM_SERVERS, &key, &joined);
+        }
+    }
+
+    /// Counts anew.
+    pub(super) fn set_census(&self, change: &mut Change, census: Census) {
+        for count in change.head.census.moved_to(&census) {
+            self.store_count(change, count);
+        }
+        change.head.census = census;
+    }
+
+    /// Stores a local user's relation to the room.
+    pub(super) async fn set_membership(
+        &self,
+        change: &mut Change,
+        membership: Membership,
+        before: &str,
+    ) -> Result<(), RoomError> {
+        let Membership { user, event, at: index, after } = membership;
+        let known = match change.memberships.iter().rev().find(|(known, _)| *known == user) {
+            Some((_, record)) => Some(record.clone()),
+            None => self.membership_record(&user).await?,
+        };
+        let known =
+            known.map(|known| Stay { membership: known.membership, since: known.since, left: known.left });
+        let Stay { membership, since, left } = Stay::after(known, before, after, index);
+        let record = MembershipRecord { room: self.room, membership, event, since, left, forgotten: false };
+        change.batch.put(&schema::MEMBERSHIPS, &(user.clone(), self.room_id.clone()), &record);
+        change.memberships.push((user, record));
+        Ok(())
+    }
+}

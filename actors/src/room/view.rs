@@ -1,0 +1,129 @@
+//! The room as a change in the making has it: what is stored, what is under way, and what the change adds.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use engine::{
+    auth::{self, Powers},
+    id::ShortEventId,
+    pdu::Draft,
+    state::{self, Missing, Node, NodeId, NodeSource, StateRoot},
+};
+use ruma::{EventId, UserId};
+
+use super::{ActiveRoom, RoomError, StateKey, StoredEvent, change::Change, pending::Pending};
+
+/// Nodes of a change that is not stored yet, in front of the room's own.
+struct NodesOf<'a> {
+    change: &'a BTreeMap<NodeId, Arc<Node>>,
+    pending: &'a Pending,
+    behind: &'a dyn NodeSource,
+}
+
+impl NodeSource for NodesOf<'_> {
+    fn node(&self, id: NodeId) -> Option<Arc<Node>> {
+        let cached = self.change.get(&id).cloned().or_else(|| self.behind.node(id));
+        cached.or_else(|| self.pending.node(id))
+    }
+}
+
+impl ActiveRoom {
+    /// The current state events that authorise an event.
+    pub(super) async fn auth_events(
+        &self,
+        change: &Change,
+        sender: &UserId,
+        draft: &Draft,
+    ) -> Result<BTreeMap<StateKey, Arc<StoredEvent>>, RoomError> {
+        let keys =
+            auth::auth_keys(&draft.kind, sender, draft.state_key.as_deref(), &draft.content, self.rules)?;
+        let mut events = BTreeMap::new();
+        for (kind, state_key) in keys {
+            if let Some(event) = self.current(change, &kind.to_string(), &state_key).await? {
+                events.insert((kind.to_string(), state_key), event);
+            }
+        }
+        Ok(events)
+    }
+
+    /// One key of the current state, as the change has it.
+    pub(super) async fn current(
+        &self,
+        change: &Change,
+        kind: &str,
+        state_key: &str,
+    ) -> Result<Option<Arc<StoredEvent>>, RoomError> {
+        let key = (kind.to_owned(), state_key.to_owned());
+        if let Some(event) = change.hot.get(&key) {
+            return Ok(Some(event.clone()));
+        }
+        let root = change.head.root;
+        let short = self.with_nodes(change, |nodes| state::get(nodes, root, kind, state_key)).await?;
+        match short {
+            None => Ok(None),
+            Some(short) => Ok(Some(self.event(change, short).await?)),
+        }
+    }
+
+    /// Runs a state operation on stored nodes and those that are still in the making.
+    pub(super) async fn with_nodes<T>(
+        &self,
+        change: &Change,
+        operation: impl Fn(&dyn NodeSource) -> Result<T, Missing>,
+    ) -> Result<T, RoomError> {
+        let read = self.shared.store.with_nodes(|behind| {
+            operation(&NodesOf { change: &change.nodes, pending: &self.pending, behind })
+        });
+        Ok(read.await?)
+    }
+
+    /// A state with some keys changed.
+    pub(super) async fn apply(
+        &self,
+        change: &mut Change,
+        root: StateRoot,
+        entries: &BTreeMap<StateKey, Option<ShortEventId>>,
+    ) -> Result<StateRoot, RoomError> {
+        let applied = self.with_nodes(change, |nodes| state::apply(nodes, root, self.salt, entries)).await?;
+        Ok(change.set_nodes(applied))
+    }
+
+    /// What users may do, by the current state; none in a room without a create event.
+    pub(super) async fn powers(&self, change: &Change) -> Result<Option<Powers>, RoomError> {
+        let Some(create) = self.current(change, "m.room.create", "").await? else { return Ok(None) };
+        let power_levels = self.current(change, "m.room.power_levels", "").await?;
+        let power_levels = power_levels.map(|event| event.pdu.clone());
+        Ok(Some(Powers::new(create.pdu.clone(), power_levels, self.rules)))
+    }
+
+    /// An event by its number.
+    pub(super) async fn event(
+        &self,
+        change: &Change,
+        short: ShortEventId,
+    ) -> Result<Arc<StoredEvent>, RoomError> {
+        let own = change.replaced.iter().chain(&change.events).find(|event| event.short == short);
+        let own = own.or_else(|| change.hidden.get(&short));
+        match own.or_else(|| self.pending.find(|event| event.short == short)) {
+            Some(event) => Ok(event.clone()),
+            None => Ok(self.shared.store.event(short).await?),
+        }
+    }
+
+    /// An event of this room by its ID, whether it is stored already or still in the making.
+    pub(super) async fn known_event(
+        &self,
+        change: &Change,
+        event_id: &EventId,
+    ) -> Result<Option<Arc<StoredEvent>>, RoomError> {
+        let own = change.replaced.iter().rev().chain(change.events.iter().rev());
+        let recent = change.head.recent.iter().rev();
+        let hot = own.chain(recent).find(|event| event.pdu.event_id() == event_id);
+        let hidden = || change.hidden_ids.get(event_id).and_then(|short| change.hidden.get(short));
+        let hot = hot.or_else(hidden);
+        let event = match hot.or_else(|| self.pending.find(|event| event.pdu.event_id() == event_id)) {
+            Some(event) => Some(event.clone()),
+            None => self.shared.store.event_by_id(event_id).await?,
+        };
+        Ok(event.filter(|event| event.room == self.room))
+    }
+}
