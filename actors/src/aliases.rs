@@ -6,9 +6,10 @@ use std::cmp::Reverse;
 
 use engine::{state::StateRoot, visibility::HistoryVisibility};
 use ruma::{OwnedRoomAliasId, OwnedRoomId, RoomAliasId, RoomId, UserId};
+pub use storage::schema::PublicFaceRecord;
 use storage::{
     Batch, CommitError, Direction, KeyRange,
-    schema::{self, AliasRecord, PublicFaceRecord},
+    schema::{self, AliasRecord},
 };
 
 use crate::{
@@ -27,24 +28,10 @@ const SEARCH_MAX: usize = 10_000;
 pub struct PublicRoom {
     /// The room.
     pub room_id: OwnedRoomId,
-    /// Its name.
-    pub name: Option<String>,
-    /// Its topic.
-    pub topic: Option<String>,
-    /// Its main alias.
-    pub canonical_alias: Option<OwnedRoomAliasId>,
-    /// Its avatar.
-    pub avatar_url: Option<String>,
-    /// How to join it.
-    pub join_rule: String,
-    /// The type of its create event.
-    pub room_type: Option<String>,
     /// Number of joined members.
     pub joined: u64,
-    /// Whether it can be read without joining.
-    pub world_readable: bool,
-    /// Whether guests may join.
-    pub guest_can_join: bool,
+    /// What its state says to everyone.
+    pub face: PublicFaceRecord,
 }
 
 impl Homeserver {
@@ -168,7 +155,7 @@ impl Homeserver {
                     }
                 },
             };
-            let room = PublicRoom::new(room_id, head.joined, face);
+            let room = PublicRoom { room_id, joined: head.joined, face };
             if wanted(&room) {
                 rooms.push(room);
             }
@@ -185,22 +172,6 @@ impl Homeserver {
 pub type Place<'a> = (Reverse<u64>, &'a RoomId);
 
 impl PublicRoom {
-    fn new(room_id: OwnedRoomId, joined: u64, face: PublicFaceRecord) -> Self {
-        let PublicFaceRecord { name, topic, canonical_alias, avatar_url, join_rule, room_type, .. } = face;
-        Self {
-            room_id,
-            name,
-            topic,
-            canonical_alias,
-            avatar_url,
-            join_rule,
-            room_type,
-            joined,
-            world_readable: face.world_readable,
-            guest_can_join: face.guest_can_join,
-        }
-    }
-
     /// Where it stands in the directory.
     pub fn place(&self) -> Place<'_> {
         (Reverse(self.joined), &self.room_id)
@@ -236,6 +207,6 @@ impl RoomHandle {
     pub async fn public_face(&self) -> Result<PublicRoom, RoomError> {
         let snapshot = self.snapshot();
         let face = face_at(self.store(), snapshot.head.root).await?;
-        Ok(PublicRoom::new(snapshot.room_id.clone(), snapshot.head.census.joined, face))
+        Ok(PublicRoom { room_id: snapshot.room_id.clone(), joined: snapshot.head.census.joined, face })
     }
 }

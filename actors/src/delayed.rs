@@ -9,16 +9,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use engine::pdu::Draft;
-use parking_lot::Mutex;
 use ruma::{OwnedDeviceId, OwnedEventId, OwnedRoomId, OwnedUserId, UserId};
 use serde_json::value::RawValue;
 use storage::{
     Batch, CommitError, Direction, KeyRange, StoreError,
     schema::{self, DelayedEventRecord, DelayedStage, SentBy},
 };
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use crate::{
+    background::Background,
     federation::is_own_trouble,
     homeserver::Homeserver,
     room::{RoomError, RoomHandle, Send},
@@ -109,30 +109,23 @@ pub enum DelayedError {
 pub(crate) struct DelayedEvents {
     max: Duration,
     changed: Notify,
-    stopping: watch::Sender<bool>,
-    task: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    task: Background,
 }
 
 impl DelayedEvents {
     pub(crate) fn new(max: Duration) -> Self {
-        Self { max, changed: Notify::new(), stopping: watch::Sender::new(false), task: Mutex::default() }
+        Self { max, changed: Notify::new(), task: Background::new("the sending of delayed events") }
     }
 
     /// Starts the task.
     pub(crate) fn start(&self, homeserver: &Homeserver) {
         let homeserver = homeserver.clone();
-        *self.task.lock() = Some(tokio::spawn(async move { homeserver.send_delayed_events().await }));
+        self.task.start(homeserver.send_delayed_events());
     }
 
     /// Ends the task.
     pub(crate) async fn stop(&self) {
-        self.stopping.send_replace(true);
-        let task = self.task.lock().take();
-        if let Some(task) = task
-            && let Err(error) = task.await
-        {
-            tracing::error!(%error, "the sending of delayed events ended badly");
-        }
+        self.task.stop().await;
     }
 }
 
@@ -284,7 +277,7 @@ impl Homeserver {
 
     /// Sends what is due until the server stops.
     async fn send_delayed_events(self) {
-        let mut stopping = self.delayed().stopping.subscribe();
+        let mut stopping = self.delayed().task.stopping();
         loop {
             let wait = match self.send_due().await {
                 Ok(wait) => wait,
@@ -319,7 +312,7 @@ impl Homeserver {
                 Some(_) => {}
             }
             for ((_, id), ()) in rows.into_iter().filter(|((due_ms, _), ())| *due_ms <= now_ms) {
-                if *self.delayed().stopping.borrow() {
+                if self.delayed().task.is_stopping() {
                     return Ok(LOOK_EVERY);
                 }
                 self.send_due_one(&id).await?;

@@ -144,6 +144,20 @@ pub(crate) struct Counted {
     pub(crate) outbox: Arc<Outbox>,
 }
 
+impl Counted {
+    /// Sends a request one way or the other, and counts what became of it.
+    async fn counted<T>(
+        &self,
+        request: FederationRequest,
+        send: impl AsyncFnOnce(FederationRequest) -> Result<T, FederationError>,
+    ) -> Result<T, FederationError> {
+        let path = request.path_and_query.clone();
+        let answer = send(request).await;
+        self.metrics.asked(&path, answer.as_ref().err());
+        answer
+    }
+}
+
 impl FederationClient for Counted {
     fn request<'a>(
         &'a self,
@@ -151,11 +165,11 @@ impl FederationClient for Counted {
         request: FederationRequest,
     ) -> BoxFuture<'a, Result<FederationResponse, FederationError>> {
         Box::pin(async move {
-            let path = request.path_and_query.clone();
-            let answer = self.inner.request(destination, request).await;
-            self.metrics.asked(&path, answer.as_ref().err());
             // What became of a transaction is its destination's to judge.
-            if answer.is_ok() && !path.starts_with("/_matrix/federation/v1/send/") {
+            let is_transaction = request.path_and_query.starts_with("/_matrix/federation/v1/send/");
+            let answer =
+                self.counted(request, async |request| self.inner.request(destination, request).await).await;
+            if answer.is_ok() && !is_transaction {
                 self.outbox.alive(destination);
             }
             answer
@@ -167,12 +181,7 @@ impl FederationClient for Counted {
         destination: &'a ServerName,
         request: FederationRequest,
     ) -> BoxFuture<'a, Result<FederationStream, FederationError>> {
-        Box::pin(async move {
-            let path = request.path_and_query.clone();
-            let answer = self.inner.stream(destination, request).await;
-            self.metrics.asked(&path, answer.as_ref().err());
-            answer
-        })
+        Box::pin(self.counted(request, async |request| self.inner.stream(destination, request).await))
     }
 
     fn fetch<'a>(

@@ -2,6 +2,7 @@
 
 mod admission;
 pub mod aliases;
+mod background;
 mod budget;
 pub mod delayed;
 pub mod destination;

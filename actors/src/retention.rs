@@ -8,13 +8,11 @@
 use std::time::Duration;
 
 use engine::pdu::Pdu;
-use parking_lot::Mutex;
 use ruma::OwnedRoomId;
 use serde::Deserialize;
 use storage::{Direction, KeyRange, schema};
-use tokio::sync::watch;
 
-use crate::{homeserver::Homeserver, room::RoomError};
+use crate::{background::Background, homeserver::Homeserver, room::RoomError};
 
 /// Rooms that are looked at at a time.
 const ROOMS_PAGE: usize = 500;
@@ -50,37 +48,30 @@ impl RetentionConfig {
 
 /// The task that looks for old messages.
 pub(crate) struct Retention {
-    stopping: watch::Sender<bool>,
-    task: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    task: Background,
 }
 
 impl Retention {
     pub(crate) fn new() -> Self {
-        Self { stopping: watch::Sender::new(false), task: Mutex::default() }
+        Self { task: Background::new("the purging of old messages") }
     }
 
     /// Starts the task.
     pub(crate) fn start(&self, homeserver: &Homeserver) {
         let Some(every) = homeserver.conversation().retention.every else { return };
         let homeserver = homeserver.clone();
-        *self.task.lock() = Some(tokio::spawn(async move { homeserver.purge_now_and_then(every).await }));
+        self.task.start(homeserver.purge_now_and_then(every));
     }
 
     /// Ends the task.
     pub(crate) async fn stop(&self) {
-        self.stopping.send_replace(true);
-        let task = self.task.lock().take();
-        if let Some(task) = task
-            && let Err(error) = task.await
-        {
-            tracing::error!(%error, "the purging of old messages ended badly");
-        }
+        self.task.stop().await;
     }
 }
 
 impl Homeserver {
     async fn purge_now_and_then(self, every: Duration) {
-        let mut stopping = self.retention().stopping.subscribe();
+        let mut stopping = self.retention().task.stopping();
         loop {
             if let Err(error) = self.purge_rooms().await {
                 tracing::error!(%error, "cannot look for old messages");
@@ -102,7 +93,7 @@ impl Homeserver {
                 .range(&schema::ROOMS, range.clone(), Direction::Ascending, ROOMS_PAGE)
                 .await?;
             for (_, head) in &page {
-                if *self.retention().stopping.borrow() {
+                if self.retention().task.is_stopping() {
                     return Ok(());
                 }
                 let retention = store.state_event(head.root, "m.room.retention", "").await?;
@@ -131,7 +122,7 @@ impl Homeserver {
             purged += page.purged;
             self.searching().purged();
             from = page.next;
-            if from.is_none() || *self.retention().stopping.borrow() {
+            if from.is_none() || self.retention().task.is_stopping() {
                 break;
             }
         }

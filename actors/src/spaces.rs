@@ -337,7 +337,7 @@ impl RoomHandle {
     ///
     /// Spec: client-server API, "Room Summaries".
     pub async fn summary(&self) -> Result<RoomSummary, RoomError> {
-        let face: PublicRoom = self.public_face().await?;
+        let PublicRoom { room_id, joined, face } = self.public_face().await?;
         let rules = self.current("m.room.join_rules", "").await?;
         let allowed = rules.map(|event| allowed_rooms(&event.pdu)).unwrap_or_default();
         let join_rule = match face.join_rule.as_str() {
@@ -349,9 +349,9 @@ impl RoomHandle {
             // An unknown rule lets nobody in without an invite.
             _ => JoinRuleSummary::Invite,
         };
-        let joined = UInt::new_saturating(face.joined);
+        let joined = UInt::new_saturating(joined);
         let mut summary =
-            RoomSummary::new(face.room_id, join_rule, face.guest_can_join, joined, face.world_readable);
+            RoomSummary::new(room_id, join_rule, face.guest_can_join, joined, face.world_readable);
         summary.canonical_alias = face.canonical_alias;
         summary.name = face.name;
         summary.topic = face.topic;

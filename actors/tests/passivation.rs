@@ -124,16 +124,19 @@ fn a_message_meets_the_old_actor_or_a_new_one() {
     });
 }
 
+/// A key with an actor, and a thread that passivates it.
+fn key_with_rival() -> (Arc<Key>, thread::JoinHandle<()>) {
+    let key = Arc::new(Key::default());
+    key.send();
+    let own = key.clone();
+    (key, thread::spawn(move || own.passivate()))
+}
+
 /// One who is needed again and again, and two passivators.
 #[test]
 fn two_passivators_end_an_actor_once() {
     model(|| {
-        let key = Arc::new(Key::default());
-        key.send();
-        let rival = {
-            let key = key.clone();
-            thread::spawn(move || key.passivate())
-        };
+        let (key, rival) = key_with_rival();
         let caller = {
             let key = key.clone();
             thread::spawn(move || key.send())
@@ -149,12 +152,7 @@ fn two_passivators_end_an_actor_once() {
 #[test]
 fn a_shutdown_and_a_passivation_end_an_actor_once() {
     model(|| {
-        let key = Arc::new(Key::default());
-        key.send();
-        let rival = {
-            let key = key.clone();
-            thread::spawn(move || key.passivate())
-        };
+        let (key, rival) = key_with_rival();
         key.shut_down();
         rival.join().unwrap();
         assert_eq!(key.live.load(Ordering::Relaxed), 0);

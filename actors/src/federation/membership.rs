@@ -36,6 +36,13 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Versions from whose events on the room ID alone says nothing about a server to ask.
 const UNVERSIONED: RoomVersionId = RoomVersionId::V1;
 
+/// A way into a room.
+#[derive(Clone, Copy, Debug)]
+enum Entry {
+    Join,
+    Knock,
+}
+
 impl Homeserver {
     /// Whether this server takes part in a room, so that its users' memberships are its own affair.
     pub async fn is_resident(&self, room_id: &RoomId) -> Result<bool, RoomError> {
@@ -84,12 +91,27 @@ impl Homeserver {
         via: &[OwnedServerName],
         content: &Map<String, Value>,
     ) -> Result<(), RoomError> {
+        self.enter(Entry::Join, (user, room_id), via, content).await
+    }
+
+    /// Tries a room's servers one after the other until it works through one.
+    async fn enter(
+        &self,
+        entry: Entry,
+        (user, room_id): (&UserId, &RoomId),
+        via: &[OwnedServerName],
+        content: &Map<String, Value>,
+    ) -> Result<(), RoomError> {
         let mut last = RoomError::NotFound;
         for server in self.ways_in(user, room_id, via).await? {
-            match self.join_through(&server, user, room_id, content).await {
+            let entered = match entry {
+                Entry::Join => self.join_through(&server, user, room_id, content).await,
+                Entry::Knock => self.knock_through(&server, user, room_id, content).await,
+            };
+            match entered {
                 Ok(()) => return Ok(()),
                 Err(error) => {
-                    tracing::info!(%room_id, %server, %error, "cannot join through this server");
+                    tracing::info!(%room_id, %server, %error, ?entry, "cannot enter through this server");
                     last = more_telling(last, error);
                 }
             }
@@ -147,14 +169,7 @@ impl Homeserver {
         via: &[OwnedServerName],
         content: &Map<String, Value>,
     ) -> Result<(), RoomError> {
-        let mut last = RoomError::NotFound;
-        for server in self.ways_in(user, room_id, via).await? {
-            match self.knock_through(&server, user, room_id, content).await {
-                Ok(()) => return Ok(()),
-                Err(error) => last = more_telling(last, error),
-            }
-        }
-        Err(last)
+        self.enter(Entry::Knock, (user, room_id), via, content).await
     }
 
     async fn knock_through(

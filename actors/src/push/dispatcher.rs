@@ -8,11 +8,10 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use parking_lot::Mutex;
 use storage::{Direction, KeyRange, StoreError, schema};
 use tokio::{
     sync::{mpsc, watch},
-    task::{JoinHandle, JoinSet},
+    task::JoinSet,
     time::Instant,
 };
 
@@ -23,6 +22,7 @@ use super::{
     watch::News,
 };
 use crate::{
+    background::Background,
     homeserver::{Homeserver, WeakHomeserver},
     session::PusherKey,
 };
@@ -40,19 +40,13 @@ const PAGE: usize = 500;
 pub(crate) struct Pushing {
     gateway: Arc<dyn PushGateway>,
     metrics: PushMetrics,
-    stopping: watch::Sender<bool>,
-    task: Mutex<Option<JoinHandle<()>>>,
+    task: Background,
 }
 
 impl Pushing {
     /// Nothing is pushed until [`Self::start`].
     pub(crate) fn new(gateway: Arc<dyn PushGateway>) -> Self {
-        Self {
-            gateway,
-            metrics: PushMetrics::default(),
-            stopping: watch::Sender::new(false),
-            task: Mutex::default(),
-        }
+        Self { gateway, metrics: PushMetrics::default(), task: Background::new("pushing") }
     }
 
     /// Calls push gateways.
@@ -73,19 +67,12 @@ impl Pushing {
         if let Err(error) = dispatcher.load(homeserver).await {
             tracing::error!(%error, "cannot read the pushers; they start with their next change");
         }
-        let stopping = self.stopping.subscribe();
-        *self.task.lock() = Some(tokio::spawn(dispatcher.run(news, stopping)));
+        self.task.start(dispatcher.run(news, self.task.stopping()));
     }
 
     /// Ends the task; what is under way starts over with the next start.
     pub(crate) async fn stop(&self) {
-        self.stopping.send_replace(true);
-        let task = self.task.lock().take();
-        if let Some(task) = task
-            && let Err(error) = task.await
-        {
-            tracing::error!(%error, "pushing ended badly");
-        }
+        self.task.stop().await;
     }
 }
 

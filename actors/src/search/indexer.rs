@@ -10,7 +10,6 @@
 use std::{sync::Arc, time::Duration};
 
 use engine::id::{Position, ShortEventId};
-use parking_lot::Mutex;
 use ruma::OwnedEventId;
 use serde::Deserialize;
 use storage::{
@@ -18,12 +17,12 @@ use storage::{
     schema::{self, EventRecord, Standing},
     text::{self, TextDocument, TextError, TextField, TextIndex},
 };
-use tokio::{
-    sync::{Notify, watch},
-    task::JoinHandle,
-};
+use tokio::sync::{Notify, watch};
 
-use crate::room::{ReadError, RoomShared, StoredEvent};
+use crate::{
+    background::Background,
+    room::{ReadError, RoomShared, StoredEvent},
+};
 
 /// Events that are read at a time.
 const PAGE: usize = 200;
@@ -56,8 +55,7 @@ pub(crate) struct Searching {
     indexed: watch::Sender<Position>,
     wanted: Notify,
     purged: Notify,
-    stopping: watch::Sender<bool>,
-    task: Mutex<Option<JoinHandle<()>>>,
+    task: Background,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -81,12 +79,11 @@ impl Searching {
             indexed: watch::Sender::new(Position(0)),
             wanted: Notify::new(),
             purged: Notify::new(),
-            stopping: watch::Sender::new(false),
-            task: Mutex::default(),
+            task: Background::new("the full-text index"),
         });
         if let Some(index) = searching.index.clone() {
             let own = searching.clone();
-            *searching.task.lock() = Some(tokio::spawn(async move { own.run(index).await }));
+            searching.task.start(async move { own.run(index).await });
         }
         searching
     }
@@ -98,13 +95,7 @@ impl Searching {
 
     /// Ends the task.
     pub(crate) async fn stop(&self) {
-        self.stopping.send_replace(true);
-        let task = self.task.lock().take();
-        if let Some(task) = task
-            && let Err(error) = task.await
-        {
-            tracing::error!(%error, "the full-text index's task ended badly");
-        }
+        self.task.stop().await;
     }
 
     /// Messages of a room were purged: the index is to let go of their words.
@@ -125,7 +116,7 @@ impl Searching {
     }
 
     async fn run(&self, index: Arc<TextIndex>) {
-        let mut stopping = self.stopping.subscribe();
+        let mut stopping = self.task.stopping();
         tokio::select! {
             biased;
             // The sender is this task's own.

@@ -255,14 +255,14 @@ pub async fn page(
 
 fn passes(filter: &Filter, room: &PublicRoom) -> bool {
     let contains = |term: &str| {
-        let alias = room.canonical_alias.as_ref().map(ToString::to_string);
-        let texts = [room.name.as_ref(), room.topic.as_ref(), alias.as_ref()];
+        let alias = room.face.canonical_alias.as_ref().map(ToString::to_string);
+        let texts = [room.face.name.as_ref(), room.face.topic.as_ref(), alias.as_ref()];
         texts.into_iter().flatten().any(|text| text.to_lowercase().contains(term))
     };
     let type_passes = filter.room_types.is_empty()
         || filter.room_types.iter().any(|wanted| match wanted {
-            RoomTypeFilter::Default => room.room_type.is_none(),
-            wanted => room.room_type.as_deref() == wanted.as_str(),
+            RoomTypeFilter::Default => room.face.room_type.is_none(),
+            wanted => room.face.room_type.as_deref() == wanted.as_str(),
         });
     let term = filter.generic_search_term.as_deref().map(str::to_lowercase).filter(|term| !term.is_empty());
     type_passes && term.is_none_or(|term| contains(&term))
@@ -272,34 +272,29 @@ fn chunk(room: PublicRoom) -> PublicRoomsChunk {
     let mut chunk = PublicRoomsChunk::from(PublicRoomsChunkInit {
         num_joined_members: UInt::new_saturating(room.joined),
         room_id: room.room_id,
-        world_readable: room.world_readable,
-        guest_can_join: room.guest_can_join,
+        world_readable: room.face.world_readable,
+        guest_can_join: room.face.guest_can_join,
     });
-    chunk.canonical_alias = room.canonical_alias;
-    chunk.name = room.name;
-    chunk.topic = room.topic;
-    chunk.avatar_url = room.avatar_url.map(Into::into);
-    chunk.join_rule = room.join_rule.into();
-    chunk.room_type = room.room_type.map(RoomType::from);
+    chunk.canonical_alias = room.face.canonical_alias;
+    chunk.name = room.face.name;
+    chunk.topic = room.face.topic;
+    chunk.avatar_url = room.face.avatar_url.map(Into::into);
+    chunk.join_rule = room.face.join_rule.into();
+    chunk.room_type = room.face.room_type.map(RoomType::from);
     chunk
 }
 
 #[cfg(test)]
 mod tests {
+    use actors::aliases::PublicFaceRecord;
+
     use super::*;
 
     fn room(joined: u64, name: &str) -> PublicRoom {
         PublicRoom {
             room_id: RoomId::parse(format!("!{name}:example.org")).unwrap(),
-            name: None,
-            topic: None,
-            canonical_alias: None,
-            avatar_url: None,
-            join_rule: "public".to_owned(),
-            room_type: None,
             joined,
-            world_readable: false,
-            guest_can_join: false,
+            face: PublicFaceRecord { join_rule: "public".to_owned(), ..PublicFaceRecord::default() },
         }
     }
 

@@ -91,7 +91,7 @@ async fn enter(
         return Ok(homeserver.join_remote(&user, room_id, via, &content).await?);
     }
     let meets_allow_rule = homeserver.meets_allow_rule(&user, room_id).await?;
-    if requester.is_guest && !homeserver.room(room_id).await?.public_face().await?.guest_can_join {
+    if requester.is_guest && !homeserver.room(room_id).await?.public_face().await?.face.guest_can_join {
         return Err(guests_may_not_join());
     }
     let action = MembershipAction::Join { meets_allow_rule };

@@ -94,55 +94,63 @@ async fn assert_outcome(room: &str, user: &User, erin: &User, dave: &User, what:
     assert_eq!(user.state(room, "m.room.name", "").await, Some(json!({ "name": "by bob" })), "{what}");
 }
 
-#[tokio::test]
-async fn two_servers_agree_after_they_were_apart() {
-    let (here, there) = (Link::start().await, Link::start().await);
-    let (server, other) = (Server::start_behind(&here).await, Server::start_behind(&there).await);
-    let (alice, erin) = (User(server.client("alice").await), User(server.client("erin").await));
-    let (bob, dave) = (User(other.client("bob").await), User(other.client("dave").await));
+/// Two servers, each behind a link, with two users each.
+struct Parted<'a> {
+    links: [&'a Link; 2],
+    names: [&'a str; 2],
+    here: [User; 2],
+    there: [User; 2],
+}
+
+/// Has them quarrel in rooms of these versions while they are apart, and agree once they are not.
+async fn part_and_heal(parted: Parted<'_>, versions: &[&str]) {
+    let Parted { links, names, here: [alice, erin], there: [bob, dave] } = parted;
     let mut rooms = Vec::new();
-    for version in ["1", "2", "11", "12"] {
-        rooms.push((version, shared_room(&alice, &bob, version, &[&erin, &dave], server.name()).await));
+    for version in versions {
+        rooms.push((version, shared_room(&alice, &bob, version, &[&erin, &dave], names[0]).await));
     }
-    here.cut(other.name());
-    there.cut(server.name());
+    links[0].cut(names[1]);
+    links[1].cut(names[0]);
     for (_, room) in &rooms {
         quarrel(room, (&alice, &erin), (&bob, &dave)).await;
     }
-    here.heal();
-    there.heal();
+    for link in links {
+        link.heal();
+    }
     for (version, room) in &rooms {
         let what = format!("version {version}");
         make_up(room, &alice, &bob, &what).await;
         // Version 1 decides bans by depth: either may win there, but the same on both sides.
-        if *version != "1" {
+        if **version != "1" {
             assert_outcome(room, &alice, &erin, &dave, &what).await;
         }
     }
 }
 
 #[tokio::test]
+async fn two_servers_agree_after_they_were_apart() {
+    let (here, there) = (Link::start().await, Link::start().await);
+    let (server, other) = (Server::start_behind(&here).await, Server::start_behind(&there).await);
+    let parted = Parted {
+        links: [&here, &there],
+        names: [server.name(), other.name()],
+        here: [User(server.client("alice").await), User(server.client("erin").await)],
+        there: [User(other.client("bob").await), User(other.client("dave").await)],
+    };
+    part_and_heal(parted, &["1", "2", "11", "12"]).await;
+}
+
+#[tokio::test]
 async fn this_server_and_synapse_agree_after_they_were_apart() {
     let (here, there) = (Link::start().await, Link::start().await);
     let (server, synapse) = (Server::start_behind(&here).await, Synapse::start_behind(&there).await);
-    let (alice, erin) = (User(server.client("alice").await), User(server.client("erin").await));
-    let (bob, dave) = (User(synapse.client("bob").await), User(synapse.client("dave").await));
-    let mut rooms = Vec::new();
-    for version in ["2", "11", "12"] {
-        rooms.push((version, shared_room(&alice, &bob, version, &[&erin, &dave], server.name()).await));
-    }
-    here.cut(synapse.server_name());
-    there.cut(server.name());
-    for (_, room) in &rooms {
-        quarrel(room, (&alice, &erin), (&bob, &dave)).await;
-    }
-    here.heal();
-    there.heal();
-    for (version, room) in &rooms {
-        let what = format!("version {version}");
-        make_up(room, &alice, &bob, &what).await;
-        assert_outcome(room, &alice, &erin, &dave, &what).await;
-    }
+    let parted = Parted {
+        links: [&here, &there],
+        names: [server.name(), synapse.server_name()],
+        here: [User(server.client("alice").await), User(server.client("erin").await)],
+        there: [User(synapse.client("bob").await), User(synapse.client("dave").await)],
+    };
+    part_and_heal(parted, &["2", "11", "12"]).await;
 }
 
 #[tokio::test]
