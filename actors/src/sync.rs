@@ -7,6 +7,7 @@
 //! Spec: client-server API, "Syncing".
 
 mod encryption;
+pub(crate) mod ephemeral;
 mod response;
 mod room;
 mod state;

@@ -179,3 +179,66 @@ async fn presence_of_the_ignored_is_not_told() {
     let again = alice.sync(&format!("since={since}&timeout=0")).await;
     assert!(!is_from(&again, &mallory), "{again}");
 }
+
+/// The contents of a room's ephemeral events in one response, by their type, from `/sync` or from sliding sync.
+fn ephemeral(sync: &Value, room: &str) -> (Vec<Value>, Vec<Value>) {
+    let events = sync["rooms"]["join"][room]["ephemeral"]["events"].as_array();
+    let slid = ["typing", "receipts"].map(|name| &sync["extensions"][name]["rooms"][room]);
+    let all = events.into_iter().flatten().chain(slid.into_iter().filter(|event| event.is_object()));
+    let (typing, receipts): (Vec<_>, Vec<_>) = all.partition(|event| event["type"] == "m.typing");
+    let contents = |events: Vec<&Value>| events.iter().map(|event| event["content"].clone()).collect();
+    (contents(typing), contents(receipts))
+}
+
+#[tokio::test]
+async fn receipts_and_typing_of_the_ignored_are_not_told() {
+    let server = Server::start().await;
+    let [alice, bob, mallory] = server.clients(["alice", "bob", "mallory"]).await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.join(&room).await.ok();
+    mallory.join(&room).await.ok();
+    let event = alice.say(&room, "1", "hello").await;
+    let read = Client::room(&room, &format!("receipt/m.read/{}", segment(&event)));
+    let typing = |client: &Client| Client::room(&room, &format!("typing/{}", segment(&client.user_id)));
+    let begin = json!({ "typing": true, "timeout": 120_000 });
+    let sliding = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync";
+    let lists = json!({ "all": { "ranges": [[0, 9]], "timeline_limit": 1, "required_state": [] } });
+    let extensions = json!({ "typing": { "enabled": true }, "receipts": { "enabled": true } });
+    let slide = async |pos: &str| {
+        // A first request starts a connection over; each has its own here.
+        let conn_id = if pos.is_empty() { "fresh" } else { "kept" };
+        let body = json!({ "conn_id": conn_id, "lists": lists, "extensions": extensions });
+        alice.post(&format!("{sliding}?timeout=0{pos}"), &body).await.ok()
+    };
+    ignore(&alice, &[&mallory.user_id]).await;
+    let (hers, his) = (alice.token_of_sync().await, bob.token_of_sync().await);
+    let pos = format!("&pos={}", slide("&first").await["pos"].as_str().unwrap());
+    mallory.post(&read, &json!({})).await.ok();
+    mallory.put(&typing(&mallory), &begin).await.ok();
+    let types = |sync: &Value, client: &Client| {
+        ephemeral(sync, &room).0.iter().any(|content| content["user_ids"] == json!([client.user_id]))
+    };
+    let reads = |sync: &Value, client: &Client| {
+        let receipts = ephemeral(sync, &room).1;
+        receipts.iter().any(|content| content[&event]["m.read"][&client.user_id].is_object())
+    };
+    // Once bob has seen both, they are there to be told.
+    bob.sync_until(&his, |sync| types(sync, &mallory)).await;
+    bob.sync_until(&his, |sync| reads(sync, &mallory)).await;
+    let nothing = (Vec::new(), Vec::new());
+    assert_eq!(ephemeral(&alice.sync(&format!("since={hers}&timeout=0")).await, &room), nothing);
+    assert_eq!(ephemeral(&alice.sync("timeout=0").await, &room), nothing);
+    assert_eq!(ephemeral(&slide(&pos).await, &room), nothing);
+    assert_eq!(ephemeral(&slide("").await, &room), nothing);
+    // What others do beside them is told, and only that.
+    bob.post(&read, &json!({})).await.ok();
+    bob.put(&typing(&bob), &begin).await.ok();
+    alice.sync_until(&hers, |sync| types(sync, &bob)).await;
+    alice.sync_until(&hers, |sync| reads(sync, &bob)).await;
+    let later = alice.sync(&format!("since={hers}&timeout=0")).await;
+    for sync in [later, alice.sync("timeout=0").await, slide(&pos).await, slide("").await] {
+        assert!(types(&sync, &bob) && reads(&sync, &bob), "{sync}");
+        let told = json!(ephemeral(&sync, &room)).to_string();
+        assert!(!told.contains(mallory.user_id.as_str()), "{sync}");
+    }
+}

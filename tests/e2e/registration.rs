@@ -131,8 +131,7 @@ async fn a_deactivated_account_is_gone_for_good() {
         "identifier": { "type": "m.id.user", "user": alice.user_id },
         "password": alice.password(),
     });
-    let refused = bob.post("/_matrix/client/v3/login", &login).await;
-    assert_eq!(refused.status, 403, "{refused:?}");
+    bob.post("/_matrix/client/v3/login", &login).await.is(403, "M_USER_DEACTIVATED");
     let name = json!({ "username": alice.localpart(), "password": "p", "auth": { "type": "m.login.dummy" } });
     bob.post(REGISTER, &name).await.is(400, "M_USER_IN_USE");
     let is_gone = |sync: &Value| {

@@ -11,7 +11,7 @@ use storage::{
 };
 use tokio::time::Instant;
 
-use super::{ActiveRoom, Receipt, RoomError, RoomMessage, Typing};
+use super::{ActiveRoom, Receipt, RoomError, RoomMessage};
 use crate::{
     destination::{Ephemeral, EphemeralContent},
     hub::Changed,
@@ -44,7 +44,7 @@ impl ActiveRoom {
         let now = Instant::now();
         let Some(timeout) = timeout else {
             if self.typists.0.remove(user).is_some() {
-                self.publish_typing();
+                self.publish_typing(std::iter::once(user.to_owned()));
                 self.send_typing(user, false);
             }
             return;
@@ -56,7 +56,7 @@ impl ActiveRoom {
         let typist = Typist { until: now + timeout, told: told.unwrap_or(now) };
         self.typists.0.insert(user.to_owned(), typist);
         if before.is_none() {
-            self.publish_typing();
+            self.publish_typing(std::iter::once(user.to_owned()));
         }
         if told.is_none() {
             self.send_typing(user, true);
@@ -121,17 +121,19 @@ impl ActiveRoom {
             all.into_iter().partition(|(_, typist)| typist.until > now);
         self.typists.0 = left;
         if !over.is_empty() {
-            self.publish_typing();
+            self.publish_typing(over.keys().cloned());
         }
         for user in over.keys() {
             self.send_typing(user, false);
         }
     }
 
-    fn publish_typing(&self) {
+    /// Publishes the list of who is typing, which some users have just come to or gone from.
+    fn publish_typing(&self, moved: impl Iterator<Item = OwnedUserId>) {
         // Not durable: the position only orders the notice among what sync clients have seen.
         let ticket = self.shared.store.storage().reserve(1);
-        let typing = Typing { users: self.typists.0.keys().cloned().collect(), position: ticket.last() };
+        let users = self.typists.0.keys().cloned().collect();
+        let typing = self.published.typing.load().next(users, moved, ticket.last());
         self.published.typing.store(Arc::new(typing));
         self.shared.hub.room_changed(self.room, Changed::default(), ticket.last());
     }

@@ -152,6 +152,39 @@ pub struct Typing {
     pub users: Vec<OwnedUserId>,
     /// When the list last changed.
     pub position: Position,
+    /// Who last began or ended, and when, oldest first.
+    pub changes: Vec<(Position, OwnedUserId)>,
+}
+
+/// Changes of who is typing that a room remembers: more than there are between two syncs of a client.
+const TYPING_CHANGES_MAX: usize = 32;
+
+impl Typing {
+    /// The list that follows this one, where some users have just begun or ended.
+    #[must_use]
+    pub fn next(
+        &self,
+        users: Vec<OwnedUserId>,
+        moved: impl Iterator<Item = OwnedUserId>,
+        position: Position,
+    ) -> Self {
+        let mut changes = self.changes.clone();
+        changes.extend(moved.map(|user| (position, user)));
+        let surplus = changes.len().saturating_sub(TYPING_CHANGES_MAX);
+        changes.drain(..surplus);
+        Self { users, position, changes }
+    }
+
+    /// Whether one of the users whom `counts` lets through has begun or ended since a position.
+    pub fn changed_since(&self, since: Position, counts: impl Fn(&UserId) -> bool) -> bool {
+        if self.position <= since {
+            return false;
+        }
+        // Who came before the oldest that is remembered is not known any more.
+        let is_known = self.changes.len() < TYPING_CHANGES_MAX
+            || self.changes.first().is_some_and(|(oldest, _)| *oldest <= since);
+        !is_known || self.changes.iter().any(|(position, user)| *position > since && counts(user))
+    }
 }
 
 /// Where a room publishes its views.
@@ -164,4 +197,32 @@ pub struct Published {
     pub typing: ArcSwap<Typing>,
     /// What relates to the events that were lately looked at.
     pub related: RelatedCache,
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::{owned_user_id, user_id};
+
+    use super::*;
+
+    #[test]
+    fn a_typing_list_tells_whose_change_it_is() {
+        let (alice, mallory) = (owned_user_id!("@alice:one"), owned_user_id!("@mallory:one"));
+        let begin = |typing: &Typing, user: &OwnedUserId, at| {
+            typing.next(vec![user.clone()], std::iter::once(user.clone()), Position(at))
+        };
+        let not_mallory = |user: &UserId| user != user_id!("@mallory:one");
+        let mut typing = begin(&Typing::default(), &mallory, 5);
+        assert!(typing.changed_since(Position(4), |_| true));
+        assert!(!typing.changed_since(Position(4), not_mallory));
+        typing = begin(&typing, &alice, 7);
+        assert!(typing.changed_since(Position(5), not_mallory));
+        assert!(!typing.changed_since(Position(7), |_| true));
+        for at in 8..8 + TYPING_CHANGES_MAX as u64 {
+            typing = begin(&typing, &mallory, at);
+        }
+        assert_eq!(typing.changes.len(), TYPING_CHANGES_MAX);
+        assert!(!typing.changed_since(Position(8), not_mallory));
+        assert!(typing.changed_since(Position(6), not_mallory), "what is not known any more counts");
+    }
 }

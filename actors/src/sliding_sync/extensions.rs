@@ -1,14 +1,15 @@
 //! What a response holds besides rooms.
 
-use std::collections::BTreeMap;
-
 use engine::id::{Position, TimelineIndex};
-use serde_json::{json, value::RawValue};
+use serde_json::value::RawValue;
 
 use super::{Known, SlidingResponse, Turn, list::Matched, request::PerRoom};
 use crate::{
     room::{Receipt, RoomHandle},
-    sync::typed,
+    sync::{
+        ephemeral::{READ, READ_PRIVATE, receipt_event, typing_event},
+        typed,
+    },
 };
 
 /// Receipts of others that come with a room that is new to the client.
@@ -48,10 +49,9 @@ impl Turn<'_> {
             if wants_receipts && let Some(event) = self.receipts(&handle, since) {
                 response.extensions.receipts.rooms.insert(room.room_id.clone(), event);
             }
-            let typing = handle.typing();
-            if wants_typing && typing.position > since && (since != Position(0) || !typing.users.is_empty()) {
-                let event = json!({ "type": "m.typing", "content": { "user_ids": typing.users } });
-                response.extensions.typing.rooms.insert(room.room_id.clone(), to_raw(&event));
+            let ignored = self.session.view().ignored();
+            if wants_typing && let Some(event) = typing_event(&handle.typing(), since, &ignored) {
+                response.extensions.typing.rooms.insert(room.room_id.clone(), event);
             }
         }
     }
@@ -60,24 +60,17 @@ impl Turn<'_> {
     fn receipts(&self, room: &RoomHandle, since: Position) -> Option<Box<RawValue>> {
         let me = self.session.user_id();
         let public = room.receipts();
-        let mut all: Vec<(&str, &Receipt)> = public.since(since).map(|receipt| ("m.read", receipt)).collect();
+        let ignored = self.session.view().ignored();
+        let told = public.since(since).filter(|receipt| !ignored.contains(&receipt.user_id));
+        let mut all: Vec<(&str, &Receipt)> = told.map(|receipt| (READ, receipt)).collect();
         if since == Position(0) && all.len() > RECEIPTS_MAX {
             all.sort_by_key(|(_, receipt)| (receipt.user_id != *me, std::cmp::Reverse(receipt.index)));
             let least = all.get(RECEIPTS_MAX).map_or(TimelineIndex(0), |(_, receipt)| receipt.index);
             all.retain(|(_, receipt)| receipt.user_id == *me || receipt.index > least);
         }
         let private = self.session.private_receipts(&room.snapshot().room_id, since);
-        all.extend(private.iter().map(|receipt| ("m.read.private", receipt)));
-        let mut content = BTreeMap::<String, BTreeMap<&str, BTreeMap<String, serde_json::Value>>>::new();
-        for (kind, receipt) in all {
-            let mut about = json!({ "ts": receipt.ts });
-            if let Some(thread) = &receipt.thread {
-                about["thread_id"] = thread.as_str().into();
-            }
-            let readers = content.entry(receipt.event_id.to_string()).or_default().entry(kind).or_default();
-            readers.insert(receipt.user_id.to_string(), about);
-        }
-        (!content.is_empty()).then(|| to_raw(&json!({ "type": "m.receipt", "content": content })))
+        all.extend(private.iter().map(|receipt| (READ_PRIVATE, receipt)));
+        receipt_event(all.into_iter())
     }
 }
 
@@ -94,8 +87,4 @@ fn applies(wanted: &PerRoom, room: &Matched) -> bool {
         }
     };
     wanted.is_enabled() && (in_lists || by_id)
-}
-
-fn to_raw(value: &serde_json::Value) -> Box<RawValue> {
-    serde_json::value::to_raw_value(value).expect("a JSON value serialises")
 }

@@ -8,16 +8,17 @@ use engine::{
     state::StateRoot,
 };
 use ruma::{OwnedUserId, RoomId, UserId, api::client::filter::EventFormat};
-use serde_json::{json, value::RawValue};
+use serde_json::value::RawValue;
 
 use super::{
     Events, JoinedRoom, LeftRoom, Pass, Summary, Timeline,
+    ephemeral::{READ, READ_PRIVATE, receipt_event, typing_event},
     state::{Delta, Span},
     typed,
 };
 use crate::{
     filter::{self, Fields},
-    room::{Receipt, RoomError, RoomHandle, STRIPPED, StoredEvent, Viewer, membership_of},
+    room::{RoomError, RoomHandle, STRIPPED, StoredEvent, Viewer, membership_of},
     session::RoomEntry,
     token::Token,
 };
@@ -287,34 +288,20 @@ impl Pass<'_> {
             return Events::default();
         }
         let since = if is_new { Position(0) } else { self.since };
+        let wants = |kind| filter::type_passes(filter.types.as_deref(), &filter.not_types, kind);
+        let ignored = self.session.view().ignored();
         let mut events = Vec::new();
-        let typing = room.typing();
-        let is_news = typing.position > since && (!self.is_initial() || !typing.users.is_empty());
-        if is_news && filter::type_passes(filter.types.as_deref(), &filter.not_types, "m.typing") {
-            let content = json!({ "user_ids": typing.users });
-            events.push(to_raw(&json!({ "type": "m.typing", "content": content })));
+        if wants("m.typing") {
+            events.extend(typing_event(&room.typing(), since, &ignored));
         }
-        if filter::type_passes(filter.types.as_deref(), &filter.not_types, "m.receipt") {
-            events.extend(self.receipts(room, since));
+        if wants("m.receipt") {
+            let public = room.receipts();
+            let public = public.since(since).filter(|receipt| !ignored.contains(&receipt.user_id));
+            let private = self.session.private_receipts(&room.snapshot().room_id, since);
+            let private = private.iter().map(|receipt| (READ_PRIVATE, receipt));
+            events.extend(receipt_event(public.map(|receipt| (READ, receipt)).chain(private)));
         }
         events.into()
-    }
-
-    fn receipts(&self, room: &RoomHandle, since: Position) -> Option<Box<RawValue>> {
-        let public = room.receipts();
-        let private = self.session.private_receipts(&room.snapshot().room_id, since);
-        let mut content = BTreeMap::<String, BTreeMap<&str, BTreeMap<String, serde_json::Value>>>::new();
-        let all = public.since(since).map(|receipt| ("m.read", receipt));
-        for (kind, receipt) in all.chain(private.iter().map(|receipt| ("m.read.private", receipt))) {
-            let Receipt { user_id, thread, event_id, ts, .. } = receipt;
-            let mut data = json!({ "ts": ts });
-            if let Some(thread) = thread {
-                data["thread_id"] = thread.as_str().into();
-            }
-            let readers = content.entry(event_id.to_string()).or_default().entry(kind).or_default();
-            readers.insert(user_id.to_string(), data);
-        }
-        (!content.is_empty()).then(|| to_raw(&json!({ "type": "m.receipt", "content": content })))
     }
 
     fn room_account_data(&self, room_id: &RoomId, is_new: bool) -> Events {
@@ -331,8 +318,4 @@ impl Pass<'_> {
             .collect();
         events.into()
     }
-}
-
-fn to_raw(value: &serde_json::Value) -> Box<RawValue> {
-    serde_json::value::to_raw_value(value).expect("a JSON value serialises")
 }

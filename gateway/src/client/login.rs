@@ -71,6 +71,10 @@ async fn by_password(app: &App, given: login::v3::Password) -> ApiResult<Session
         Err(SessionError::NotFound) => None,
         Err(error) => return Err(error.into()),
     };
+    // A deactivated account has no password that it could be told by.
+    if session.as_ref().is_some_and(|session| session.data().account().is_deactivated) {
+        return Err(SessionError::Deactivated.into());
+    }
     let hash = session.as_ref().and_then(|session| session.data().account().password_hash.clone());
     let matches = app.passwords().verify(given.password, hash).await?;
     session.filter(|_| matches).ok_or_else(|| ApiError::forbidden("the user or password is wrong"))
