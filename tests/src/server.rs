@@ -305,13 +305,16 @@ pub(crate) fn profile_folder() -> PathBuf {
     test.ancestors().nth(2).expect("the test is in target/PROFILE/deps").to_owned()
 }
 
-/// The server's binary, built once: `cargo test` builds other packages' libraries only.
+/// The server's binary, built once: a run of some tests only may leave it out.
+///
+/// Cargo builds it with the integration tests of its package. Built so, for the whole workspace, it has its dependencies
+/// with the features that `cargo test --workspace` gives them, and nothing is built again.
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
         let profile = profile_folder();
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--package", "gateway", "--locked"]);
+        build.args(["test", "--no-run", "--workspace", "--locked", "--test", "users"]);
         if profile.ends_with("release") {
             build.arg("--release");
         }
