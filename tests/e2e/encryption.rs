@@ -343,6 +343,12 @@ async fn cross_signing_keys_are_replaced_only_with_the_password() {
     alice.post(&path, &master(&alice.device_id)).await.is(403, "M_FORBIDDEN");
     alice.post(&path, &master("Zmlyc3Q")).await.ok();
     alice.post(&path, &master("Zmlyc3Q")).await.ok();
+    // Nor can a device take the name of a key.
+    let login = json!({
+        "type": "m.login.password", "identifier": { "type": "m.id.user", "user": alice.user_id },
+        "password": alice.password(), "device_id": "Zmlyc3Q",
+    });
+    bob.post("/_matrix/client/v3/login", &login).await.is(403, "M_FORBIDDEN");
     assert_eq!(alice.post(&path, &master("c2Vjb25k")).await.status, 401);
     bob.post(&path, &master("Zmlyc3Q")).await.is(400, "M_INVALID_PARAM");
     let found = query(&bob, &alice.user_id).await;

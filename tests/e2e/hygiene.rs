@@ -112,6 +112,11 @@ async fn well_known_documents_say_what_was_configured() {
     let nobody = server.anonymous();
     let client = nobody.get("/.well-known/matrix/client").await.ok();
     assert_eq!(client["m.homeserver"]["base_url"], "https://chat.example.org");
+    let alice = server.client("alice").await;
+    let identifier = json!({ "type": "m.id.user", "user": alice.user_id });
+    let login = json!({ "type": "m.login.password", "identifier": identifier, "password": alice.password() });
+    let logged_in = nobody.post("/_matrix/client/v3/login", &login).await.ok();
+    assert_eq!(logged_in["well_known"], client);
     let delegated = nobody.get("/.well-known/matrix/server").await.ok();
     assert_eq!(delegated, json!({ "m.server": "chat.example.org:443" }));
     let support = nobody.get("/.well-known/matrix/support").await.ok();

@@ -52,6 +52,12 @@ async fn initial_sync_has_all_rooms_and_their_last_messages() {
     };
     assert_eq!(ids(&one["messages"]["chunk"]), ids(&of(&room)["messages"]["chunk"]));
     bob.get(&Client::room(&room, "initialSync")).await.is(403, "M_FORBIDDEN");
+
+    bob.join(&room).await.ok();
+    alice.post(&Client::room(&room, "ban"), &json!({ "user_id": bob.user_id })).await.ok();
+    let archived = bob.get("/_matrix/client/v3/initialSync?archived=true").await.ok();
+    let rooms = archived["rooms"].as_array().unwrap();
+    assert_eq!(rooms.iter().find(|known| known["room_id"] == room).unwrap()["membership"], "ban");
 }
 
 #[tokio::test]

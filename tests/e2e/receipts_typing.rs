@@ -62,6 +62,21 @@ async fn receipts_of_threads_stand_beside_each_other() {
     for wrong in [json!({ "thread_id": "" }), json!({ "thread_id": 1 })] {
         assert_eq!(bob.post(&receipt(&room, "m.read", &root), &wrong).await.status, 400, "{wrong}");
     }
+    // A receipt is for an event that is in the thread; a reaction is where its target is.
+    let content = json!({ "m.relates_to": { "rel_type": "m.annotation", "event_id": reply, "key": "tea" } });
+    let reaction = bob.send(&room, "m.reaction", "3", &content).await.ok();
+    let reaction = reaction["event_id"].as_str().unwrap();
+    for event in [reply, reaction] {
+        bob.post(&receipt(&room, "m.read", event), &json!({ "thread_id": root })).await.ok();
+        for other in ["main", event, "$elsewhere"] {
+            let misplaced = bob.post(&receipt(&room, "m.read", event), &json!({ "thread_id": other })).await;
+            if other == event {
+                misplaced.ok();
+            } else {
+                misplaced.is(400, "M_INVALID_PARAM");
+            }
+        }
+    }
     let kind = bob.post(&receipt(&room, "org.example.read", &root), &json!({})).await;
     assert_eq!(kind.status, 400, "{kind:?}");
 }
@@ -120,6 +135,14 @@ async fn typing_ends_by_itself_and_by_word() {
         }
         bob.sync_until(sync["next_batch"].as_str().unwrap(), lists(json!([]))).await;
     }
-    let no_timeout = alice.put(&typing, &json!({ "typing": "yes" })).await;
-    assert_eq!(no_timeout.status, 400, "{no_timeout:?}");
+    let since = bob.token_of_sync().await;
+    alice.put(&typing, &json!({ "typing": true })).await.ok();
+    bob.sync_until(&since, lists(json!([alice.user_id]))).await;
+    for wrong in
+        [json!({ "typing": "yes" }), json!({ "timeout": 1000 }), json!({ "typing": true, "timeout": "1" })]
+    {
+        let answer = alice.put(&typing, &wrong).await;
+        assert_eq!(answer.status, 400, "{wrong}: {answer:?}");
+    }
+    bob.put(&typing, &json!({ "typing": true })).await.is(403, "M_FORBIDDEN");
 }

@@ -114,6 +114,14 @@ async fn the_directory_lists_public_rooms() {
     bob.put(&visibility, &json!({ "visibility": "private" })).await.is(403, "M_FORBIDDEN");
     alice.put(&visibility, &json!({ "visibility": "private" })).await.ok();
     assert_eq!(bob.get(&visibility).await.ok()["visibility"], "private");
+    alice.put(&visibility, &json!({ "visibility": 1 })).await.is(400, "M_BAD_JSON");
+    alice.put(&visibility, &json!({})).await.ok();
+    assert_eq!(bob.get(&visibility).await.ok()["visibility"], "public", "what is not said otherwise");
+    // Of third-party networks there are none, so that they have no rooms.
+    let of_network = json!({ "third_party_instance_id": "irc" });
+    assert_eq!(ids(&bob.post("/_matrix/client/v3/publicRooms", &of_network).await.ok()), [""; 0]);
+    let of_all = json!({ "include_all_networks": true });
+    assert_eq!(ids(&bob.post("/_matrix/client/v3/publicRooms", &of_all).await.ok()).len(), 2);
 }
 
 #[tokio::test]

@@ -202,10 +202,15 @@ impl Homeserver {
     /// Leaves a room that this server is not in: rejects an invite or takes back a knock.
     ///
     /// If no server of the room helps, the room is left as far as this server is concerned.
-    pub async fn leave_remote(&self, user: &UserId, room_id: &RoomId) -> Result<(), RoomError> {
+    pub async fn leave_remote(
+        &self,
+        user: &UserId,
+        room_id: &RoomId,
+        content: &Map<String, Value>,
+    ) -> Result<(), RoomError> {
         let version = self.room(room_id).await?.snapshot().version.clone();
         for server in self.ways_in(user, room_id, &[]).await? {
-            match self.leave_through(&server, user, room_id).await {
+            match self.leave_through(&server, user, room_id, content).await {
                 Ok((version, event)) => {
                     return self.note_outside(room_id, version, user, Some(event), None).await;
                 }
@@ -220,11 +225,12 @@ impl Homeserver {
         server: &OwnedServerName,
         user: &UserId,
         room_id: &RoomId,
+        content: &Map<String, Value>,
     ) -> Result<(RoomVersionId, Pdu), RoomError> {
         let remote = self.remote(server)?;
         let template = remote.make("leave", room_id, user, &[]).await?;
         let (version, rules) = version_of(&template)?;
-        let leave = self.complete(&template, ("leave", room_id, user), &Map::new(), rules)?;
+        let leave = self.complete(&template, ("leave", room_id, user), content, rules)?;
         remote.send_leave(room_id, leave.event_id(), leave.raw().clone()).await?;
         Ok((version, leave))
     }

@@ -15,7 +15,7 @@ use storage::{
     schema::{self, RelationRecord},
 };
 
-use super::{ActiveRoom, RoomError, StoredEvent, change::Change};
+use super::{ActiveRoom, RoomError, RoomHandle, StoredEvent, change::Change};
 
 /// The newest rows of a thread that are looked at, to find one that no redaction under way removes.
 const THREAD_ROWS: usize = 16;
@@ -197,5 +197,32 @@ impl ActiveRoom {
         let rows = storage.range(&schema::RELATIONS, range, Direction::Descending, THREAD_ROWS).await?;
         let stored = rows.into_iter().find(|(_, row)| row.event != without && !changed.contains(&row.event));
         Ok(newest.max(stored.map(|((_, _, _, index), _)| index)))
+    }
+}
+
+/// Relations that are followed from an event to find its thread, as the specification recommends.
+const HOPS_MAX: usize = 3;
+
+impl RoomHandle {
+    /// Whether an event is in a thread, by the ID of the thread's root or `main`; a root counts as in both.
+    ///
+    /// What an event relates to may not be known here: such an event may be in any thread.
+    /// Spec: client-server API, "Threaded read receipts".
+    pub async fn is_in_thread(&self, event: &Arc<StoredEvent>, thread: &str) -> Result<bool, RoomError> {
+        if event.pdu.event_id() == thread {
+            return Ok(true);
+        }
+        let mut at = event.clone();
+        for _ in 0..HOPS_MAX {
+            let Some(relation) = Relation::of(&at.pdu) else { break };
+            if relation.rel_type == THREAD {
+                return Ok(relation.target == thread);
+            }
+            match self.event(&relation.target).await? {
+                Some(target) => at = target,
+                None => return Ok(true),
+            }
+        }
+        Ok(thread == "main")
     }
 }

@@ -53,6 +53,9 @@ impl Draft {
         if self.data.account.is_locked {
             return Err(SessionError::Locked);
         }
+        if login.device_id.as_ref().is_some_and(|id| self.data.keys.is_cross_signing_key(id.as_str())) {
+            return Err(SessionError::KeyInUse);
+        }
         let device_id = match login.device_id {
             Some(device_id) if (1..=255).contains(&device_id.as_str().len()) => device_id,
             Some(_) => return Err(SessionError::InvalidDeviceId),

@@ -128,6 +128,16 @@ impl Keys {
         self.list_changed
     }
 
+    /// Whether one of the user's cross-signing keys has this public part, by which signatures name it.
+    pub(super) fn is_cross_signing_key(&self, public: &str) -> bool {
+        let name = format!("ed25519:{public}");
+        let kinds = ["master", "self_signing", "user_signing"];
+        kinds
+            .into_iter()
+            .filter_map(|kind| self.cross_signing(kind))
+            .any(|key| key["keys"].get(&name).is_some())
+    }
+
     /// A cross-signing key of the user.
     pub fn cross_signing(&self, kind: &str) -> Option<&Value> {
         self.cross_signing.get(&(kind.to_owned(), String::new())).map(|key| &**key)

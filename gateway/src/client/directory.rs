@@ -18,10 +18,10 @@ use ruma::{
     OwnedRoomId, RoomAliasId, RoomId, ServerName, UInt,
     api::client::{
         alias::{create_alias, delete_alias, get_alias},
-        directory::{get_public_rooms, get_public_rooms_filtered, get_room_visibility, set_room_visibility},
+        directory::{get_public_rooms, get_public_rooms_filtered, get_room_visibility},
         room::{Visibility, aliases},
     },
-    directory::{Filter, PublicRoomsChunk, PublicRoomsChunkInit, RoomTypeFilter},
+    directory::{Filter, PublicRoomsChunk, PublicRoomsChunkInit, RoomNetwork, RoomTypeFilter},
     room::RoomType,
 };
 use serde::Serialize;
@@ -30,7 +30,7 @@ use serde_json::{Value, json};
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::{Authenticated, Matrix, Open},
+    extract::{Authenticated, JsonBody, Matrix, Open, Path, Requester},
 };
 
 /// Rooms that one page of the directory holds if the client names no limit, and at most.
@@ -107,15 +107,21 @@ pub async fn get_visibility(
 /// `PUT /_matrix/client/v3/directory/list/room/{roomId}`
 pub async fn set_visibility(
     State(app): State<App>,
-    Authenticated { requester, request }: Authenticated<set_room_visibility::v3::Request>,
-) -> ApiResult<Matrix<set_room_visibility::v3::Response>> {
-    let is_public = is_public(&request.visibility)?;
+    requester: Requester,
+    Path(room_id): Path<OwnedRoomId>,
+    JsonBody(body): JsonBody,
+) -> ApiResult<Json<Value>> {
     let homeserver = app.homeserver();
-    if !homeserver.may_publish(&request.room_id, &requester.user_id).await? {
+    let is_public = match body.get("visibility") {
+        None => true,
+        Some(Value::String(visibility)) => is_public(&visibility.as_str().into())?,
+        Some(_) => return Err(ApiError::bad_json("visibility is public or private")),
+    };
+    if !homeserver.may_publish(&room_id, &requester.user_id).await? {
         return Err(ApiError::forbidden("you may not decide whether the directory lists this room"));
     }
-    homeserver.set_public(&request.room_id, is_public).await?;
-    Ok(Matrix(set_room_visibility::v3::Response::new()))
+    homeserver.set_public(&room_id, is_public).await?;
+    Ok(Json(json!({})))
 }
 
 /// Whether the directory is to list a room; refuses a visibility that the specification does not know.
@@ -148,11 +154,20 @@ pub async fn search_public_rooms(
     if let Some(server) = other_server(&app, request.server.as_deref()) {
         let mut query = json!({ "limit": request.limit, "since": request.since });
         let filter = serde_json::to_value(&request.filter).map_err(|error| ApiError::internal(&error))?;
+        match &request.room_network {
+            RoomNetwork::Matrix => {}
+            RoomNetwork::All => query["include_all_networks"] = true.into(),
+            RoomNetwork::ThirdParty(network) => query["third_party_instance_id"] = network.as_str().into(),
+            _ => return Err(ApiError::invalid_param("third_party_instance_id names no network")),
+        }
         // Other software may not know a filter that filters nothing.
         if filter.as_object().is_some_and(|filter| !filter.is_empty()) {
             query["filter"] = filter;
         }
         return remote_page(&app, server, query).await;
+    }
+    if !matches!(request.room_network, RoomNetwork::Matrix | RoomNetwork::All) {
+        return Ok(Json(PublicRooms::none()).into_response());
     }
     let page = page(&app, &request.filter, request.since.as_deref(), request.limit).await?;
     Ok(Json(page).into_response())

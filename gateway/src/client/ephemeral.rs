@@ -5,23 +5,27 @@
 use std::time::Duration;
 
 use actors::room::{Receipt, RoomHandle};
-use axum::extract::State;
+use axum::{Json, extract::State};
 use engine::id::Position;
 use ruma::{
-    EventId,
+    EventId, OwnedRoomId, OwnedUserId,
     api::client::{
         read_marker::set_read_marker,
         receipt::create_receipt::{self, v3::ReceiptType},
-        typing::create_typing_event::{self, v3::Typing},
     },
     events::receipt::ReceiptThread,
 };
+use serde::Deserialize;
+use serde_json::{Value, json};
 
-use super::events::{event_not_found, require_joined, room_of};
+use super::{
+    events::{event_not_found, require_joined, room_of},
+    keys::parse,
+};
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::{Authenticated, Matrix, Requester},
+    extract::{Authenticated, JsonBody, Matrix, Path, Requester},
 };
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/receipt/{receiptType}/{eventId}`
@@ -111,6 +115,11 @@ async fn receipt(
     thread: Option<String>,
 ) -> ApiResult<Receipt> {
     let event = room.event(event_id).await?.ok_or_else(event_not_found)?;
+    if let Some(thread) = &thread
+        && !room.is_in_thread(&event, thread).await?
+    {
+        return Err(ApiError::invalid_param("the event is not in the thread of thread_id"));
+    }
     Ok(Receipt {
         user_id: requester.user_id.clone(),
         thread,
@@ -122,21 +131,30 @@ async fn receipt(
     })
 }
 
+/// How long a typing notice holds that does not say how long.
+const TYPING_MS: u64 = 30_000;
+
+#[derive(Deserialize)]
+struct Typing {
+    typing: bool,
+    timeout: Option<u64>,
+}
+
 /// `PUT /_matrix/client/v3/rooms/{roomId}/typing/{userId}`
 pub async fn set_typing(
     State(app): State<App>,
-    Authenticated { requester, request }: Authenticated<create_typing_event::v3::Request>,
-) -> ApiResult<Matrix<create_typing_event::v3::Response>> {
-    if request.user_id != requester.user_id {
+    Path((room_id, user_id)): Path<(OwnedRoomId, OwnedUserId)>,
+    requester: Requester,
+    JsonBody(body): JsonBody,
+) -> ApiResult<Json<Value>> {
+    let Typing { typing, timeout } = parse(body)?;
+    if user_id != requester.user_id {
         return Err(ApiError::forbidden("you cannot type for someone else"));
     }
-    let room = room_of(&app, &request.room_id).await?;
+    let room = room_of(&app, &room_id).await?;
     require_joined(&room, &requester).await?;
-    let timeout: Option<Duration> = match request.state {
-        Typing::Yes(info) => Some(info.timeout),
-        Typing::No => None,
-    };
+    let timeout = typing.then(|| Duration::from_millis(timeout.unwrap_or(TYPING_MS)));
     app.homeserver().note_activity(&requester.user_id);
     room.set_typing(requester.user_id, timeout).await?;
-    Ok(Matrix(create_typing_event::v3::Response::new()))
+    Ok(Json(json!({})))
 }

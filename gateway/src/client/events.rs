@@ -154,12 +154,21 @@ async fn check_aliases(app: &App, room_id: &OwnedRoomId, content: &RawValue) -> 
         let Ok(parsed) = RoomAliasId::parse(&alias) else {
             return Err(ApiError::invalid_param(format!("{alias} is not a room alias")));
         };
-        let record = app.homeserver().resolve_alias(&parsed).await?;
-        if !known.contains(&alias) && record.is_none_or(|record| record.room_id != *room_id) {
+        if !known.contains(&alias) && !leads_to(app, &parsed, room_id).await? {
             return Err(ApiError::bad_request("M_BAD_ALIAS", format!("{alias} does not lead to this room")));
         }
     }
     Ok(())
+}
+
+/// Whether an alias, of this server or another one, leads to a room.
+async fn leads_to(app: &App, alias: &RoomAliasId, room_id: &RoomId) -> ApiResult<bool> {
+    match app.homeserver().find_alias(alias).await {
+        Ok(found) => Ok(found.is_some_and(|(found, _)| found == room_id)),
+        // Whoever does not answer does not say that it does.
+        Err(RoomError::Remote(_)) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/state`

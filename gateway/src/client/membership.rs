@@ -125,9 +125,12 @@ fn guests_may_not_join() -> ApiError {
 
 /// The content of a membership event by which a user changes their own membership.
 async fn own_content(app: &App, user: &UserId, reason: Option<String>) -> ApiResult<Map<String, Value>> {
-    let mut content = app.homeserver().member_content(user).await?;
+    Ok(with_reason(app.homeserver().member_content(user).await?, reason))
+}
+
+fn with_reason(mut content: Map<String, Value>, reason: Option<String>) -> Map<String, Value> {
     content.extend(reason.map(|reason| ("reason".to_owned(), Value::from(reason))));
-    Ok(content)
+    content
 }
 
 /// `POST /_matrix/client/v3/knock/{roomIdOrAlias}`
@@ -174,7 +177,10 @@ pub async fn leave_room(
     if homeserver.federates() && !homeserver.is_resident(&request.room_id).await? {
         let room = homeserver.room(&request.room_id).await?;
         match room.membership_record(&user).await?.map(|record| record.membership).as_deref() {
-            Some("invite" | "knock") => homeserver.leave_remote(&user, &request.room_id).await?,
+            Some("invite" | "knock") => {
+                let content = with_reason(Map::new(), request.reason);
+                homeserver.leave_remote(&user, &request.room_id, &content).await?;
+            }
             Some("leave") => {}
             _ => return Err(RoomError::NotJoined.into()),
         }
@@ -258,13 +264,13 @@ async fn change(
 ) -> ApiResult<()> {
     let homeserver = app.homeserver();
     let room = homeserver.room(room_id).await?;
-    let mut content = match action {
+    let content = match action {
         MembershipAction::Join { .. } | MembershipAction::Knock | MembershipAction::Invite => {
             homeserver.member_content(&target).await?
         }
         _ => Map::new(),
     };
-    content.extend(reason.map(|reason| ("reason".to_owned(), Value::from(reason))));
+    let content = with_reason(content, reason);
     let is_foreign = target.server_name() != homeserver.server_name();
     let change = MembershipChange { sender: sender.clone(), target, action, content };
     if action == MembershipAction::Invite && is_foreign && homeserver.federates() {

@@ -64,7 +64,11 @@ pub async fn initial_sync(
     let mut rooms = Vec::new();
     for (section, membership) in [("join", "join"), ("invite", "invite"), ("leave", "leave")] {
         for (room_id, room) in sync["rooms"][section].as_object().into_iter().flatten() {
-            rooms.push(room_info(&app, room_id, membership, room, &sync["next_batch"]).await?);
+            let mut info = room_info(&app, room_id, membership, room, &sync["next_batch"]).await?;
+            if membership == "leave" && is_banned(&app, &requester, room_id).await? {
+                info["membership"] = "ban".into();
+            }
+            rooms.push(info);
         }
     }
     Ok(Json(json!({
@@ -73,6 +77,13 @@ pub async fn initial_sync(
         "account_data": list(&sync["account_data"]["events"]),
         "rooms": rooms,
     })))
+}
+
+/// Whether a user who is not in a room any more was banned from it.
+async fn is_banned(app: &App, requester: &Requester, room_id: &str) -> ApiResult<bool> {
+    let room_id = OwnedRoomId::try_from(room_id).map_err(|error| ApiError::internal(&error))?;
+    let record = app.homeserver().room(&room_id).await?.membership_record(&requester.user_id).await?;
+    Ok(record.is_some_and(|record| record.membership == "ban"))
 }
 
 async fn room_info(

@@ -142,6 +142,10 @@ pub async fn token_validity(
     State(app): State<App>,
     Open(request): Open<check_registration_token_validity::v1::Request>,
 ) -> ApiResult<Matrix<check_registration_token_validity::v1::Response>> {
+    let registration = &app.settings().registration;
+    if !registration.enabled && registration.tokens.is_empty() {
+        return Err(ApiError::forbidden("registration is closed"));
+    }
     let is_valid = uia::is_registration_token(&app, &request.token);
     Ok(Matrix(check_registration_token_validity::v1::Response::new(is_valid)))
 }

@@ -96,6 +96,9 @@ async fn closed_registration_lets_nobody_in() {
     assert_eq!(error(&refused), (403, "M_FORBIDDEN"));
     let guest = server.call(Method::POST, "/_matrix/client/v3/register?kind=guest", None, json!({})).await;
     assert_eq!(error(&guest), (403, "M_GUEST_ACCESS_FORBIDDEN"));
+    let path = "/_matrix/client/v1/register/m.login.registration_token/validity?token=sesame";
+    let token = server.call(Method::GET, path, None, Value::Null).await;
+    assert_eq!(error(&token), (403, "M_FORBIDDEN"));
 }
 
 #[tokio::test]

@@ -72,8 +72,10 @@ async fn come_and_go(host: &User, guest: &User, host_name: &str, guest_is_ours: 
     if guest_is_ours {
         assert!(stripped.iter().all(|event| event.get("depth").is_none()), "{invite}");
     }
-    guest.leave(&room).await;
+    guest.0.post(&path(&room, "leave"), &json!({ "reason": "no time for tea" })).await.ok();
     host.sees(&room, guest, "leave").await;
+    let refusal = host.state(&room, "m.room.member", guest.id()).await;
+    assert_eq!(refusal.expect("a member")["reason"], "no time for tea");
     host.invite(&room, guest).await;
     guest.is_invited(&room).await;
     guest.join(&room, host_name).await;

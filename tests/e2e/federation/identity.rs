@@ -236,6 +236,8 @@ async fn the_directory_of_another_server_can_be_searched() {
     let next = first["next_batch"].as_str().unwrap();
     let second = alice.0.get(&format!("{path}&since={}", segment(next))).await.ok();
     assert_eq!(second["chunk"].as_array().unwrap().len(), 1);
+    let of_network = json!({ "third_party_instance_id": "irc" });
+    assert_eq!(alice.0.post(&path, &of_network).await.ok()["chunk"], json!([]));
     // A server that is not there, and one that may not ask.
     let nowhere = alice.0.get("/_matrix/client/v3/publicRooms?server=localhost:1").await;
     assert_eq!(nowhere.status, 502, "{}", nowhere.body);
@@ -244,6 +246,34 @@ async fn the_directory_of_another_server_can_be_searched() {
     let carol = alone.client("carol").await;
     let off = carol.get("/_matrix/client/v3/publicRooms?server=example.org").await;
     assert_eq!((off.status, off.body["errcode"].as_str()), (404, Some("M_NOT_FOUND")));
+}
+
+#[tokio::test]
+async fn an_alias_of_another_server_may_be_the_main_one_if_it_leads_to_the_room() {
+    let (server, other) = (Server::start_federating("").await, Server::start_federating("").await);
+    let (alice, bob) = (User(server.client("alice").await), User(other.client("bob").await));
+    let room = alice
+        .create(
+            "11",
+            json!({ "power_level_content_override": { "users": {
+        alice.id(): 100, bob.id(): 100,
+    } } }),
+        )
+        .await;
+    bob.join(&room, server.name()).await;
+    let alias = format!("#tea:{}", other.name());
+    let directory = format!("/_matrix/client/v3/directory/room/{}", segment(&alias));
+    let set = async |alias: &str| {
+        alice.0.set_state(&room, "m.room.canonical_alias", "", &json!({ "alias": alias })).await
+    };
+    set(&alias).await.is(400, "M_BAD_ALIAS");
+    bob.0.put(&directory, &json!({ "room_id": room })).await.ok();
+    set(&alias).await.ok();
+    // Nobody answers there; yet what the room has already stays.
+    set("#tea:localhost:1").await.is(400, "M_BAD_ALIAS");
+    bob.0.delete(&directory, &json!({})).await.ok();
+    let both = json!({ "alias": alias, "alt_aliases": [alias] });
+    alice.0.set_state(&room, "m.room.canonical_alias", "", &both).await.ok();
 }
 
 #[tokio::test]
