@@ -63,6 +63,8 @@ fn client_routes() -> Router<App> {
         .route("/users/{user}/report", post(reporting::report_user))
         .route("/user_directory/search", post(user_directory::search))
         .route("/uk.half-shot.msc2666/user/mutual_rooms", get(user_directory::mutual_rooms_unstable))
+        .route("/im.nheko.summary/summary/{room}", get(summary::unstable_room_summary))
+        .route("/im.nheko.summary/rooms/{room}/summary", get(summary::unstable_room_summary))
         .route("/joined_rooms", get(membership::joined_rooms))
         .route("/join/{room}", post(membership::join_room_by_id_or_alias))
         .route("/knock/{room}", post(membership::knock_room))

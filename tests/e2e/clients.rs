@@ -1,5 +1,6 @@
 //! Published clients talk to each other through the server.
 
+mod js;
 mod push;
 mod room_list;
 mod sdk;

@@ -2,12 +2,13 @@
 //!
 //! Spec: client-server API, "Room Summaries", `GET /_matrix/client/v1/room_summary/{roomIdOrAlias}`.
 
-use axum::extract::State;
-use ruma::api::client::room::get_summary;
+use axum::{Json, extract::State};
+use ruma::api::{OutgoingResponseExt, client::room::get_summary};
+use serde_json::Value;
 
 use crate::{
     app::App,
-    error::ApiResult,
+    error::{ApiError, ApiResult},
     extract::{Authenticated, Matrix},
 };
 
@@ -22,4 +23,24 @@ pub async fn room_summary(
     let mut response = get_summary::v1::Response::new(summary);
     response.membership = Some(membership.into());
     Ok(Matrix(response))
+}
+
+/// `GET /_matrix/client/unstable/im.nheko.summary/summary/{roomIdOrAlias}`, which matrix-js-sdk asks for
+///
+/// Spec: MSC3266, "Unstable prefix".
+pub async fn unstable_room_summary(
+    state: State<App>,
+    request: Authenticated<get_summary::v1::Request>,
+) -> ApiResult<Json<Value>> {
+    let Matrix(response) = room_summary(state, request).await?;
+    let response =
+        response.try_into_http_response::<Vec<u8>>().map_err(|error| ApiError::internal(&error))?;
+    let mut summary: Value =
+        serde_json::from_slice(response.body()).map_err(|error| ApiError::internal(&error))?;
+    for name in ["encryption", "room_version"] {
+        if let Some(value) = summary.get(name).cloned() {
+            summary[format!("im.nheko.summary.{name}")] = value;
+        }
+    }
+    Ok(Json(summary))
 }

@@ -120,6 +120,40 @@ const commands = {
     set_pusher: ({ pusher }) => client.setPusher(pusher),
     remove_pusher: ({ pushkey, app_id }) => client.removePusher(pushkey, app_id),
     pushers: () => client.getPushers(),
+    search: async ({ term }) => {
+        const found = await client.searchRoomEvents({ term });
+        return { event_ids: found.results.map((result) => result.context.getEvent().getId()) };
+    },
+    reply: ({ room_id, event_id, body }) => client.sendMessage(room_id, event_id, { msgtype: "m.text", body }),
+    threads: async ({ room_id }) => {
+        const page = await client.createThreadListMessagesRequest(room_id, null);
+        return { event_ids: page.chunk.map((event) => event.event_id) };
+    },
+    relations: async ({ room_id, event_id }) => {
+        const found = await client.relations(room_id, event_id, "m.thread", null);
+        return { event_ids: found.events.map((event) => event.getId()) };
+    },
+    find_users: async ({ term }) => {
+        const found = await client.searchUserDirectory({ term });
+        return { user_ids: found.results.map((user) => user.user_id) };
+    },
+    mutual_rooms: async ({ user_id }) => ({ room_ids: await client._unstable_getSharedRooms(user_id) }),
+    hierarchy: async ({ room_id }) => {
+        const page = await client.getRoomHierarchy(room_id);
+        return { room_ids: page.rooms.map((room) => room.room_id) };
+    },
+    summary: ({ room_id }) => client.getRoomSummary(room_id),
+    upload: async ({ body }) => {
+        const { content_uri } = await client.uploadContent(new Blob([body]), { type: "text/plain" });
+        return { uri: content_uri };
+    },
+    async download({ uri }) {
+        const url = client.mxcUrlToHttp(uri, undefined, undefined, undefined, false, true, true);
+        const response = await fetch(url, { headers: { Authorization: `Bearer ${client.getAccessToken()}` } });
+        return { body: await response.text() };
+    },
+    set_name: ({ name }) => client.setDisplayName(name),
+    profile: async ({ user_id }) => ({ name: (await client.getProfileInfo(user_id)).displayname }),
     receipt: ({ room_id, event_id }) => client.sendReadReceipt(client.getRoom(room_id).findEventById(event_id)),
     wait: ({ fact }) =>
         new Promise((resolve) => {
@@ -150,7 +184,8 @@ for await (const line of createInterface({ input: process.stdin })) {
     try {
         const result = await commands[command](parameters);
         // Results may be objects of the library: only plain members go out.
-        const keys = ["user_id", "device_id", "room_id", "event_id", "bodies", "body", "flow", "key", "pushers"];
+        const ids = ["user_id", "device_id", "room_id", "event_id", "user_ids", "room_ids", "event_ids"];
+        const keys = [...ids, "bodies", "body", "flow", "key", "pushers", "name", "membership", "uri"];
         answer = { ok: command === "wait" ? result : Object.fromEntries(keys.map((key) => [key, result?.[key]])) };
     } catch (error) {
         answer = { error: error.stack ?? String(error) };
