@@ -119,16 +119,15 @@ impl ActiveRoom {
             tracing::debug!(event_id = %pdu.event_id(), %reason, "did not accept an event");
         }
         let (standing, received) = verdict.settle(advice);
-        match standing {
-            Standing::Accepted => drop(self.accept(change, Arc::new(pdu), placement).await?),
-            _ => {
-                let pdu = Arc::new(pdu);
-                self.hide(change, pdu.clone(), standing, &placement);
-                // By the rules, that is; what a policy server thinks stays.
-                if verdict.reason().is_some() {
-                    self.note_refused(change, pdu.event_id());
-                }
-            }
+        let pdu = Arc::new(pdu);
+        if standing == Standing::Accepted {
+            self.accept(change, pdu, placement).await?;
+            return Ok(received);
+        }
+        self.hide(change, pdu.clone(), standing, &placement);
+        // By the rules, that is; what a policy server thinks stays.
+        if verdict.reason().is_some() {
+            self.note_refused(change, pdu.event_id());
         }
         Ok(received)
     }
