@@ -187,7 +187,7 @@ async fn a_deactivated_account_and_an_empty_password_are_refused() {
     let alice = server.register("alice").await;
     let deactivated = alice.with_password(Method::POST, "/account/deactivate", json!({}), "wonderland").await;
     assert_eq!(deactivated.0, 200, "{}", deactivated.1);
-    assert_eq!(error(&server.log_in("alice", json!({})).await), (403, "M_FORBIDDEN"));
+    assert_eq!(error(&server.log_in("alice", json!({})).await), (403, "M_USER_DEACTIVATED"));
     let taken = json!({ "username": "alice", "password": "wonderland", "auth": { "type": "m.login.dummy" } });
     let again = server.call(Method::POST, "/_matrix/client/v3/register", None, taken).await;
     assert_eq!(error(&again), (400, "M_USER_IN_USE"), "its name is not given away");
