@@ -155,6 +155,7 @@ impl Reaction {
             | FederationError::Tls(_)
             | FederationError::Timeout
             | FederationError::TooLarge { .. }
+            | FederationError::NoKeys(_)
             | FederationError::PrivateAddress
             | FederationError::BadBody(_)
             | FederationError::Disabled => Self::BackOff(Duration::ZERO),

@@ -8,6 +8,7 @@ mod inbound;
 mod keys;
 mod media;
 mod membership;
+mod missing;
 mod outbound;
 mod partial;
 mod presence;
@@ -25,7 +26,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::{StreamExt, future::BoxFuture, stream::BoxStream};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use ruma::ServerName;
+use ruma::{OwnedServerName, ServerName};
 
 use crate::{destination::Outbox, metrics::Metrics};
 
@@ -108,6 +109,9 @@ pub enum FederationError {
         /// The limit, in bytes.
         max: usize,
     },
+    /// It passed on what is signed with keys that cannot be had now.
+    #[error("the keys of {0} cannot be had now")]
+    NoKeys(OwnedServerName),
     /// Its address is not public, and `federation.allow_private_addresses` is off.
     #[error("the server's address is not public")]
     PrivateAddress,
@@ -130,6 +134,7 @@ impl FederationError {
             Self::Tls(_) => "tls",
             Self::Timeout => "timeout",
             Self::TooLarge { .. } => "too_large",
+            Self::NoKeys(_) => "no_keys",
             Self::PrivateAddress => "private_address",
             Self::BadBody(_) => "bad_body",
             Self::Disabled => "disabled",

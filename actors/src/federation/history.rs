@@ -10,6 +10,7 @@ use std::{
 use engine::{id::TimelineIndex, pdu::Pdu};
 use ruma::{EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedServerName};
 
+use super::missing::lacks_any;
 use crate::{
     homeserver::Homeserver,
     room::{Backfill, PageDirection, RoomError, RoomHandle, StoredEvent},
@@ -25,7 +26,7 @@ const SERVERS_MAX: usize = 5;
 const FILLS_MAX: usize = 10;
 
 /// Events whose state is fetched, since what comes before them is not known.
-const EDGES_MAX: usize = 5;
+const EDGES_MAX: usize = 20;
 
 impl Homeserver {
     /// Fills the newest hole that ends after `after` and not after `until`; says whether something came of it.
@@ -143,7 +144,13 @@ impl Homeserver {
             return Ok(0);
         }
         let mut states = BTreeMap::new();
-        for edge in edges(&events).into_iter().take(EDGES_MAX) {
+        for (edge, prev_events) in edges(&events) {
+            if states.len() == EDGES_MAX {
+                break;
+            }
+            if !lacks_any(room, &prev_events).await {
+                continue;
+            }
             match self.fetch_state_before(room, server, &edge).await {
                 Ok(state) => drop(states.insert(edge, state)),
                 Err(error) => tracing::debug!(%server, %error, "a server does not give an older state"),
@@ -159,17 +166,17 @@ impl Homeserver {
         if !state_events.is_empty() {
             room.keep_outliers(state_events).await?;
         }
-        room.backfill(Backfill { gap, events, states, origin: server.clone() }).await
+        room.backfill(Backfill { gap, events, states }).await
     }
 }
 
-/// The events whose prev events are not among the others, oldest first.
-fn edges(events: &[Pdu]) -> Vec<OwnedEventId> {
+/// The events whose prev events are not among the others, oldest first, with their prev events.
+fn edges(events: &[Pdu]) -> Vec<(OwnedEventId, Vec<OwnedEventId>)> {
     let own: BTreeSet<_> = events.iter().map(Pdu::event_id).collect();
     let mut edges: Vec<_> = events
         .iter()
         .filter(|pdu| pdu.kind() != "m.room.create" && pdu.prev_events().iter().any(|id| !own.contains(id)))
         .collect();
     edges.sort_by_key(|pdu| (pdu.depth(), pdu.origin_server_ts()));
-    edges.into_iter().map(|pdu| pdu.event_id().clone()).collect()
+    edges.into_iter().map(|pdu| (pdu.event_id().clone(), pdu.prev_events().to_vec())).collect()
 }

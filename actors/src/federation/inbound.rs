@@ -17,30 +17,20 @@ use std::{
 
 use bytes::Bytes;
 use dashmap::DashMap;
-use engine::{pdu::Pdu, room_version::RoomVersion};
+use engine::pdu::Pdu;
 use futures_util::future::join_all;
+use http::StatusCode;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, ServerName, UserId};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use storage::{Batch, Direction, KeyRange, schema};
 use tokio::sync::{Mutex, Semaphore};
 
-use super::{
-    FederationError,
-    keys::WantedKeys,
-    remote::{MissingEventsQuery, RawEvents},
-    verify::{Unverified, computing},
-};
+use super::{FederationError, remote::RawEvents, verify::Unverified};
 use crate::{
     homeserver::Homeserver,
     room::{Advice, Receive, Received, RoomError, RoomHandle, membership_of},
 };
-
-/// Events that one request for missing ones asks for.
-const MISSING_LIMIT: u64 = 20;
-
-/// Requests for missing events before the state is fetched instead.
-const MISSING_ROUNDS: usize = 5;
 
 /// Rounds of fetching what an event lacks.
 const SETTLE_ROUNDS: usize = 3;
@@ -53,9 +43,6 @@ const FETCH_SINGLY_MAX: usize = 50;
 
 /// Whole states that are fetched at a time: each may be hundreds of megabytes.
 const STATES_MAX: usize = 2;
-
-/// Events that are parsed, or whose signatures are checked, before others get their turn.
-const VERIFY_CHUNK: usize = 64;
 
 /// A transaction is answered after this long at the latest: its sender would not wait much longer. What is not dealt
 /// with by then is stored, and is dealt with all the same.
@@ -75,6 +62,14 @@ const RETRIES: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(5), 
 
 /// What became of each event of a transaction; an error is for the sender to read.
 pub type Results = BTreeMap<OwnedEventId, Result<(), String>>;
+
+/// What became of some events.
+#[derive(Default)]
+struct Taken {
+    results: Results,
+    /// Why some of them may fare better later, if that is so.
+    postponed: Option<String>,
+}
 
 /// The work on received events that is under way.
 pub(crate) struct Inbound {
@@ -224,16 +219,20 @@ impl Homeserver {
             events.into_iter().map(|staged| (staged.key, staged.json)).unzip();
         let mut retries = RETRIES.iter();
         let results = loop {
-            let error = match self.take_in(origin, room_id, &jsons).await {
-                Ok(results) => break results,
-                Err(error) => error,
+            let (taken, wait) = (self.take_in(origin, room_id, &jsons).await, retries.next());
+            let error = match (taken, wait) {
+                (Ok(Taken { results, postponed: None }), _) | (Ok(Taken { results, .. }), None) => {
+                    break results;
+                }
+                (Ok(Taken { postponed: Some(reason), .. }), Some(_)) => reason,
+                (Err(error), Some(_)) => error.to_string(),
+                (Err(error), None) => {
+                    tracing::warn!(%room_id, %origin, %error, "cannot take in events; they are kept for the next start");
+                    return Results::new();
+                }
             };
-            let Some(wait) = retries.next() else {
-                tracing::warn!(%room_id, %origin, %error, "cannot take in events; they are kept for the next start");
-                return Results::new();
-            };
-            tracing::debug!(%room_id, %origin, %error, "cannot take in events; will retry");
-            tokio::time::sleep(*wait).await;
+            tracing::debug!(%room_id, %origin, error, "cannot take in events; will retry");
+            tokio::time::sleep(wait.copied().unwrap_or_default()).await;
         };
         let mut batch = Batch::default();
         for key in keys {
@@ -267,36 +266,42 @@ impl Homeserver {
         origin: &ServerName,
         room_id: &RoomId,
         events: &[Box<RawValue>],
-    ) -> Result<Results, RoomError> {
+    ) -> Result<Taken, RoomError> {
+        let mut taken = Taken::default();
         let room = match self.room(room_id).await {
-            Err(RoomError::NotFound) => return Ok(Results::new()),
+            Err(RoomError::NotFound) => return Ok(taken),
             room => room?,
         };
         let rules = room.snapshot().rules;
-        let mut results = Results::new();
-        let refuse = |results: &mut Results, reason: &str| {
-            for event in events.iter().filter_map(|json| Unverified::parse(json, rules).ok()) {
-                results.insert(event.pdu.event_id().clone(), Err(reason.to_owned()));
-            }
-        };
         if !room.snapshot().head.has_server(self.server_name()) {
-            return self.take_in_outside(&room, events).await;
+            taken.results = self.take_in_outside(&room, events).await?;
+            return Ok(taken);
         }
         if !room.admits_server(origin).await? {
-            refuse(&mut results, "your server is not allowed in the room");
-            return Ok(results);
+            for event in events.iter().filter_map(|json| Unverified::parse(json, rules).ok()) {
+                let reason = "your server is not allowed in the room".to_owned();
+                taken.results.insert(event.pdu.event_id().clone(), Err(reason));
+            }
+            return Ok(taken);
         }
         for (event_id, checked) in self.verify(events, rules).await {
             let result = match checked {
-                Ok(pdu) => match self.take_in_one(&room, origin, pdu).await {
-                    Err(error) if is_own_trouble(&error) => return Err(error),
-                    result => result.map_err(|error| error.to_string()),
-                },
-                Err(error) => Err(error),
+                Ok(pdu) => self.take_in_one(&room, origin, pdu).await,
+                Err(error) => Err(error.into()),
             };
-            results.insert(event_id, result);
+            let result = match result {
+                Err(error) if is_own_trouble(&error) => return Err(error),
+                Err(error) => {
+                    if is_passing(&error) {
+                        taken.postponed = Some(error.to_string());
+                    }
+                    Err(error.to_string())
+                }
+                Ok(()) => Ok(()),
+            };
+            taken.results.insert(event_id, result);
         }
-        Ok(results)
+        Ok(taken)
     }
 
     /// Takes in what concerns local users in a room that this server is not in: the end of an invite or a knock.
@@ -321,7 +326,7 @@ impl Homeserver {
                     None => Err("this server is not in the room".to_owned()),
                 },
                 Ok(_) => Err("the event belongs to another room".to_owned()),
-                Err(error) => Err(error),
+                Err(error) => Err(error.to_string()),
             };
             results.insert(event_id, result);
         }
@@ -344,53 +349,6 @@ impl Homeserver {
         Ok(refers_to_it.then_some(user))
     }
 
-    /// Parses events and checks their signatures and hashes; what is no event at all is left out.
-    pub(super) async fn verify(
-        &self,
-        events: &[Box<RawValue>],
-        rules: &'static RoomVersion,
-    ) -> Vec<(OwnedEventId, Result<Pdu, String>)> {
-        let parse = |json: &RawValue| {
-            let parsed = Unverified::parse(json, rules);
-            parsed.inspect_err(|error| tracing::debug!(%error, "received something that is no event")).ok()
-        };
-        let mut parsed = Vec::with_capacity(events.len());
-        for some in events.chunks(VERIFY_CHUNK) {
-            parsed.extend(computing(some.len(), || {
-                some.iter().filter_map(|json| parse(json)).collect::<Vec<_>>()
-            }));
-            tokio::task::yield_now().await;
-        }
-        let mut wanted = WantedKeys::new();
-        for event in &parsed {
-            event.want_keys(&mut wanted, rules);
-        }
-        let keys = self.public_keys(wanted).await;
-        let check = |event: Unverified| {
-            let event_id = event.pdu.event_id().clone();
-            (event_id, event.verify(&keys, rules).map_err(|error| error.to_string()))
-        };
-        let mut checked = Vec::with_capacity(parsed.len());
-        let mut parsed = parsed.into_iter().peekable();
-        while parsed.peek().is_some() {
-            let some: Vec<_> = parsed.by_ref().take(VERIFY_CHUNK).collect();
-            checked.extend(computing(some.len(), || some.into_iter().map(check).collect::<Vec<_>>()));
-            tokio::task::yield_now().await;
-        }
-        checked
-    }
-
-    /// Those of some events whose signatures hold.
-    pub(super) async fn verified(&self, events: &[Box<RawValue>], rules: &'static RoomVersion) -> Vec<Pdu> {
-        let checked = self.verify(events, rules).await;
-        checked
-            .into_iter()
-            .filter_map(|(event_id, checked)| {
-                checked.inspect_err(|error| tracing::debug!(%event_id, error, "left out an event")).ok()
-            })
-            .collect()
-    }
-
     /// Takes in one event, after what comes before it.
     async fn take_in_one(&self, room: &RoomHandle, origin: &ServerName, pdu: Pdu) -> Result<(), RoomError> {
         // What is known already needs nobody's advice any more.
@@ -402,16 +360,7 @@ impl Homeserver {
             received => return concluded(received),
         };
         if !prev_events.is_empty() {
-            for older in self.missing_events(room, origin, &receive.pdu).await {
-                let event_id = older.event_id().clone();
-                let (older, advice) = room.advice(older).await?;
-                match self.settle(room, Receive { advice, ..Receive::new(older, origin.to_owned()) }).await {
-                    Err(error) if is_own_trouble(&error) => return Err(error),
-                    // What comes after an event that is rejected, or cannot be had, may be good all the same.
-                    Err(error) => tracing::debug!(%event_id, %error, "left out an older event"),
-                    Ok(()) => {}
-                }
-            }
+            self.take_in_missing(room, origin, &receive.pdu).await?;
         }
         self.settle(room, receive).await
     }
@@ -426,51 +375,8 @@ impl Homeserver {
         self.take_in_one(room, origin, pdu).await
     }
 
-    /// The events between those that are known and a new one, oldest first, as far as they can be had.
-    async fn missing_events(&self, room: &RoomHandle, origin: &ServerName, newest: &Pdu) -> Vec<Pdu> {
-        let snapshot = room.snapshot();
-        let mut found = BTreeMap::<OwnedEventId, Pdu>::new();
-        let mut latest = vec![newest.event_id().clone()];
-        for _ in 0..MISSING_ROUNDS {
-            let query = MissingEventsQuery {
-                earliest_events: snapshot.head.tips.iter().map(|tip| tip.pdu.event_id().clone()).collect(),
-                latest_events: std::mem::take(&mut latest),
-                limit: MISSING_LIMIT,
-                min_depth: 0,
-            };
-            let answer = match self.remote(origin) {
-                Ok(remote) => remote.missing_events(&snapshot.room_id, &query).await,
-                Err(error) => Err(error),
-            };
-            let events = match answer {
-                Ok(events) => self.verified(&events, snapshot.rules).await,
-                Err(error) => {
-                    tracing::debug!(%origin, %error, "a server does not give missing events");
-                    break;
-                }
-            };
-            let before = found.len();
-            found.extend(events.into_iter().map(|pdu| (pdu.event_id().clone(), pdu)));
-            if found.len() == before {
-                break;
-            }
-            for (event_id, open) in edges(&found) {
-                if lacks_any(room, &open).await {
-                    latest.push(event_id);
-                }
-            }
-            if latest.is_empty() {
-                break;
-            }
-        }
-        found.remove(newest.event_id());
-        let mut found: Vec<_> = found.into_values().collect();
-        found.sort_by_key(|pdu| (pdu.depth(), pdu.origin_server_ts()));
-        found
-    }
-
     /// Takes in an event, fetching what it still lacks: auth events, and the state where prev events cannot be had.
-    async fn settle(&self, room: &RoomHandle, mut receive: Receive) -> Result<(), RoomError> {
+    pub(super) async fn settle(&self, room: &RoomHandle, mut receive: Receive) -> Result<(), RoomError> {
         for _ in 0..SETTLE_ROUNDS {
             let (prev_events, auth_events) = match room.receive(receive.clone()).await? {
                 Received::Lacks { prev_events, auth_events } => (prev_events, auth_events),
@@ -568,12 +474,17 @@ impl Homeserver {
             let _permit = federation.inbound.states.acquire().await;
             let state = remote.state(&snapshot.room_id, event_id).await?;
             let events: Vec<_> = state.pdus.into_iter().chain(state.auth_chain).collect();
-            room.keep_outliers(self.verified(&events, snapshot.rules).await).await?;
+            let (events, silent) = self.verified_so_far(&events, snapshot.rules).await;
+            room.keep_outliers(events).await?;
+            if let Some(server) = silent {
+                return Err(FederationError::NoKeys(server).into());
+            }
         }
         Ok(ids.pdu_ids)
     }
 
-    /// Fetches events one by one, with those that authorise them, as outliers.
+    /// Fetches events one by one, with those that authorise them, as outliers; what the server does not have, or what is
+    /// not signed as it should be, stays unknown.
     pub(super) async fn fetch_events(
         &self,
         room: &RoomHandle,
@@ -583,11 +494,20 @@ impl Homeserver {
         let rules = room.snapshot().rules;
         let mut open = room.unknown_events(ids).await?;
         let mut found = BTreeMap::<OwnedEventId, Pdu>::new();
+        let mut lost = None;
         while !open.is_empty() && found.len() < 10 * FETCH_SINGLY_MAX {
             let remote = self.remote(origin)?;
-            let answers = join_all(open.iter().map(|id| remote.event(id))).await;
-            let answers: Vec<_> = answers.into_iter().filter_map(|answer| answer.ok().flatten()).collect();
-            let pdus = self.verified(&answers, rules).await;
+            let mut answers = Vec::new();
+            for answer in join_all(open.iter().map(|id| remote.event(id))).await {
+                match answer {
+                    Ok(event) => answers.extend(event),
+                    // It does not have the event, or does not give it.
+                    Err(FederationError::Status { status, .. }) if !may_pass(status) => {}
+                    Err(error) => lost = Some(error),
+                }
+            }
+            let (pdus, silent) = self.verified_so_far(&answers, rules).await;
+            lost = lost.or(silent.map(FederationError::NoKeys));
             let before = found.len();
             found.extend(pdus.into_iter().map(|pdu| (pdu.event_id().clone(), pdu)));
             if found.len() == before {
@@ -595,10 +515,11 @@ impl Homeserver {
             }
             open = room.unknown_events(&auth_of(&found)).await?;
         }
-        if found.is_empty() {
-            return Ok(());
+        if !found.is_empty() {
+            room.keep_outliers(found.into_values().collect()).await?;
         }
-        room.keep_outliers(found.into_values().collect()).await
+        // A state without what merely got lost on the way would be another state.
+        lost.map_or(Ok(()), |error| Err(error.into()))
     }
 
     /// Another server, as far as this one federates.
@@ -653,28 +574,30 @@ pub(crate) fn is_own_trouble(error: &RoomError) -> bool {
     }
 }
 
-/// The events of which some prev events are not among the others, with those.
-fn edges(events: &BTreeMap<OwnedEventId, Pdu>) -> Vec<(OwnedEventId, Vec<OwnedEventId>)> {
-    let open = |pdu: &Pdu| -> Vec<OwnedEventId> {
-        pdu.prev_events().iter().filter(|id| !events.contains_key(*id)).cloned().collect()
-    };
-    let edges = events.iter().map(|(event_id, pdu)| (event_id.clone(), open(pdu)));
-    edges.filter(|(_, open)| !open.is_empty()).collect()
+/// Whether an event could not be dealt with because another server did not answer, which it may do later.
+fn is_passing(error: &RoomError) -> bool {
+    match error {
+        RoomError::Remote(FederationError::Status { status, .. }) => may_pass(*status),
+        RoomError::Remote(
+            FederationError::Dns(_)
+            | FederationError::Connect(_)
+            | FederationError::Tls(_)
+            | FederationError::Timeout
+            | FederationError::NoKeys(_),
+        ) => true,
+        _ => false,
+    }
+}
+
+/// Whether a request that was answered so may be answered otherwise later.
+fn may_pass(status: StatusCode) -> bool {
+    status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
 }
 
 /// The auth events of some events that are not among them.
 fn auth_of(events: &BTreeMap<OwnedEventId, Pdu>) -> Vec<OwnedEventId> {
     let auth: BTreeSet<_> = events.values().flat_map(Pdu::auth_events).collect();
     auth.into_iter().filter(|id| !events.contains_key(*id)).cloned().collect()
-}
-
-async fn lacks_any(room: &RoomHandle, ids: &[OwnedEventId]) -> bool {
-    for id in ids {
-        if !matches!(room.is_placed(id).await, Ok(true)) {
-            return true;
-        }
-    }
-    false
 }
 
 struct Staged {

@@ -31,11 +31,17 @@ const VALID_MAX_MS: u64 = 7 * 24 * 3600 * 1000;
 /// Others may believe this server's keys for this long without asking again.
 const OWN_VALID_MS: u64 = 24 * 3600 * 1000;
 
-/// A server that answered is not asked again for this long, nor one that failed once; then ever longer.
+/// A server that answered is not asked again for this long.
 const ASK_AGAIN_MS: u64 = 60 * 1000;
 
-/// Doublings of that after one failure after another: an hour at most.
-const DOUBLINGS_MAX: u32 = 6;
+/// A server that did not answer is not asked again for this long; then ever longer.
+const RETRY_FIRST_MS: u64 = 2000;
+
+/// Doublings of that after one failure after another: about an hour at most.
+const DOUBLINGS_MAX: u32 = 11;
+
+/// Failures after which a server seems gone, so that nothing waits for its keys any more: a quarter of a minute or more.
+const SILENCES_MAX: u32 = 3;
 
 /// Servers that are kept in memory; strangers can name any number of them.
 const KNOWN_MAX: usize = 20_000;
@@ -46,6 +52,66 @@ const NOTARY_BATCH: usize = 100;
 /// Keys of each server that are wanted, each with the moment that it is to be valid at, in milliseconds since the
 /// epoch; 0 if that does not matter.
 pub type WantedKeys = BTreeMap<OwnedServerName, BTreeMap<String, u64>>;
+
+/// Keys of one server by their IDs, each with the time until which it is valid.
+type DatedKeys = BTreeMap<String, ServerKeyRecord>;
+
+/// Those of some keys that are valid when they are wanted to be.
+fn usable(keys: &DatedKeys, wanted: &BTreeMap<String, u64>) -> PublicKeySet {
+    let usable = |(id, at_ms): (&String, &u64)| {
+        let key = keys.get(id).filter(|key| *at_ms <= key.valid_until_ms)?;
+        Some((id.clone(), Base64::parse(&key.key).ok()?))
+    };
+    wanted.iter().filter_map(usable).collect()
+}
+
+/// Keys that were found.
+#[derive(Debug, Default)]
+pub(super) struct FoundKeys {
+    keys: BTreeMap<OwnedServerName, DatedKeys>,
+    /// Servers of which keys are lacking, and which may give them later.
+    silent: BTreeSet<OwnedServerName>,
+}
+
+impl FoundKeys {
+    fn add(
+        &mut self,
+        server: &OwnedServerName,
+        wanted: &BTreeMap<String, u64>,
+        (keys, may_answer_later): (DatedKeys, bool),
+    ) {
+        let has_all = usable(&keys, wanted).len() == wanted.len();
+        if may_answer_later && !has_all {
+            self.silent.insert(server.clone());
+        } else {
+            self.silent.remove(server);
+        }
+        self.keys.insert(server.clone(), keys);
+    }
+
+    fn has_all(&self, server: &ServerName, wanted: &BTreeMap<String, u64>) -> bool {
+        self.usable(server, wanted).len() == wanted.len()
+    }
+
+    fn usable(&self, server: &ServerName, wanted: &BTreeMap<String, u64>) -> PublicKeySet {
+        self.keys.get(server).map(|keys| usable(keys, wanted)).unwrap_or_default()
+    }
+
+    /// The keys of some servers that are valid at a moment.
+    pub(super) fn valid_at(&self, servers: &BTreeSet<OwnedServerName>, at_ms: u64) -> PublicKeyMap {
+        let of = |server: &OwnedServerName| {
+            let keys = self.keys.get(server)?;
+            let at = keys.keys().map(|id| (id.clone(), at_ms)).collect();
+            Some((server.to_string(), usable(keys, &at))).filter(|(_, keys)| !keys.is_empty())
+        };
+        servers.iter().filter_map(of).collect()
+    }
+
+    /// One of some servers that keys are lacking of, if they may be had later.
+    pub(super) fn silent<'a>(&'a self, servers: &BTreeSet<OwnedServerName>) -> Option<&'a ServerName> {
+        self.silent.iter().find(|server| servers.contains(*server)).map(|server| &**server)
+    }
+}
 
 /// A key that this server signed with once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,33 +143,35 @@ impl KeyRing {
 #[derive(Default)]
 struct Known {
     loaded: bool,
-    keys: BTreeMap<String, ServerKeyRecord>,
+    keys: DatedKeys,
     failures: u32,
     ask_again_ms: u64,
     ask_notaries_again_ms: u64,
 }
 
 impl Known {
-    fn usable(&self, wanted: &BTreeMap<String, u64>) -> PublicKeySet {
-        let usable = |key: &ServerKeyRecord, at_ms: u64| at_ms <= key.valid_until_ms;
-        wanted
-            .iter()
-            .filter_map(|(id, at_ms)| Some((id, self.keys.get(id).filter(|key| usable(key, *at_ms))?)))
-            .filter_map(|(id, key)| Some((id.clone(), Base64::parse(&key.key).ok()?)))
-            .collect()
+    /// Those of its keys that are wanted, whenever they are valid.
+    fn wanted(&self, wanted: &BTreeMap<String, u64>) -> DatedKeys {
+        wanted.keys().filter_map(|id| Some((id.clone(), self.keys.get(id)?.clone()))).collect()
+    }
+
+    /// Whether the server did not answer lately, and has not been silent for so long that it seems gone.
+    fn may_answer_later(&self) -> bool {
+        (1..=SILENCES_MAX).contains(&self.failures)
     }
 
     /// Notes how asking the server went.
     fn asked(&mut self, is_success: bool, now_ms: u64) {
         self.failures = if is_success { 0 } else { self.failures.saturating_add(1) };
         let doublings = self.failures.saturating_sub(1).min(DOUBLINGS_MAX);
-        self.ask_again_ms = now_ms + (ASK_AGAIN_MS << doublings);
+        let pause_ms = if is_success { ASK_AGAIN_MS } else { RETRY_FIRST_MS << doublings };
+        self.ask_again_ms = now_ms + pause_ms;
     }
 }
 
 /// Keys that their server signed, as it published them.
 struct Published {
-    keys: BTreeMap<String, ServerKeyRecord>,
+    keys: DatedKeys,
     document: CanonicalJsonObject,
 }
 
@@ -136,57 +204,63 @@ struct Notarised {
 }
 
 impl Homeserver {
-    /// The keys of other servers, as far as they can be had: known ones, or theirs, or what notaries say.
+    /// The keys of other servers that are valid when they are wanted to be, as far as they can be had.
     pub async fn public_keys(&self, wanted: WantedKeys) -> PublicKeyMap {
-        let found = wanted.iter().map(|(server, wanted)| self.keys_of(server, wanted));
-        let mut found: BTreeMap<_, _> = wanted.keys().zip(join_all(found).await).collect();
-        let lacking = wanted.iter().filter(|(server, wanted)| found[server].len() < wanted.len());
+        let found = self.find_keys(&wanted).await;
+        let keys = wanted.iter().map(|(server, wanted)| (server, found.usable(server, wanted)));
+        let keys = keys.filter(|(_, keys)| !keys.is_empty());
+        keys.map(|(server, keys)| (server.to_string(), keys)).collect()
+    }
+
+    /// The keys of other servers, as far as they can be had: known ones, or theirs, or what notaries say.
+    pub(super) async fn find_keys(&self, wanted: &WantedKeys) -> FoundKeys {
+        let asked = wanted.iter().map(|(server, wanted)| self.keys_of(server, wanted));
+        let mut found = FoundKeys::default();
+        for ((server, wanted), known) in wanted.iter().zip(join_all(asked).await) {
+            found.add(server, wanted, known);
+        }
+        let lacking = wanted.iter().filter(|(server, wanted)| !found.has_all(server, wanted));
         let lacking: Vec<_> = lacking.map(|(server, _)| server.clone()).collect();
-        if !lacking.is_empty() {
+        if let Some(federation) = self.federation().filter(|_| !lacking.is_empty()) {
             self.ask_notaries(&lacking).await;
             for server in &lacking {
-                if let (Some(federation), Some((server, wanted))) =
-                    (self.federation(), wanted.get_key_value(server))
-                {
+                if let Some(wanted) = wanted.get(server).filter(|_| server != self.server_name()) {
                     let known = federation.keys.of(server);
-                    let usable = known.lock().await.usable(wanted);
-                    found.insert(server, usable);
+                    let known = known.lock().await;
+                    found.add(server, wanted, (known.wanted(wanted), known.may_answer_later()));
                 }
             }
         }
-        let found = found.into_iter().filter(|(_, keys)| !keys.is_empty());
-        found.map(|(server, keys)| (server.to_string(), keys)).collect()
+        found
     }
 
-    /// The keys of one server: known ones, or what it says itself.
-    async fn keys_of(&self, server: &OwnedServerName, wanted: &BTreeMap<String, u64>) -> PublicKeySet {
+    /// Those keys of one server that are wanted, known ones or what it says itself; and whether it may say more later.
+    async fn keys_of(&self, server: &OwnedServerName, wanted: &BTreeMap<String, u64>) -> (DatedKeys, bool) {
         if server == self.server_name() {
-            return self.own_key_set(wanted);
+            return (self.own_dated_keys(), false);
         }
-        let Some(federation) = self.federation() else { return PublicKeySet::new() };
+        let Some(federation) = self.federation() else { return (DatedKeys::new(), false) };
         let known = federation.keys.of(server);
         // One look-up per server at a time: whoever comes meanwhile finds what it brought.
         let mut known = known.lock().await;
         self.load(server, &mut known).await;
-        let usable = known.usable(wanted);
-        if usable.len() == wanted.len() {
-            return usable;
+        let has_all = |known: &Known| usable(&known.keys, wanted).len() == wanted.len();
+        if !has_all(&known) {
+            self.ask_server(server, &mut known).await;
+            if has_all(&known) {
+                // It may have other keys by the next time.
+                known.ask_again_ms = 0;
+            }
         }
-        self.ask_server(server, &mut known).await;
-        let usable = known.usable(wanted);
-        if usable.len() == wanted.len() {
-            // It may have other keys by the next time.
-            known.ask_again_ms = 0;
-        }
-        usable
+        (known.wanted(wanted), known.may_answer_later())
     }
 
     /// This server's keys, those of the past as long as they were in use.
-    fn own_key_set(&self, wanted: &BTreeMap<String, u64>) -> PublicKeySet {
+    fn own_dated_keys(&self) -> DatedKeys {
         let key = &self.room_shared().signing_key;
-        let old = self.old_keys().iter();
-        let old = old.filter(|old| wanted.get(&old.id).is_some_and(|at_ms| *at_ms <= old.expired_ms));
-        old.map(|old| (old.id.clone(), old.key.clone())).chain([(key.id(), key.public_key())]).collect()
+        let dated = |key: &Base64, valid_until_ms| ServerKeyRecord { key: key.encode(), valid_until_ms };
+        let old = self.old_keys().iter().map(|old| (old.id.clone(), dated(&old.key, old.expired_ms)));
+        old.chain([(key.id(), dated(&key.public_key(), u64::MAX))]).collect()
     }
 
     /// Asks a server for its keys, unless that was done just now; returns what it published.

@@ -145,7 +145,7 @@ impl Homeserver {
             pdu
         } else {
             let (_, checked) = self.verify(&raw, rules).await.pop().ok_or_else(no_event)?;
-            checked.map_err(RoomError::Invalid)?
+            checked?
         };
         check_membership(&pdu, origin, (room_id, event_id), membership)?;
         let (pdu, advice) = room.advice(pdu).await?;
@@ -187,7 +187,7 @@ impl Homeserver {
         let raw = serde_json::from_slice::<Box<RawValue>>(signed.raw())
             .map_err(|error| RoomError::Invalid(error.to_string()))?;
         let (_, checked) = self.verify(&[raw], rules).await.pop().ok_or_else(no_event)?;
-        checked.map(Some).map_err(RoomError::NotAllowed)
+        checked.map(Some).map_err(|error| RoomError::NotAllowed(error.to_string()))
     }
 
     /// Signs an invite of a local user, and takes note of it.
@@ -202,7 +202,7 @@ impl Homeserver {
             room_version::rules(&version).ok_or_else(|| RoomError::IncompatibleVersion(version.clone()))?;
         let (_, checked) =
             self.verify(std::slice::from_ref(&invite.event), rules).await.pop().ok_or_else(no_event)?;
-        let pdu = checked.map_err(RoomError::Invalid)?;
+        let pdu = checked?;
         check_membership(&pdu, origin, (room_id, event_id), "invite")?;
         let target = target_of(&pdu).filter(|user| belongs_to(user, self.server_name()));
         let target =
@@ -447,7 +447,7 @@ impl RoomHandle {
         }
         // Soft-failed events come along with what refers to them; rejected ones only lead on.
         if let Some(event) = self.any_event(id).await?
-            && event.standing != Standing::Outlier
+            && event.has_place()
         {
             open.insert((event.pdu.depth(), id.to_owned()), event);
         }

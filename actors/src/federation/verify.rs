@@ -2,19 +2,27 @@
 //!
 //! Spec: server-server API, "Checks performed on receipt of a PDU", steps 1 to 3.
 
+use std::collections::BTreeSet;
+
 use engine::{
     pdu::{self, Pdu, PduError, Verified},
     room_version::RoomVersion,
 };
 use ruma::{
-    CanonicalJsonObject, CanonicalJsonValue,
-    signatures::{PublicKeyMap, required_server_signatures_to_verify_event},
+    CanonicalJsonObject, CanonicalJsonValue, OwnedEventId, OwnedServerName,
+    signatures::required_server_signatures_to_verify_event,
 };
 use serde_json::value::RawValue;
-
 use tokio::runtime::{Handle, RuntimeFlavor};
 
-use super::keys::WantedKeys;
+use super::{
+    FederationError,
+    keys::{FoundKeys, WantedKeys},
+};
+use crate::{homeserver::Homeserver, room::RoomError};
+
+/// Events that are parsed, or whose signatures are checked, before others get their turn.
+const CHUNK: usize = 64;
 
 /// Fewer events than this take less long than moving the thread's other tasks elsewhere.
 const MANY: usize = 8;
@@ -48,20 +56,25 @@ impl Unverified {
         Ok(Self { pdu: Pdu::parse(&bytes, version)?, object })
     }
 
+    /// The servers whose signatures the event needs.
+    fn signers(&self, version: &RoomVersion) -> BTreeSet<OwnedServerName> {
+        let signers = required_server_signatures_to_verify_event(&self.object, &version.signatures);
+        signers.unwrap_or_default().into_iter().collect()
+    }
+
+    /// When its keys must be valid: before room version 5 that does not matter.
+    fn signed_at_ms(&self, version: &RoomVersion) -> u64 {
+        if version.enforce_key_validity { u64::from(self.pdu.origin_server_ts().get()) } else { 0 }
+    }
+
     /// Notes which keys the event's signatures need.
-    pub(super) fn want_keys(&self, wanted: &mut WantedKeys, version: &RoomVersion) {
-        let Ok(servers) = required_server_signatures_to_verify_event(&self.object, &version.signatures)
-        else {
-            return;
-        };
-        // Before room version 5 it does not matter whether a key was valid when it signed.
-        let valid_at_ms =
-            if version.enforce_key_validity { u64::from(self.pdu.origin_server_ts().get()) } else { 0 };
+    fn want_keys(&self, wanted: &mut WantedKeys, version: &RoomVersion) {
+        let valid_at_ms = self.signed_at_ms(version);
         let signatures = match self.object.get("signatures") {
             Some(CanonicalJsonValue::Object(signatures)) => Some(signatures),
             _ => None,
         };
-        for server in servers {
+        for server in self.signers(version) {
             if let Some(CanonicalJsonValue::Object(keys)) =
                 signatures.and_then(|signatures| signatures.get(server.as_str()))
             {
@@ -75,11 +88,99 @@ impl Unverified {
     }
 
     /// Checks signatures and content hash; an event whose hash does not match is redacted.
-    pub(super) fn verify(self, keys: &PublicKeyMap, version: &RoomVersion) -> Result<Pdu, PduError> {
-        match pdu::verify(&self.object, keys, version)? {
-            Verified::All => Ok(self.pdu),
-            Verified::Signatures => pdu::redact(&self.pdu, version),
+    fn verify(self, keys: &FoundKeys, version: &RoomVersion) -> Result<Pdu, Unverifiable> {
+        let signers = self.signers(version);
+        let own = keys.valid_at(&signers, self.signed_at_ms(version));
+        match pdu::verify(&self.object, &own, version) {
+            Ok(Verified::All) => Ok(self.pdu),
+            Ok(Verified::Signatures) => Ok(pdu::redact(&self.pdu, version)?),
+            Err(error) => match keys.silent(&signers) {
+                Some(server) => Err(Unverifiable::NoKeys(server.to_owned())),
+                None => Err(error.into()),
+            },
         }
+    }
+}
+
+/// Why an event that another server sent is not taken in.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unverifiable {
+    /// The keys of a server that signed it cannot be had now, but perhaps later.
+    #[error("the keys of {0} cannot be had now")]
+    NoKeys(OwnedServerName),
+    /// It is not an event of those that are said to have signed it.
+    #[error(transparent)]
+    Bad(#[from] PduError),
+}
+
+impl From<Unverifiable> for RoomError {
+    fn from(error: Unverifiable) -> Self {
+        match error {
+            Unverifiable::NoKeys(server) => Self::Remote(FederationError::NoKeys(server)),
+            Unverifiable::Bad(error) => Self::Invalid(error.to_string()),
+        }
+    }
+}
+
+impl Homeserver {
+    /// Parses events and checks their signatures and hashes; what is no event at all is left out.
+    pub(super) async fn verify(
+        &self,
+        events: &[Box<RawValue>],
+        rules: &'static RoomVersion,
+    ) -> Vec<(OwnedEventId, Result<Pdu, Unverifiable>)> {
+        let parse = |json: &RawValue| {
+            let parsed = Unverified::parse(json, rules);
+            parsed.inspect_err(|error| tracing::debug!(%error, "received something that is no event")).ok()
+        };
+        let mut parsed = Vec::with_capacity(events.len());
+        for some in events.chunks(CHUNK) {
+            parsed.extend(computing(some.len(), || {
+                some.iter().filter_map(|json| parse(json)).collect::<Vec<_>>()
+            }));
+            tokio::task::yield_now().await;
+        }
+        let mut wanted = WantedKeys::new();
+        for event in &parsed {
+            event.want_keys(&mut wanted, rules);
+        }
+        let keys = self.find_keys(&wanted).await;
+        let check = |event: Unverified| (event.pdu.event_id().clone(), event.verify(&keys, rules));
+        let mut checked = Vec::with_capacity(parsed.len());
+        let mut parsed = parsed.into_iter().peekable();
+        while parsed.peek().is_some() {
+            let some: Vec<_> = parsed.by_ref().take(CHUNK).collect();
+            checked.extend(computing(some.len(), || some.into_iter().map(check).collect::<Vec<_>>()));
+            tokio::task::yield_now().await;
+        }
+        checked
+    }
+
+    /// Those of some events whose signatures hold.
+    pub(super) async fn verified(&self, events: &[Box<RawValue>], rules: &'static RoomVersion) -> Vec<Pdu> {
+        self.verified_so_far(events, rules).await.0
+    }
+
+    /// Those of some events whose signatures hold; and a server without whose keys that cannot be said of all of them
+    /// yet, if there is one.
+    pub(super) async fn verified_so_far(
+        &self,
+        events: &[Box<RawValue>],
+        rules: &'static RoomVersion,
+    ) -> (Vec<Pdu>, Option<OwnedServerName>) {
+        let (mut pdus, mut silent) = (Vec::with_capacity(events.len()), None);
+        for (event_id, checked) in self.verify(events, rules).await {
+            match checked {
+                Ok(pdu) => pdus.push(pdu),
+                Err(error) => {
+                    tracing::debug!(%event_id, %error, "left out an event");
+                    if let Unverifiable::NoKeys(server) = error {
+                        silent = Some(server);
+                    }
+                }
+            }
+        }
+        (pdus, silent)
     }
 }
 

@@ -11,6 +11,7 @@ use engine::{
     room::{
         census::Census,
         content,
+        hole::HOLE_PLACES,
         receive::{Standing, Verdict},
     },
     state::StateRoot,
@@ -129,7 +130,9 @@ impl ActiveRoom {
             None => before,
         };
         let known = self.known_event(change, join.event_id()).await?;
-        let at = TimelineIndex::from(self.shared.store.storage().reserve(1).last());
+        // What happened while this server was away has its places before the join.
+        let places = if floor == BEFORE_ALL { 1 } else { HOLE_PLACES + 1 };
+        let at = TimelineIndex::from(self.shared.store.storage().reserve(places).last());
         self.move_state(change, before, at).await?;
         let evidence = self.evidence(change, &join, &auth_events, before).await?;
         if let Verdict::Rejected(reason) | Verdict::SoftFailed(reason) = evidence.judge(&join, self.rules) {

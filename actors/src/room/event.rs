@@ -84,6 +84,17 @@ impl StoredEvent {
         }
     }
 
+    /// Whether it has a place in the graph, so that the state before it is known.
+    ///
+    /// An outlier has none, and neither has an event that was rejected as one.
+    pub fn has_place(&self) -> bool {
+        match self.standing {
+            Standing::Accepted | Standing::SoftFailed => true,
+            Standing::Rejected => self.before != StateRoot::default() || self.pdu.prev_events().is_empty(),
+            Standing::Outlier => false,
+        }
+    }
+
     /// About how much memory it takes, in bytes.
     pub fn weight(&self) -> u64 {
         // The parsed header repeats some strings of the JSON: twice its size covers both.

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use storage::{
     Direction, KeyRange,
-    schema::{self, MembershipRecord, SentBy, Standing},
+    schema::{self, MembershipRecord, SentBy},
 };
 
 use super::{
@@ -128,7 +128,7 @@ impl RoomHandle {
     /// Whether an event has a place in the graph here.
     pub async fn is_placed(&self, event_id: &EventId) -> Result<bool, RoomError> {
         let event = self.shared.store.event_by_id(event_id).await?;
-        Ok(event.is_some_and(|event| event.standing != Standing::Outlier))
+        Ok(event.is_some_and(|event| event.has_place()))
     }
 
     /// An event of this room, wherever it stands.

@@ -17,11 +17,11 @@ use engine::{
     },
     state::StateRoot,
 };
-use ruma::{OwnedEventId, OwnedServerName};
+use ruma::OwnedEventId;
 use storage::schema::{self, GapRecord};
 
 use super::{
-    ActiveRoom, RoomError, StoredEvent,
+    ActiveRoom, RoomError, RoomHandle, StoredEvent,
     change::Change,
     receive::{Placement, rank_of},
 };
@@ -35,23 +35,39 @@ pub struct Backfill {
     pub events: Vec<Pdu>,
     /// For events whose prev events are not known either: the events of the state before each of them.
     pub states: BTreeMap<OwnedEventId, Vec<OwnedEventId>>,
-    /// The server that they came from.
-    pub origin: OwnedServerName,
 }
 
 impl ActiveRoom {
-    /// Puts older events into a hole; returns how many there were.
+    /// Puts older events into a hole; returns how many came of it.
     pub(super) async fn backfill(&self, change: &mut Change, backfill: Backfill) -> Result<usize, RoomError> {
-        let Backfill { gap: at, events, states, origin } = backfill;
+        let Backfill { gap: at, events, states } = backfill;
+        let mut roots = BTreeMap::new();
+        for (id, state) in states {
+            roots.insert(id, self.state_of(change, &state).await?);
+        }
+        self.fill(change, at, events, &roots).await
+    }
+
+    /// Puts older events into a hole, by the states before those whose prev events are not known; returns how many
+    /// got a place in the graph.
+    pub(super) async fn fill(
+        &self,
+        change: &mut Change,
+        at: TimelineIndex,
+        events: Vec<Pdu>,
+        roots: &BTreeMap<OwnedEventId, StateRoot>,
+    ) -> Result<usize, RoomError> {
         let Some(gap) = change.head.gaps.get(&at).cloned() else { return Ok(0) };
-        let GapRecord { missing, floor, origin: likely } = gap;
+        let GapRecord { missing, floor, origin } = gap;
         let mut hole = Hole { end: at, floor, missing: missing.into_iter().collect() };
         let mut accepted: Vec<StoredEvent> = Vec::new();
+        let mut rejected = 0;
         for pdu in by_age(events) {
             let known = self.known_event(change, pdu.event_id()).await?;
-            if *pdu.room_id() != *self.room_id
-                || known.as_ref().is_some_and(|known| known.standing != Standing::Outlier)
-            {
+            if pdu.kind() == "m.room.create" && !self.is_beginning(change, &pdu).await? {
+                continue;
+            }
+            if *pdu.room_id() != *self.room_id || known.as_ref().is_some_and(|known| known.has_place()) {
                 hole.missing.remove(pdu.event_id());
                 continue;
             }
@@ -59,32 +75,28 @@ impl ActiveRoom {
             if !missing.is_empty() {
                 continue;
             }
-            let before = match self.state_before_old(change, &pdu, &states).await? {
-                Some(root) => root,
-                None => match accepted.last() {
-                    Some(older) => older.after,
-                    None => continue,
-                },
-            };
+            // Without its state an event cannot be judged: what follows it stays at the edge of the hole.
+            let Some(before) = self.state_before_old(change, &pdu, roots).await? else { continue };
             let evidence = self.evidence(change, &pdu, &auth_events, before).await?;
             let placement = Placement {
                 before,
                 rank: rank_of(&auth_events),
-                short: known.map(|known| known.short),
+                short: known.as_ref().map(|known| known.short),
                 origin: origin.clone(),
                 missing: Vec::new(),
                 sent_by: None,
             };
             hole.missing.remove(pdu.event_id());
-            if let Verdict::Rejected(_) = evidence.judge(&pdu, self.rules) {
-                self.hide(change, Arc::new(pdu), Standing::Rejected, &placement);
-                continue;
-            }
             for prev in pdu.prev_events() {
                 let known = self.known_event(change, prev).await?;
-                if known.is_none_or(|known| known.standing == Standing::Outlier) {
+                if known.is_none_or(|known| !known.has_place()) {
                     hole.missing.insert(prev.clone());
                 }
+            }
+            if let Verdict::Rejected(_) = self.judge(&pdu, known.as_deref(), &evidence) {
+                self.hide(change, Arc::new(pdu), Standing::Rejected, &placement);
+                rejected += 1;
+                continue;
             }
             let event = self.old_event(change, pdu, &placement).await?;
             change.hidden_ids.insert(event.pdu.event_id().clone(), event.short);
@@ -110,9 +122,15 @@ impl ActiveRoom {
         change.batch.delete(&schema::GAPS, &(self.room, at));
         if let Some(Hole { end, floor, missing }) = hole.filled(count) {
             let missing = missing.into_iter().collect();
-            self.open_gap(change, end, GapRecord { missing, floor, origin: likely });
+            self.open_gap(change, end, GapRecord { missing, floor, origin });
         }
-        Ok(count)
+        Ok(count + rejected)
+    }
+
+    /// Whether an event is the create event that the room's state has.
+    async fn is_beginning(&self, change: &Change, pdu: &Pdu) -> Result<bool, RoomError> {
+        let create = self.current(change, "m.room.create", "").await?;
+        Ok(create.is_some_and(|create| create.pdu.event_id() == pdu.event_id()))
     }
 
     /// The state before an event whose prev events are all known, or whose state was fetched.
@@ -120,13 +138,13 @@ impl ActiveRoom {
         &self,
         change: &mut Change,
         pdu: &Pdu,
-        states: &BTreeMap<OwnedEventId, Vec<OwnedEventId>>,
+        roots: &BTreeMap<OwnedEventId, StateRoot>,
     ) -> Result<Option<StateRoot>, RoomError> {
         if pdu.kind() == "m.room.create" {
             return Ok(Some(StateRoot::default()));
         }
         let (prevs, missing) = self.known_events(change, pdu.prev_events()).await?;
-        let all_placed = prevs.iter().all(|prev| prev.standing != Standing::Outlier);
+        let all_placed = prevs.iter().all(|prev| prev.has_place());
         if missing.is_empty() && all_placed && !prevs.is_empty() {
             let mut roots = BTreeSet::new();
             for prev in &prevs {
@@ -134,10 +152,7 @@ impl ActiveRoom {
             }
             return Ok(Some(self.merge(change, roots).await?));
         }
-        match states.get(pdu.event_id()) {
-            Some(ids) => Ok(Some(self.state_of(change, ids).await?)),
-            None => Ok(None),
-        }
+        Ok(roots.get(pdu.event_id()).copied())
     }
 
     async fn old_event(
@@ -172,5 +187,16 @@ impl ActiveRoom {
         }
         event.after = self.state_after(change, &event).await?;
         Ok(event)
+    }
+}
+
+impl RoomHandle {
+    /// The depth of the deepest event after a hole of the timeline, of those after the newest `limit` holes.
+    pub(crate) async fn hole_depth(&self, limit: usize) -> Result<Option<u64>, RoomError> {
+        let snapshot = self.snapshot();
+        let places = snapshot.head.gaps.keys().rev().take(limit).map(|at| (snapshot.room, *at));
+        let shorts = self.storage().get_many(&schema::TIMELINE, places).await?;
+        let events = self.events(&shorts.into_iter().flatten().collect::<Vec<_>>()).await?;
+        Ok(events.iter().map(|event| event.pdu.depth()).max())
     }
 }

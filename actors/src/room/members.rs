@@ -36,11 +36,14 @@ pub(super) struct Membership {
 }
 
 impl ActiveRoom {
-    /// The stored relation of a local user to this room.
+    /// The relation of a local user to this room, durable or not.
     pub(super) async fn membership_record(
         &self,
         user: &UserId,
     ) -> Result<Option<MembershipRecord>, RoomError> {
+        if let Some(pending) = self.pending.membership(user) {
+            return Ok(Some(pending.clone()));
+        }
         let key = (user.to_owned(), self.room_id.clone());
         Ok(self.shared.store.storage().get(&schema::MEMBERSHIPS, &key).await?)
     }

@@ -9,6 +9,8 @@ use engine::{
     id::Position,
     state::{Node, NodeId},
 };
+use ruma::{OwnedUserId, UserId};
+use storage::schema::MembershipRecord;
 
 use super::{StoredEvent, change::Change};
 
@@ -20,6 +22,7 @@ struct InFlight {
     position: Position,
     events: Vec<Arc<StoredEvent>>,
     nodes: BTreeMap<NodeId, Arc<Node>>,
+    memberships: Vec<(OwnedUserId, MembershipRecord)>,
 }
 
 impl Pending {
@@ -28,7 +31,8 @@ impl Pending {
         let hidden = std::mem::take(&mut change.hidden).into_values();
         let events = hidden.chain(change.events.iter().chain(&change.replaced).cloned()).collect();
         let nodes = std::mem::take(&mut change.nodes);
-        self.0.push_back(InFlight { position: change.position(), events, nodes });
+        let memberships = std::mem::take(&mut change.memberships);
+        self.0.push_back(InFlight { position: change.position(), events, nodes, memberships });
     }
 
     /// Lets go of what the store can give by now.
@@ -46,6 +50,12 @@ impl Pending {
     /// Events that are not durable yet, the newest form of each first.
     pub(super) fn events(&self) -> impl Iterator<Item = &Arc<StoredEvent>> {
         self.0.iter().rev().flat_map(|change| change.events.iter().rev())
+    }
+
+    /// A local user's relation to the room, if a change that is not durable yet touched it.
+    pub(super) fn membership(&self, user: &UserId) -> Option<&MembershipRecord> {
+        let mut changes = self.0.iter().rev().flat_map(|change| change.memberships.iter().rev());
+        changes.find(|(known, _)| known == user).map(|(_, record)| record)
     }
 
     /// The newest form of an event that is not durable yet.

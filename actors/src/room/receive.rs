@@ -10,19 +10,24 @@ use std::{
 
 pub use engine::room::receive::Received;
 use engine::{
+    auth::AuthFailure,
     id::{ShortEventId, TimelineIndex},
     pdu::Pdu,
     room::{
         graph::{by_auth, rank},
         hole::HOLE_PLACES,
-        receive::{Arrival, Evidence, Standing, Step, recall},
+        receive::{Arrival, Evidence, Standing, Step, Verdict, recall},
     },
     state::StateRoot,
 };
 use ruma::{OwnedEventId, OwnedServerName};
 use storage::schema::{self, GapRecord, SentBy};
 
-use super::{ActiveRoom, Advice, Backfill, RoomError, StoredEvent, change::Change};
+use super::{ActiveRoom, Advice, RoomError, StoredEvent, change::Change};
+
+/// Holes with which nothing is noted any more of what is missing before hidden events, of which a hostile server may
+/// send any number.
+const HIDDEN_HOLES_MAX: usize = 100;
 
 /// An event from another server.
 #[derive(Clone, Debug)]
@@ -77,13 +82,20 @@ impl ActiveRoom {
         let Receive { pdu, origin, prev_states, relay, advice, sent_by } = receive;
         change.relays = relay;
         let known = self.known_event(change, pdu.event_id()).await?;
-        if let Some(answer) = recall(&pdu, &self.room_id, known.as_ref().map(|known| known.standing)) {
+        if let Some(answer) = recall(&pdu, &self.room_id, known.as_deref().and_then(placed)) {
             return Ok(answer);
+        }
+        if let Some(create) = self.current(change, "m.room.create", "").await?
+            && pdu.kind() == "m.room.create"
+        {
+            // A room begins once, and its beginning is no news: it gets its place when the hole before it is filled.
+            let is_it = create.pdu.event_id() == pdu.event_id();
+            let other = || Received::Rejected("the room has another create event".to_owned());
+            return Ok(if is_it { Received::Accepted } else { other() });
         }
         let (auth_events, unknown_auth) = self.known_events(change, pdu.auth_events()).await?;
         let (prevs, unknown) = self.known_events(change, pdu.prev_events()).await?;
-        let (prevs, outliers): (Vec<_>, Vec<_>) =
-            prevs.into_iter().partition(|event| event.standing != Standing::Outlier);
+        let (prevs, outliers): (Vec<_>, Vec<_>) = prevs.into_iter().partition(|event| event.has_place());
         let missing: Vec<_> =
             outliers.iter().map(|event| event.pdu.event_id().clone()).chain(unknown).collect();
         let hole = change.head.gaps.iter().find(|(_, gap)| gap.missing.contains(pdu.event_id()));
@@ -93,20 +105,26 @@ impl ActiveRoom {
             prev_states: &prev_states,
             hole: hole.map(|(end, _)| *end),
         };
-        match arrival.step() {
+        let hole = match arrival.step() {
             Step::Answer(answer) => return Ok(answer),
-            Step::Fill(gap) => {
-                let backfill = Backfill { gap, events: vec![pdu], states: BTreeMap::new(), origin };
-                self.backfill(change, backfill).await?;
-                return Ok(Received::Accepted);
-            }
-            Step::Judge => {}
-        }
+            Step::Fill(end) => Some(end),
+            Step::Judge => None,
+        };
         let mut before = self.state_before(change, &prevs, &missing, &prev_states).await?;
         if change.head.lacks_members {
             before = self.with_members_of(change, before, &auth_events).await?;
         }
-        let verdict = self.evidence(change, &pdu, &auth_events, before).await?.judge(&pdu, self.rules);
+        if let Some(end) = hole {
+            let states = BTreeMap::from([(pdu.event_id().clone(), before)]);
+            self.fill(change, end, vec![pdu.clone()], &states).await?;
+            let filled = self.known_event(change, pdu.event_id()).await?;
+            // A hole without a place for it leaves it to the end.
+            if let Some(answer) = recall(&pdu, &self.room_id, filled.as_deref().and_then(placed)) {
+                return Ok(answer);
+            }
+        }
+        let evidence = self.evidence(change, &pdu, &auth_events, before).await?;
+        let verdict = self.judge(&pdu, known.as_deref(), &evidence);
         let placement = Placement {
             before,
             rank: rank_of(&auth_events),
@@ -129,7 +147,18 @@ impl ActiveRoom {
         if verdict.reason().is_some() {
             self.note_refused(change, pdu.event_id());
         }
+        if standing == Standing::SoftFailed {
+            self.note_missing(change, placement);
+        }
         Ok(received)
+    }
+
+    /// What becomes of an event; one that was rejected as an outlier stays so.
+    pub(super) fn judge(&self, pdu: &Pdu, known: Option<&StoredEvent>, evidence: &Evidence) -> Verdict {
+        if known.is_some_and(|known| known.standing == Standing::Rejected) {
+            return Verdict::Rejected(AuthFailure("rejected before".to_owned()));
+        }
+        evidence.judge(pdu, self.rules)
     }
 
     async fn state_before(
@@ -263,6 +292,19 @@ impl ActiveRoom {
         change.tickets.push(ticket);
     }
 
+    /// Notes what is missing before a soft-failed event: others may accept it, and refer to it.
+    fn note_missing(&self, change: &mut Change, placement: Placement) {
+        let Placement { missing, origin, .. } = placement;
+        if missing.is_empty() || change.head.gaps.len() >= HIDDEN_HOLES_MAX {
+            return;
+        }
+        let ticket = self.shared.store.storage().reserve(HOLE_PLACES + 1);
+        let index = TimelineIndex::from(ticket.last());
+        let floor = std::mem::replace(&mut change.head.latest, index);
+        self.open_gap(change, index, GapRecord { missing, floor, origin });
+        change.tickets.push(ticket);
+    }
+
     /// Stores events that others refer to, without a place in the graph.
     pub(super) async fn store_outliers(&self, change: &mut Change, pdus: Vec<Pdu>) -> Result<(), RoomError> {
         let held = self.current(change, "m.room.create", "").await?.map(|event| event.pdu.clone());
@@ -272,7 +314,12 @@ impl ActiveRoom {
             if *pdu.room_id() != *self.room_id || self.known_event(change, pdu.event_id()).await?.is_some() {
                 continue;
             }
-            let (auth_events, _) = self.known_events(change, pdu.auth_events()).await?;
+            let (auth_events, missing) = self.known_events(change, pdu.auth_events()).await?;
+            // Whether it is allowed cannot be said, now; it may come again with what authorises it.
+            if !missing.is_empty() {
+                tracing::debug!(event_id = %pdu.event_id(), "left out an outlier whose auth events are not known");
+                continue;
+            }
             let evidence = Evidence {
                 auth_events: auth_events
                     .iter()
@@ -297,6 +344,11 @@ impl ActiveRoom {
         }
         Ok(())
     }
+}
+
+/// How an event stands that has a place in the graph.
+fn placed(known: &StoredEvent) -> Option<Standing> {
+    known.has_place().then_some(known.standing)
 }
 
 /// One more than the highest rank of the auth events.

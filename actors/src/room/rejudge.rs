@@ -161,7 +161,7 @@ impl ActiveRoom {
         since: &BTreeSet<OwnedEventId>,
     ) -> Result<Option<StateRoot>, RoomError> {
         let (prevs, missing) = self.known_events(change, event.pdu.prev_events()).await?;
-        let is_whole = missing.is_empty() && prevs.iter().all(|prev| prev.standing != Standing::Outlier);
+        let is_whole = missing.is_empty() && prevs.iter().all(|prev| prev.has_place());
         // Another server gave the whole state where we did not know what came before.
         if !is_whole || !prevs.iter().any(|prev| since.contains(prev.pdu.event_id())) {
             return Ok(None);

@@ -59,7 +59,7 @@ pub async fn event(
     let homeserver = app.homeserver();
     let room_id = homeserver.room_of_event(&event_id).await?.ok_or_else(not_found)?;
     let room = member_room(&app, &signed.origin, &room_id).await?;
-    let event = placed(&room, &event_id).await?;
+    let event = known(&room, &event_id).await?;
     let events = room.for_server(&signed.origin, vec![event]).await?;
     Ok(pdus(&app, &events))
 }
@@ -73,8 +73,13 @@ async fn member_room(app: &App, origin: &ServerName, room_id: &ruma::RoomId) -> 
     Ok(room)
 }
 
-async fn placed(room: &RoomHandle, event_id: &EventId) -> ApiResult<Arc<StoredEvent>> {
+async fn known(room: &RoomHandle, event_id: &EventId) -> ApiResult<Arc<StoredEvent>> {
     room.any_event(event_id).await?.ok_or_else(not_found)
+}
+
+/// An event whose state is known: that of one outside the graph would be taken for an empty one.
+async fn placed(room: &RoomHandle, event_id: &EventId) -> ApiResult<Arc<StoredEvent>> {
+    Some(known(room, event_id).await?).filter(|event| event.has_place()).ok_or_else(not_found)
 }
 
 fn not_found() -> ApiError {
@@ -133,7 +138,7 @@ pub async fn event_auth(
     signed: Signed,
 ) -> ApiResult<Json<AuthChain>> {
     let room = member_room(&app, &signed.origin, &room_id).await?;
-    let event = placed(&room, &event_id).await?;
+    let event = known(&room, &event_id).await?;
     let chain = room.auth_chain(event.pdu.auth_events().iter().cloned()).await?;
     Ok(Json(AuthChain { auth_chain: chain.iter().map(|event| raw(event)).collect() }))
 }

@@ -41,11 +41,11 @@ fn a_key_counts_while_it_is_valid_and_at_most_a_week() {
     let key = SigningKey::new(&[3; 32], "now").unwrap();
     let text = document(&[("example.org", &key)]);
     let published = read_keys(server_name!("example.org"), &text, 0).unwrap();
-    let known = Known { keys: published.keys, ..Known::default() };
-    let usable = |id: &str, at_ms| !known.usable(&BTreeMap::from([(id.to_owned(), at_ms)])).is_empty();
-    assert!(usable("ed25519:now", 5_000) && !usable("ed25519:now", 5_001));
-    assert!(usable("ed25519:past", 1_000) && !usable("ed25519:past", 1_001));
-    assert!(usable("ed25519:past", 0) && !usable("ed25519:other", 0));
+    let is_usable =
+        |id: &str, at_ms| !usable(&published.keys, &BTreeMap::from([(id.to_owned(), at_ms)])).is_empty();
+    assert!(is_usable("ed25519:now", 5_000) && !is_usable("ed25519:now", 5_001));
+    assert!(is_usable("ed25519:past", 1_000) && !is_usable("ed25519:past", 1_001));
+    assert!(is_usable("ed25519:past", 0) && !is_usable("ed25519:other", 0));
     let object: CanonicalJsonObject = serde_json::from_str(&text).unwrap();
     let mut far = object;
     far.remove("signatures");
@@ -62,9 +62,45 @@ fn a_server_that_fails_is_asked_less_and_less_often() {
     let mut waits = Vec::new();
     for _ in 0..9 {
         known.asked(false, 0);
-        waits.push(known.ask_again_ms / ASK_AGAIN_MS);
+        waits.push(known.ask_again_ms / RETRY_FIRST_MS);
     }
-    assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 64, 64]);
+    assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 128, 256]);
     known.asked(true, 0);
     assert_eq!(known.ask_again_ms, ASK_AGAIN_MS);
+}
+
+#[test]
+fn what_is_signed_by_a_silent_server_may_be_checked_later_until_it_seems_gone() {
+    let server = server_name!("example.org").to_owned();
+    let wanted = BTreeMap::from([("ed25519:now".to_owned(), 1)]);
+    let servers = BTreeSet::from([server.clone()]);
+    let mut known = Known::default();
+    let silent = |known: &Known| {
+        let mut found = FoundKeys::default();
+        found.add(&server, &wanted, (known.wanted(&wanted), known.may_answer_later()));
+        found.silent(&servers).is_some()
+    };
+    assert!(!silent(&known), "it was not asked");
+    for failure in 1..=SILENCES_MAX + 1 {
+        known.asked(false, 0);
+        assert_eq!(silent(&known), failure <= SILENCES_MAX);
+    }
+    known.asked(true, 0);
+    assert!(!silent(&known), "it answered, and has no such key");
+}
+
+/// One event with a time at which its key is not valid does not take that key from others.
+#[test]
+fn each_signature_is_checked_with_keys_of_its_own_time() {
+    let server = server_name!("example.org").to_owned();
+    let key = ServerKeyRecord {
+        key: Base64::<ruma::serde::base64::Standard>::new(vec![7; 32]).encode(),
+        valid_until_ms: 5,
+    };
+    let keys = DatedKeys::from([("ed25519:now".to_owned(), key)]);
+    let mut found = FoundKeys::default();
+    found.add(&server, &BTreeMap::from([("ed25519:now".to_owned(), 9)]), (keys, false));
+    let servers = BTreeSet::from([server]);
+    assert_eq!(found.valid_at(&servers, 5).len(), 1);
+    assert!(found.valid_at(&servers, 6).is_empty());
 }
