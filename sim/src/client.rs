@@ -216,6 +216,14 @@ impl Client {
         Ok(self.acknowledged(room, &answer))
     }
 
+    /// Redacts an event.
+    pub async fn redact(&self, room: &RoomId, event: &ruma::EventId) -> Result<OwnedEventId, CallError> {
+        let txn = self.txns.fetch_add(1, Ordering::Relaxed);
+        let path = Self::room_path(room, &format!("redact/{}/t{txn}", encode(event.as_str())));
+        let answer = self.persist(Method::PUT, &path, Some(json!({}))).await?;
+        Ok(self.acknowledged(room, &answer))
+    }
+
     /// Sends a state event.
     pub async fn set_state(
         &self,

@@ -39,7 +39,8 @@ pub struct RoomLog {
     /// The events, in the order in which they came.
     pub events: Vec<OwnedEventId>,
     known: BTreeSet<OwnedEventId>,
-    was_left: bool,
+    /// Whether the last that was told is that the user is not in the room any more.
+    pub was_left: bool,
     /// Where in `events` the last stretch without a jump begins.
     pub unbroken_from: usize,
 }

@@ -113,6 +113,8 @@ pub struct Host {
     start: Instant,
     disk: Arc<Disk>,
     skew_ms: Arc<AtomicI64>,
+    /// The furthest that the clock was ahead since the present key is in use, in milliseconds.
+    fastest_ms: AtomicI64,
     random: Mutex<ChaCha8Rng>,
     keys: Mutex<Keys>,
     running: Mutex<Option<Arc<Boot>>>,
@@ -205,6 +207,7 @@ impl Host {
             start: Instant::now().checked_sub(trace.elapsed()).context("the world has begun before")?,
             disk: Arc::new(disk),
             skew_ms: Arc::default(),
+            fastest_ms: AtomicI64::new(0),
             random: Mutex::new(seed.stream(&format!("host {name}"))),
             keys: Mutex::new(Keys { signing, old: Vec::new(), generation: 0 }),
             running: Mutex::default(),
@@ -238,6 +241,7 @@ impl Host {
     pub fn skew(&self, by_ms: i64) {
         self.trace.note(format_args!("{} clock off by {by_ms} ms", self.name));
         self.skew_ms.store(by_ms, Ordering::Relaxed);
+        self.fastest_ms.fetch_max(by_ms, Ordering::Relaxed);
     }
 
     /// Fills the disk.
@@ -394,7 +398,10 @@ impl Host {
     /// Replaces the signing key; the server uses the new one from its next start.
     pub fn rotate_key(&self) -> Result<()> {
         let mut keys = self.keys.lock();
-        let expired_ms = HostClock { start: self.start, skew_ms: self.skew_ms.clone() }.now_ms();
+        // Not before the last moment that anything was signed at, however wrong the clock was.
+        let fastest_ms = self.fastest_ms.swap(self.skew_ms.load(Ordering::Relaxed).max(0), Ordering::Relaxed);
+        let clock = HostClock { start: self.start, skew_ms: Arc::new(fastest_ms.into()) };
+        let expired_ms = clock.now_ms();
         let old = OldKey { id: keys.signing.id(), key: keys.signing.public_key(), expired_ms };
         keys.old.push(old);
         keys.generation += 1;

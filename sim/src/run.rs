@@ -176,16 +176,19 @@ fn tasks() -> usize {
     tokio::runtime::Handle::current().metrics().num_alive_tasks()
 }
 
-/// Heals the world, lets it come to rest, has every server speak once more in each room, and checks the invariants.
+/// Heals the world, lets it come to rest, has every server speak twice more in each room, and checks the invariants.
 async fn conclude(world: &World) -> Result<()> {
     world.heal().await?;
     world.settle().await?;
     for room in world.rooms() {
-        for voice in world.voices(&room, CLOSING_VOICES).await {
-            // Whoever may not speak any more has nothing to add.
-            drop(voice.send(&room, "closing").await);
+        // Once so that all learn who is in the room, and whom to send to; once more so that all branches meet.
+        for word in ["closing", "closed"] {
+            for voice in world.voices(&room, CLOSING_VOICES).await {
+                // Whoever may not speak any more has nothing to add.
+                drop(voice.send(&room, word).await);
+            }
+            world.settle().await?;
         }
-        world.settle().await?;
     }
     if world.verdict().is_over() {
         return Ok(());

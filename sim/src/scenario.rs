@@ -29,7 +29,7 @@ pub struct Scenario {
 pub type Play = fn(&World) -> BoxFuture<'_, Result<()>>;
 
 /// All scenarios.
-pub const ALL: [Scenario; 11] = [
+pub const ALL: [Scenario; 12] = [
     Scenario {
         name: "chat",
         about: "a user on each host talks in one room; hosts and network fail",
@@ -117,6 +117,14 @@ pub const ALL: [Scenario; 11] = [
         servers: (2, 5),
         lasts: Duration::from_secs(60),
         play: |world| Box::pin(rooms::noise(world)),
+    },
+    Scenario {
+        name: "redactions",
+        about: "a user on each host talks and takes back some of it; hosts and network fail",
+        profile: Profile::Everything,
+        servers: (2, 4),
+        lasts: Duration::from_secs(60),
+        play: |world| Box::pin(rooms::redactions(world)),
     },
 ];
 

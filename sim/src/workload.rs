@@ -4,6 +4,7 @@ pub mod chat;
 pub mod members;
 pub mod noise;
 pub mod powers;
+pub mod redactions;
 
 use std::time::Duration;
 

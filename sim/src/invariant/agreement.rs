@@ -20,7 +20,10 @@ pub(super) fn same_state(histories: &[History]) -> Option<String> {
                 let (here, there) = (first.state.get(key), other.state.get(key));
                 if here != there {
                     let (a, b) = (&first.host, &other.host);
-                    return Some(format!("{room}: {key:?} is {here:?} on {a}, {there:?} on {b}"));
+                    let tips = if first.tips == other.tips { "the same" } else { "different" };
+                    return Some(format!(
+                        "{room}: {key:?} is {here:?} on {a}, {there:?} on {b}, with {tips} forward extremities"
+                    ));
                 }
             }
         }

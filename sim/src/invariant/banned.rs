@@ -1,11 +1,20 @@
-//! No accepted event is of somebody who, by the state before it, was not in the room.
+//! No accepted event is of somebody who, by the state before it, was not in the room; and none that came in its place
+//! is of somebody who by then was out of the room: such an event is to be soft-failed.
 //!
 //! Written without the engine's authorization rules, so that a mistake in them shows.
 
+use std::sync::Arc;
+
+use actors::room::StoredEvent;
 use anyhow::Result;
+use engine::{
+    id::{Position, TimelineIndex},
+    state::StateRoot,
+};
+use ruma::UserId;
 use storage::schema::Standing;
 
-use super::History;
+use super::{History, Side};
 
 pub(super) async fn silent(histories: &[History]) -> Result<Option<String>> {
     for History { room, sides } in histories {
@@ -15,12 +24,7 @@ pub(super) async fn silent(histories: &[History]) -> Result<Option<String>> {
                 if ["m.room.create", "m.room.member"].contains(&pdu.kind()) {
                     continue;
                 }
-                let member =
-                    side.handle.state_event(event.before, "m.room.member", pdu.sender().as_str()).await?;
-                let membership = member.as_ref().map_or("none".to_owned(), |member| {
-                    let content = serde_json::from_str::<serde_json::Value>(member.pdu.content().get());
-                    content.unwrap_or_default()["membership"].as_str().unwrap_or_default().to_owned()
-                });
+                let membership = membership(side, event.before, pdu.sender()).await?;
                 if membership != "join" {
                     let (host, sender) = (&side.host, pdu.sender());
                     return Ok(Some(format!(
@@ -28,7 +32,38 @@ pub(super) async fn silent(histories: &[History]) -> Result<Option<String>> {
                     )));
                 }
             }
+            if let Some(what) = late(side).await? {
+                return Ok(Some(format!("{room}: {what}")));
+            }
         }
     }
     Ok(None)
+}
+
+/// An event that was accepted although its sender was out of the room when it came.
+async fn late(side: &Side) -> Result<Option<String>> {
+    let timeline = side.handle.timeline_forward(TimelineIndex(i64::MIN), usize::MAX / 2).await?;
+    // What filled a hole has another place than number: it was no news, and its state is that of its own branch.
+    let came_now =
+        |event: &&Arc<StoredEvent>| event.index == Some(TimelineIndex::from(Position(event.short.0)));
+    let came: Vec<_> = timeline.iter().filter(came_now).collect();
+    for (before, event) in came.iter().zip(came.iter().skip(1)) {
+        let (pdu, host) = (&event.pdu, &side.host);
+        if pdu.kind() == "m.room.member" {
+            continue;
+        }
+        let membership = membership(side, before.after, pdu.sender()).await?;
+        if ["leave", "ban"].contains(&membership.as_str()) {
+            let (id, sender) = (pdu.event_id(), pdu.sender());
+            return Ok(Some(format!(
+                "{host} accepted {id} of {sender}, who was out of the room ({membership})"
+            )));
+        }
+    }
+    Ok(None)
+}
+
+async fn membership(side: &Side, state: StateRoot, user: &UserId) -> Result<String> {
+    let member = side.handle.state_event(state, "m.room.member", user.as_str()).await?;
+    Ok(member.map_or("none".to_owned(), |member| actors::room::membership_of(&member.pdu)))
 }

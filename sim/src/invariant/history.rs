@@ -1,15 +1,18 @@
 //! A room as each of its servers knows it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use engine::id::TimelineIndex;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomId};
 use storage::schema::Standing;
 
 use actors::room::{RoomHandle, StoredEvent};
 
-use crate::world::World;
+use crate::{host::Boot, world::World};
 
 /// Holes of a timeline that are filled, at most.
 const GAPS_MAX: usize = 1000;
@@ -30,6 +33,8 @@ pub struct Side {
     pub handle: RoomHandle,
     /// The graph, from the forward extremities on, and what is missing of it.
     pub graph: BTreeMap<OwnedEventId, Option<Arc<StoredEvent>>>,
+    /// The forward extremities.
+    pub tips: BTreeSet<OwnedEventId>,
     /// The current state.
     pub state: BTreeMap<(String, String), OwnedEventId>,
 }
@@ -43,14 +48,7 @@ impl History {
             if !handle.snapshot().head.has_server(&host) {
                 continue;
             }
-            let everything = (TimelineIndex(i64::MIN), TimelineIndex(i64::MAX));
-            let mut left = GAPS_MAX;
-            while boot.homeserver().fill_gap(&handle, everything.0, everything.1).await? {
-                left -= 1;
-                if left == 0 {
-                    bail!("{host} never comes to the end of filling the holes of {room}");
-                }
-            }
+            fill_holes(&boot, &handle).await.with_context(|| format!("{host} fills the holes of {room}"))?;
             let graph = graph(&handle).await?;
             let state = handle.state(handle.snapshot().head.root, None).await?;
             let state = state.iter().map(|event| {
@@ -58,10 +56,23 @@ impl History {
                 ((event.pdu.kind().to_owned(), key), event.pdu.event_id().clone())
             });
             let state = state.collect();
-            sides.push(Side { host, handle, graph, state });
+            let tips = handle.snapshot().head.tips.iter().map(|tip| tip.pdu.event_id().clone()).collect();
+            sides.push(Side { host, handle, graph, tips, state });
         }
         Ok(Self { room: room.to_owned(), sides })
     }
+}
+
+/// Fills the holes of a timeline, the newest first; one that cannot be filled stays.
+async fn fill_holes(boot: &Boot, room: &RoomHandle) -> Result<()> {
+    let (first, mut until) = (TimelineIndex(i64::MIN), TimelineIndex(i64::MAX));
+    for _ in 0..GAPS_MAX {
+        let Some(newest) = room.newest_gap(first, until) else { return Ok(()) };
+        if !boot.homeserver().fill_gap(room, first, until).await? {
+            until = TimelineIndex(newest.0 - 1);
+        }
+    }
+    bail!("it never comes to the end")
 }
 
 async fn graph(handle: &RoomHandle) -> Result<BTreeMap<OwnedEventId, Option<Arc<StoredEvent>>>> {

@@ -51,7 +51,8 @@ pub(super) async fn follows_timeline(world: &World) -> Result<Option<String>> {
                 };
                 if event.pdu.state_key().is_none() || holder.is_some_and(|holder| holder.short == event.short)
                 {
-                    return Ok(Some(format!("{user} was never told of {id} in {room}")));
+                    let told = if log.was_left { "that they had left" } else { "of other events" };
+                    return Ok(Some(format!("{user} was never told of {id} in {room}, and last {told}")));
                 }
             }
         }

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::{
     fault::Kind,
     hostile::{ATTACKS, Mallory},
-    workload::{chat, may_refuse, members, noise as noises, pause, powers},
+    workload::{chat, may_refuse, members, noise as noises, pause, powers, redactions as regrets},
     world::World,
 };
 
@@ -164,4 +164,10 @@ pub(super) async fn noise(world: &World) -> Result<()> {
     let talk = chat::chat(world, &room, &users, 15_000);
     let fuss = noises::noise(world, &room, &users, 400);
     world.under_faults(async { try_join(talk, fuss).await.map(drop) }).await
+}
+
+pub(super) async fn redactions(world: &World) -> Result<()> {
+    let users = world.users("user").await?;
+    let room = world.public_room(&users).await?;
+    world.under_faults(regrets::regret(world, &room, &users, 4000)).await
 }
