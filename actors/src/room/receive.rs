@@ -85,8 +85,8 @@ impl ActiveRoom {
         if let Some(answer) = recall(&pdu, &self.room_id, known.as_deref().and_then(placed)) {
             return Ok(answer);
         }
-        if let Some(create) = self.current(change, "m.room.create", "").await?
-            && pdu.kind() == "m.room.create"
+        if pdu.kind() == "m.room.create"
+            && let Some(create) = self.current(change, "m.room.create", "").await?
         {
             // A room begins once, and its beginning is no news: it gets its place when the hole before it is filled.
             let is_it = create.pdu.event_id() == pdu.event_id();
