@@ -138,7 +138,7 @@ impl<'a> Run<'a> {
             let News { happened, upto, is_all } = self.news().await?;
             for happened in happened {
                 // It may have been read while others were on their way.
-                if self.session.has_read(&happened.room, &happened.notice.event) {
+                if self.session.has_read(&happened.room, &happened.notice.event).await? {
                     continue;
                 }
                 let next = self.tell(&happened).await?;

@@ -200,29 +200,56 @@ impl ActiveRoom {
     }
 }
 
-/// Relations that are followed from an event to find its thread, as the specification recommends.
+/// Relations other than `m.thread` that are followed from an event to find its thread, as the
+/// specification recommends.
 const HOPS_MAX: usize = 3;
 
+/// Where in its room an event stands, as threads have it.
+enum Thread {
+    /// In the main timeline.
+    Main,
+    /// In the thread of this root.
+    Of(OwnedEventId),
+    /// What it relates to is not known here: it may be in any thread.
+    Unknown,
+}
+
 impl RoomHandle {
+    /// The root of the thread that an event is in; none for one of the main timeline, as far as is known.
+    ///
+    /// An event that relates to one of a thread is in that thread. Spec: as of [`Self::is_in_thread`].
+    pub async fn thread_root(&self, event: &StoredEvent) -> Result<Option<OwnedEventId>, RoomError> {
+        Ok(match self.thread(event).await? {
+            Thread::Of(root) => Some(root),
+            Thread::Main | Thread::Unknown => None,
+        })
+    }
+
     /// Whether an event is in a thread, by the ID of the thread's root or `main`; a root counts as in both.
     ///
     /// What an event relates to may not be known here: such an event may be in any thread.
     /// Spec: client-server API, "Threaded read receipts".
-    pub async fn is_in_thread(&self, event: &Arc<StoredEvent>, thread: &str) -> Result<bool, RoomError> {
+    pub async fn is_in_thread(&self, event: &StoredEvent, thread: &str) -> Result<bool, RoomError> {
         if event.pdu.event_id() == thread {
             return Ok(true);
         }
-        let mut at = event.clone();
+        Ok(match self.thread(event).await? {
+            Thread::Main => thread == "main",
+            Thread::Of(root) => root == thread,
+            Thread::Unknown => true,
+        })
+    }
+
+    async fn thread(&self, event: &StoredEvent) -> Result<Thread, RoomError> {
+        let mut relation = Relation::of(&event.pdu);
         for _ in 0..HOPS_MAX {
-            let Some(relation) = Relation::of(&at.pdu) else { break };
-            if relation.rel_type == THREAD {
-                return Ok(relation.target == thread);
-            }
-            match self.event(&relation.target).await? {
-                Some(target) => at = target,
-                None => return Ok(true),
-            }
+            let Some(stated) = relation.as_ref().filter(|stated| stated.rel_type != THREAD) else { break };
+            let Some(target) = self.event(&stated.target).await? else { return Ok(Thread::Unknown) };
+            relation = Relation::of(&target.pdu);
         }
-        Ok(thread == "main")
+        Ok(match relation {
+            Some(relation) if relation.rel_type == THREAD => Thread::Of(relation.target),
+            _ => Thread::Main,
+        })
     }
 }

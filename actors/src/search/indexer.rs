@@ -9,7 +9,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use engine::id::{Position, ShortEventId};
+use engine::{
+    id::{Position, ShortEventId},
+    room::relation::{REPLACE, Relation},
+};
 use ruma::OwnedEventId;
 use serde::Deserialize;
 use storage::{
@@ -364,22 +367,9 @@ fn write(index: &TextIndex, changes: &[Change]) -> Result<(), TextError> {
     })
 }
 
-const REPLACE: &str = "m.replace";
-
 /// The event that an edit replaces.
 fn replaced_by(event: &StoredEvent) -> Option<OwnedEventId> {
-    #[derive(Deserialize)]
-    struct Content {
-        #[serde(rename = "m.relates_to")]
-        relates_to: RelatesTo,
-    }
-    #[derive(Deserialize)]
-    struct RelatesTo {
-        rel_type: String,
-        event_id: OwnedEventId,
-    }
-    let content = serde_json::from_str::<Content>(event.pdu.content().get()).ok()?;
-    (content.relates_to.rel_type == REPLACE).then_some(content.relates_to.event_id)
+    Relation::of(&event.pdu).filter(|relation| relation.rel_type == REPLACE).map(|relation| relation.target)
 }
 
 fn new_body(edit: &StoredEvent) -> Option<String> {

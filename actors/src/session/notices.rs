@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use engine::id::TimelineIndex;
-use ruma::push::Action;
+use ruma::{EventId, push::Action};
 
 use super::{
     SessionHandle,
-    unread::{ReadUpTo, context, judge, thread_of},
+    unread::{ReadUpTo, context, judge},
 };
 use crate::room::{RoomError, RoomHandle, StoredEvent};
 
@@ -34,26 +34,29 @@ impl SessionHandle {
         let data = self.data();
         let context = context(&data, room, &self.shared.push_events).await?;
         let read = ReadUpTo::new(&data, room, TimelineIndex(i64::MIN));
-        let notice = |event: &Arc<StoredEvent>| {
-            let outcome = judge(&data, &context, &self.shared.push_events, event)?;
-            Some(Notice {
+        let mut notices = Vec::new();
+        for event in events {
+            let Some(outcome) = judge(&data, &context, &self.shared.push_events, event) else { continue };
+            notices.push(Notice {
                 event: event.clone(),
                 actions: outcome.actions.clone(),
                 highlights: outcome.highlights,
-                is_read: read.covers(event),
-            })
-        };
-        Ok(events.iter().filter_map(notice).collect())
+                is_read: read.covers(room, event).await?,
+            });
+        }
+        Ok(notices)
     }
 
     /// Whether the user has read an event.
-    pub fn has_read(&self, room: &RoomHandle, event: &StoredEvent) -> bool {
-        ReadUpTo::new(&self.data(), room, TimelineIndex(i64::MIN)).covers(event)
+    pub async fn has_read(&self, room: &RoomHandle, event: &StoredEvent) -> Result<bool, RoomError> {
+        ReadUpTo::new(&self.data(), room, TimelineIndex(i64::MIN)).covers(room, event).await
     }
 }
 
 impl ReadUpTo {
-    fn covers(&self, event: &StoredEvent) -> bool {
-        event.index.is_some_and(|index| index <= self.upto(thread_of(event).as_deref()))
+    async fn covers(&self, room: &RoomHandle, event: &StoredEvent) -> Result<bool, RoomError> {
+        let thread = room.thread_root(event).await?;
+        let upto = self.upto(thread.as_deref().map(EventId::as_str));
+        Ok(event.index.is_some_and(|index| index <= upto))
     }
 }

@@ -6,7 +6,9 @@ use engine::{
     room::create::{NewRoom, Preset},
     room_version,
 };
-use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId, presence::PresenceState, user_id};
+use ruma::{
+    OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId, owned_event_id, presence::PresenceState, user_id,
+};
 use serde_json::{Map, Value, json, value::RawValue};
 use storage::{Durability, MemoryStore, Storage};
 
@@ -521,6 +523,40 @@ async fn unread_counts_follow_receipts_and_rules() {
     room.send(Send { sender: alice_id().to_owned(), draft: redaction, sent_by: None }).await.unwrap();
     let (counted, anew) = (total().await, Unread::default().total());
     assert_eq!(counted, anew, "what is redacted does not count any more");
+}
+
+#[tokio::test]
+async fn what_relates_to_an_event_of_a_thread_is_unread_in_that_thread() {
+    let world = World::new().await;
+    world.account(alice_id()).await;
+    let bob = world.account(bob_id()).await;
+    let room_id = world.room(alice_id(), &[bob_id()]).await;
+    let root = world.say(alice_id(), &room_id, text("root")).await;
+    let related = |rel_type: &str, event_id: &OwnedEventId| {
+        let relates_to = json!({ "rel_type": rel_type, "event_id": event_id });
+        json!({ "msgtype": "m.text", "body": "aside", "m.relates_to": relates_to })
+    };
+    world.say(alice_id(), &room_id, related("m.reference", &root)).await;
+    let mut last = world.say(alice_id(), &room_id, related("m.thread", &root)).await;
+    for _ in 0..3 {
+        last = world.say(alice_id(), &room_id, related("m.reference", &last)).await;
+    }
+    let by_thread = async || {
+        let (main, threads) = world.unread(bob_id(), &room_id).await.by_thread();
+        let in_thread = threads.get(root.as_str()).copied().unwrap_or_default();
+        (main.notification_count, in_thread.notification_count, threads.len())
+    };
+    assert_eq!(by_thread().await, (2, 4, 1), "what relates to a root is not in its thread");
+    world.say(alice_id(), &room_id, related("m.reference", &last)).await;
+    assert_eq!(by_thread().await, (3, 4, 1), "three hops are followed");
+    world.say(alice_id(), &room_id, related("m.reference", &owned_event_id!("$elsewhere"))).await;
+    assert_eq!(by_thread().await, (4, 4, 1), "of an unknown event no thread is known");
+
+    let receipt = world.receipt(bob_id(), &room_id, &last).await;
+    bob.set_private_receipt(room_id.clone(), Receipt { thread: Some(root.to_string()), ..receipt })
+        .await
+        .unwrap();
+    assert_eq!(by_thread().await, (4, 0, 0));
 }
 
 #[tokio::test]

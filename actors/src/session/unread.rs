@@ -5,7 +5,7 @@
 //! push rules starts the count over. A room that has gone unread for long is not walked to the end: a
 //! count covers at most the newest [`SCAN_MAX`] events.
 //!
-//! An event belongs to the thread that its own `m.thread` relation names, or to the main timeline.
+//! An event belongs to the thread that its relations lead to (`RoomHandle::thread_root`), or to the main timeline.
 //!
 //! Spec: client-server API, "Receiving notifications", "Threaded read receipts".
 
@@ -189,7 +189,7 @@ impl UnreadCache {
                 if ends_call(data, event) {
                     counted.call_was_answered();
                 }
-                if let Some(notice) = notice(data, &context, events, event) {
+                if let Some(notice) = notice(data, &context, events, room, event).await? {
                     counted.add(notice);
                 }
             }
@@ -363,15 +363,19 @@ pub(super) fn judge<'a>(
     outcome.notifies.then_some(outcome)
 }
 
-fn notice(
+async fn notice(
     data: &SessionData,
     context: &PushConditionRoomCtx,
     events: &PushEvents,
+    room: &RoomHandle,
     event: &StoredEvent,
-) -> Option<Notice> {
-    let highlights = judge(data, context, events, event)?.highlights;
+) -> Result<Option<Notice>, RoomError> {
+    let (Some(outcome), Some(index)) = (judge(data, context, events, event), event.index) else {
+        return Ok(None);
+    };
+    let thread = room.thread_root(event).await?.map(|root| Arc::from(root.as_str()));
     let is_missed_call = event.pdu.kind() == "m.call.invite";
-    Some(Notice { index: event.index?, thread: thread_of(event), highlights, is_missed_call })
+    Ok(Some(Notice { index, thread, highlights: outcome.highlights, is_missed_call }))
 }
 
 /// Whether an event is the user's answer to a call, or to all that ring in the room.
@@ -379,22 +383,4 @@ fn notice(
 /// Spec: client-server API, "Voice over IP".
 fn ends_call(data: &SessionData, event: &StoredEvent) -> bool {
     event.pdu.sender() == data.user_id() && ["m.call.answer", "m.call.reject"].contains(&event.pdu.kind())
-}
-
-/// The root of the thread that an event is in.
-pub(super) fn thread_of(event: &StoredEvent) -> Option<Arc<str>> {
-    #[derive(Deserialize)]
-    struct Content {
-        #[serde(rename = "m.relates_to")]
-        relates_to: RelatesTo,
-    }
-    #[derive(Deserialize)]
-    struct RelatesTo {
-        rel_type: String,
-        event_id: Arc<str>,
-    }
-    match serde_json::from_str::<Content>(event.pdu.content().get()) {
-        Ok(Content { relates_to }) if relates_to.rel_type == "m.thread" => Some(relates_to.event_id),
-        _ => None,
-    }
 }
