@@ -120,6 +120,10 @@ async fn the_directory_lists_public_rooms() {
     // Of third-party networks there are none, so that they have no rooms.
     let of_network = json!({ "third_party_instance_id": "irc" });
     assert_eq!(ids(&bob.post("/_matrix/client/v3/publicRooms", &of_network).await.ok()), [""; 0]);
+    let of_none = json!({ "third_party_instance_id": "", "limit": 0 });
+    assert_eq!(ids(&bob.post("/_matrix/client/v3/publicRooms", &of_none).await.ok()).len(), 2);
+    let of_both = json!({ "third_party_instance_id": "irc", "include_all_networks": true });
+    bob.post("/_matrix/client/v3/publicRooms", &of_both).await.is(400, "M_BAD_JSON");
     let of_all = json!({ "include_all_networks": true });
     assert_eq!(ids(&bob.post("/_matrix/client/v3/publicRooms", &of_all).await.ok()).len(), 2);
 }

@@ -156,6 +156,7 @@ pub async fn search_public_rooms(
         let filter = serde_json::to_value(&request.filter).map_err(|error| ApiError::internal(&error))?;
         match &request.room_network {
             RoomNetwork::Matrix => {}
+            RoomNetwork::ThirdParty(network) if network.is_empty() => {}
             RoomNetwork::All => query["include_all_networks"] = true.into(),
             RoomNetwork::ThirdParty(network) => query["third_party_instance_id"] = network.as_str().into(),
             _ => return Err(ApiError::invalid_param("third_party_instance_id names no network")),
@@ -166,11 +167,21 @@ pub async fn search_public_rooms(
         }
         return remote_page(&app, server, query).await;
     }
-    if !matches!(request.room_network, RoomNetwork::Matrix | RoomNetwork::All) {
+    if !is_ours(&request.room_network) {
         return Ok(Json(PublicRooms::none()).into_response());
     }
     let page = page(&app, &request.filter, request.since.as_deref(), request.limit).await?;
     Ok(Json(page).into_response())
+}
+
+/// Whether a choice of networks covers this server's rooms; no other network's are known here.
+pub fn is_ours(network: &RoomNetwork) -> bool {
+    match network {
+        RoomNetwork::Matrix | RoomNetwork::All => true,
+        // Clients that let users choose a network may send an empty one for none.
+        RoomNetwork::ThirdParty(network) => network.is_empty(),
+        _ => false,
+    }
 }
 
 /// The server whose directory is asked for, if it is not this one.
@@ -254,8 +265,9 @@ pub async fn page(
     let invalid = || ApiError::invalid_param("since is not a token of this directory");
     let since = since.filter(|since| !since.is_empty());
     let since = since.map(|since| Since::parse(since).ok_or_else(invalid)).transpose()?;
-    let limit = limit.and_then(|limit| usize::try_from(u64::from(limit)).ok()).unwrap_or(PAGE_MAX);
-    let limit = limit.clamp(1, PAGE_MAX);
+    // Zero is no limit: server-server API, `GET /_matrix/federation/v1/publicRooms`.
+    let limit = limit.map(u64::from).filter(|limit| *limit > 0);
+    let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(PAGE_MAX).min(PAGE_MAX);
     let rooms = app.homeserver().public_rooms(|room| passes(filter, room)).await?;
     let range = since.map_or(0..rooms.len().min(limit), |since| since.page(&rooms, limit));
     let token = |letter: char, room: &PublicRoom| format!("{letter}{}_{}", room.joined, room.room_id);

@@ -3,7 +3,10 @@
 //! Spec: server-server API, "Querying for information", "Published Room Directory", "Server implementation".
 
 use axum::{Json, extract::State};
-use ruma::{OwnedRoomAliasId, OwnedUserId, UInt, directory::Filter};
+use ruma::{
+    OwnedRoomAliasId, OwnedUserId, UInt,
+    directory::{Filter, RoomNetwork},
+};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -50,16 +53,19 @@ pub async fn profile(State(app): State<App>, signed: Signed) -> ApiResult<Json<M
 pub async fn public_rooms(State(app): State<App>, signed: Signed) -> ApiResult<Json<directory::PublicRooms>> {
     let since = signed.value::<String>("since")?;
     let limit = signed.value::<UInt>("limit")?;
-    let network = signed.value::<String>("third_party_instance_id")?;
-    if is_elsewhere(signed.value("include_all_networks")?, network.as_deref()) {
-        return Ok(Json(directory::PublicRooms::none()));
-    }
-    directory::page(&app, &Filter::default(), since.as_deref(), limit).await.map(Json)
-}
-
-/// Whether rooms of a third-party network alone are wanted: there are none.
-fn is_elsewhere(all_networks: Option<bool>, network: Option<&str>) -> bool {
-    !all_networks.unwrap_or(false) && network.is_some_and(|network| !network.is_empty())
+    let network = signed.value("third_party_instance_id")?.filter(|network: &String| !network.is_empty());
+    let network = match (signed.value("include_all_networks")?, network) {
+        (Some(true), None) => RoomNetwork::All,
+        (Some(true), Some(_)) => {
+            return Err(ApiError::invalid_param(
+                "include_all_networks and third_party_instance_id exclude each other",
+            ));
+        }
+        (_, Some(network)) => RoomNetwork::ThirdParty(network),
+        (_, None) => RoomNetwork::Matrix,
+    };
+    let search = Search { filter: Filter::default(), limit, since, network };
+    search.answer(&app).await.map(Json)
 }
 
 /// What is searched for.
@@ -69,8 +75,17 @@ struct Search {
     filter: Filter,
     limit: Option<UInt>,
     since: Option<String>,
-    include_all_networks: Option<bool>,
-    third_party_instance_id: Option<String>,
+    #[serde(flatten)]
+    network: RoomNetwork,
+}
+
+impl Search {
+    async fn answer(&self, app: &App) -> ApiResult<directory::PublicRooms> {
+        if !directory::is_ours(&self.network) {
+            return Ok(directory::PublicRooms::none());
+        }
+        directory::page(app, &self.filter, self.since.as_deref(), self.limit).await
+    }
 }
 
 /// `POST /_matrix/federation/v1/publicRooms`
@@ -78,9 +93,5 @@ pub async fn search_public_rooms(
     State(app): State<App>,
     signed: Signed,
 ) -> ApiResult<Json<directory::PublicRooms>> {
-    let search: Search = signed.json()?;
-    if is_elsewhere(search.include_all_networks, search.third_party_instance_id.as_deref()) {
-        return Ok(Json(directory::PublicRooms::none()));
-    }
-    directory::page(&app, &search.filter, search.since.as_deref(), search.limit).await.map(Json)
+    signed.json::<Search>()?.answer(&app).await.map(Json)
 }

@@ -235,9 +235,32 @@ async fn the_directory_of_another_server_can_be_searched() {
     );
     let next = first["next_batch"].as_str().unwrap();
     let second = alice.0.get(&format!("{path}&since={}", segment(next))).await.ok();
-    assert_eq!(second["chunk"].as_array().unwrap().len(), 1);
+    assert_eq!((second["chunk"].as_array().unwrap().len(), second.get("next_batch")), (1, None));
+    let before = second["prev_batch"].as_str().unwrap();
+    let back = alice.0.get(&format!("{path}&since={}", segment(before))).await.ok();
+    assert_eq!(back["chunk"], first["chunk"]);
+    alice.0.get(&format!("{path}&since=elsewhere")).await.is(400, "M_INVALID_PARAM");
     let of_network = json!({ "third_party_instance_id": "irc" });
     assert_eq!(alice.0.post(&path, &of_network).await.ok()["chunk"], json!([]));
+    // What a server asks itself.
+    let identity = Identity::of(&server);
+    let ask = async |query: &str| {
+        let uri = format!("/_matrix/federation/v1/publicRooms?{query}");
+        get(&other, &uri, Some(identity.authorization(other.name(), &uri))).await
+    };
+    for (query, rooms) in [
+        ("limit=0", 3),
+        ("limit=2", 2),
+        ("include_all_networks=true", 3),
+        ("include_all_networks=false", 3),
+        ("third_party_instance_id=irc", 0),
+        ("include_all_networks=false&third_party_instance_id=irc", 0),
+    ] {
+        let found = ask(query).await.ok();
+        assert_eq!(found["chunk"].as_array().unwrap().len(), rooms, "{query}");
+    }
+    ask("include_all_networks=true&third_party_instance_id=irc").await.is(400, "M_INVALID_PARAM");
+    ask("limit=-1").await.is(400, "M_INVALID_PARAM");
     // A server that is not there, and one that may not ask.
     let nowhere = alice.0.get("/_matrix/client/v3/publicRooms?server=localhost:1").await;
     assert_eq!(nowhere.status, 502, "{}", nowhere.body);
