@@ -1,0 +1,182 @@
+//! Fetching what an event lacks: its auth events, and the state where events before it cannot be had.
+//!
+//! Spec: server-server API, "PDUs" and "Retrieving event authorization information".
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use engine::pdu::Pdu;
+use futures_util::future::join_all;
+use ruma::{OwnedEventId, ServerName};
+
+use super::{
+    FederationError,
+    inbound::{concluded, may_pass},
+};
+use crate::{
+    homeserver::Homeserver,
+    room::{Receive, Received, RoomError, RoomHandle},
+};
+
+/// Rounds of fetching what an event lacks.
+const SETTLE_ROUNDS: usize = 3;
+
+/// Servers that are asked for what an event lacks, its sender first.
+const HELPERS_MAX: usize = 3;
+
+/// Unknown events of a state that are fetched one by one; more are fetched together.
+const FETCH_SINGLY_MAX: usize = 50;
+
+impl Homeserver {
+    /// Takes in an event, fetching what it still lacks: auth events, and the state where prev events cannot be had.
+    pub(super) async fn settle(&self, room: &RoomHandle, mut receive: Receive) -> Result<(), RoomError> {
+        for _ in 0..SETTLE_ROUNDS {
+            let (prev_events, auth_events) = match room.receive(receive.clone()).await? {
+                Received::Lacks { prev_events, auth_events } => (prev_events, auth_events),
+                received => return concluded(received),
+            };
+            let mut last = None;
+            for server in self.candidates(room, &receive.origin).into_iter().take(HELPERS_MAX) {
+                match self.fetch_lacking(room, &server, (&prev_events, &auth_events), &mut receive).await {
+                    Ok(()) => {
+                        last = None;
+                        break;
+                    }
+                    Err(error @ RoomError::Remote(_)) => {
+                        tracing::debug!(%server, %error, "a server does not give what an event refers to");
+                        last = Some(error);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            if let Some(error) = last {
+                return Err(error);
+            }
+        }
+        Err(RoomError::Invalid("what the event refers to cannot be had".to_owned()))
+    }
+
+    async fn fetch_lacking(
+        &self,
+        room: &RoomHandle,
+        server: &ServerName,
+        (prev_events, auth_events): (&[OwnedEventId], &[OwnedEventId]),
+        receive: &mut Receive,
+    ) -> Result<(), RoomError> {
+        if !auth_events.is_empty() {
+            self.fetch_auth_chain(room, server, &receive.pdu, auth_events).await?;
+        }
+        for prev in prev_events {
+            if !receive.prev_states.contains_key(prev) {
+                let state = self.fetch_state_after(room, server, prev).await?;
+                receive.prev_states.insert(prev.clone(), state);
+            }
+        }
+        Ok(())
+    }
+
+    async fn fetch_auth_chain(
+        &self,
+        room: &RoomHandle,
+        origin: &ServerName,
+        pdu: &Pdu,
+        missing: &[OwnedEventId],
+    ) -> Result<(), RoomError> {
+        let snapshot = room.snapshot();
+        let chain = self.remote(origin)?.event_auth(&snapshot.room_id, pdu.event_id()).await;
+        match chain {
+            Ok(chain) => room.keep_outliers(self.verified(&chain, snapshot.rules).await).await,
+            Err(error) => {
+                tracing::debug!(%origin, %error, "a server does not give an auth chain");
+                self.fetch_events(room, origin, missing).await
+            }
+        }
+    }
+
+    /// Fetches the state after an event that is not part of the graph here; all of it is known afterwards.
+    async fn fetch_state_after(
+        &self,
+        room: &RoomHandle,
+        origin: &ServerName,
+        event_id: &OwnedEventId,
+    ) -> Result<Vec<OwnedEventId>, RoomError> {
+        let mut state = self.fetch_state_before(room, origin, event_id).await?;
+        self.fetch_events(room, origin, std::slice::from_ref(event_id)).await?;
+        // The last one holds its key, if it is a state event.
+        state.push(event_id.clone());
+        Ok(state)
+    }
+
+    /// Fetches the state before an event; all of it is known afterwards.
+    pub(super) async fn fetch_state_before(
+        &self,
+        room: &RoomHandle,
+        origin: &ServerName,
+        event_id: &OwnedEventId,
+    ) -> Result<Vec<OwnedEventId>, RoomError> {
+        let snapshot = room.snapshot();
+        let remote = self.remote(origin)?;
+        let ids = remote.state_ids(&snapshot.room_id, event_id).await?;
+        let wanted: BTreeSet<_> = ids.pdu_ids.iter().chain(&ids.auth_chain_ids).cloned().collect();
+        let wanted: Vec<_> = wanted.into_iter().collect();
+        let unknown = room.unknown_events(&wanted).await?;
+        if unknown.len() <= FETCH_SINGLY_MAX {
+            self.fetch_events(room, origin, &unknown).await?;
+        } else {
+            let federation = self.federation().ok_or(FederationError::Disabled)?;
+            let _permit = federation.inbound.states.acquire().await;
+            let state = remote.state(&snapshot.room_id, event_id).await?;
+            let events: Vec<_> = state.pdus.into_iter().chain(state.auth_chain).collect();
+            let (events, silent) = self.verified_so_far(&events, snapshot.rules).await;
+            room.keep_outliers(events).await?;
+            if let Some(server) = silent {
+                return Err(FederationError::NoKeys(server).into());
+            }
+        }
+        Ok(ids.pdu_ids)
+    }
+
+    /// Fetches events one by one, with those that authorise them, as outliers; what the server does not have, or what is
+    /// not signed as it should be, stays unknown.
+    pub(super) async fn fetch_events(
+        &self,
+        room: &RoomHandle,
+        origin: &ServerName,
+        ids: &[OwnedEventId],
+    ) -> Result<(), RoomError> {
+        let rules = room.snapshot().rules;
+        let mut open = room.unknown_events(ids).await?;
+        let mut found = BTreeMap::<OwnedEventId, Pdu>::new();
+        let mut lost = None;
+        while !open.is_empty() && found.len() < 10 * FETCH_SINGLY_MAX {
+            let remote = self.remote(origin)?;
+            let mut answers = Vec::new();
+            for answer in join_all(open.iter().map(|id| remote.event(id))).await {
+                match answer {
+                    Ok(event) => answers.extend(event),
+                    // It does not have the event, or does not give it.
+                    Err(FederationError::Status { status, .. }) if !may_pass(status) => {}
+                    Err(error) => lost = Some(error),
+                }
+            }
+            let (pdus, silent) = self.verified_so_far(&answers, rules).await;
+            lost = lost.or(silent.map(FederationError::NoKeys));
+            let before = found.len();
+            found.extend(pdus.into_iter().map(|pdu| (pdu.event_id().clone(), pdu)));
+            if found.len() == before {
+                break;
+            }
+            open = room.unknown_events(&auth_of(&found)).await?;
+        }
+        if !found.is_empty() {
+            room.keep_outliers(found.into_values().collect()).await?;
+        }
+        // A state without what merely got lost on the way would be another state.
+        lost.map_or(Ok(()), |error| Err(error.into()))
+    }
+}
+
+/// The auth events of some events that are not among them.
+fn auth_of(events: &BTreeMap<OwnedEventId, Pdu>) -> Vec<OwnedEventId> {
+    let auth: BTreeSet<_> = events.values().flat_map(Pdu::auth_events).collect();
+    auth.into_iter().filter(|id| !events.contains_key(*id)).cloned().collect()
+}
