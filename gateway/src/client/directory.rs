@@ -6,6 +6,7 @@ use std::{cmp::Reverse, ops::Range};
 
 use actors::{
     aliases::{Place, PublicRoom},
+    federation::FederationError,
     room::RoomError,
 };
 use axum::{
@@ -196,7 +197,15 @@ async fn remote_page(app: &App, server: &ServerName, query: Value) -> ApiResult<
     }
     let Value::Object(mut query) = query else { return Err(ApiError::bad_json("not an object")) };
     query.retain(|_, value| !value.is_null());
-    Ok(Json(app.homeserver().remote_public_rooms(server, query).await?).into_response())
+    match app.homeserver().remote_public_rooms(server, query).await {
+        // The client's own parameters are passed on: a token that is not one of that server, say.
+        Err(RoomError::Remote(FederationError::Status { errcode, error, .. }))
+            if errcode == "M_INVALID_PARAM" =>
+        {
+            Err(ApiError::invalid_param(error))
+        }
+        page => Ok(Json(page?).into_response()),
+    }
 }
 
 /// A page of the directory.
