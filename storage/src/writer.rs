@@ -144,7 +144,8 @@ impl Writer {
     /// Commits a group and tells everyone.
     async fn write(&mut self, group: Group, last: bool) -> Result<(), CommitError> {
         let (accepted, mut outcomes) = self.admit(group.submissions);
-        let sync = self.sync_mode(last || !group.flushes.is_empty());
+        let changes_something = accepted.iter().any(|batch| !batch.is_empty());
+        let sync = self.sync_mode(last || !group.flushes.is_empty(), changes_something);
         let result = self.commit(accepted, sync, last).await;
         settle_outcomes(&mut outcomes, &result);
         self.finish(outcomes);
@@ -174,9 +175,10 @@ impl Writer {
         (accepted, outcomes)
     }
 
-    fn sync_mode(&self, demanded: bool) -> Sync {
+    fn sync_mode(&self, demanded: bool, changes_something: bool) -> Sync {
         let due = self.sync_due.is_some_and(|due| due <= Instant::now());
-        if demanded || due || self.durability == Durability::Always { Sync::Now } else { Sync::Later }
+        let at_once = self.durability == Durability::Always && changes_something;
+        if demanded || due || at_once { Sync::Now } else { Sync::Later }
     }
 
     /// One commit of the store, with a new ceiling if it is time for one.
@@ -197,8 +199,9 @@ impl Writer {
             batches.push(batch);
             sync = Sync::Now; // positions above the old ceiling are shown from now on
         }
-        if batches.is_empty() && sync == Sync::Later {
-            return Ok(Vec::new());
+        if sync == Sync::Later && batches.iter().all(Batch::is_empty) {
+            // Whoever submits an empty batch waits for those before it, which are committed by now.
+            return Ok(vec![Ok(()); count]);
         }
         let (size, start) = (batches.len(), Instant::now());
         match self.store.commit(batches, sync).await {

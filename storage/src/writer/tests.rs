@@ -123,6 +123,24 @@ async fn what_waits_becomes_one_commit() {
 }
 
 #[tokio::test]
+async fn an_empty_batch_comes_after_those_before_it_and_costs_no_commit() {
+    let store = Gated::new(10);
+    let storage = Storage::open(store.clone(), Durability::Always).await.unwrap();
+    let results = Results::default();
+    submit(&storage, letter(1, "a"), &results);
+    storage.commit(Batch::new()).await.unwrap();
+    assert_eq!(results.lock().len(), 1, "what came before is settled");
+    let before = store.commits.lock().len();
+    for _ in 0..3 {
+        storage.commit(Batch::new()).await.unwrap();
+    }
+    assert_eq!(store.commits.lock().len(), before);
+    let mut expectation = Batch::new();
+    expectation.expect_absent(&LETTERS, &1);
+    assert!(matches!(storage.commit(expectation).await, Err(CommitError::Refused(_))), "it is looked at");
+}
+
+#[tokio::test]
 async fn a_group_is_bounded() {
     let store = Gated::new(10);
     let storage = Storage::open(store.clone(), Durability::Always).await.unwrap();
