@@ -15,6 +15,7 @@ pub struct Link {
     listener: TlsListener,
     cut: Arc<Mutex<BTreeSet<String>>>,
     held: Arc<Mutex<Option<String>>>,
+    held_answers: Arc<Mutex<Option<String>>>,
     target: u16,
 }
 
@@ -28,19 +29,25 @@ impl Link {
         let target = free_port();
         let http = reqwest::Client::new();
         let held = Arc::new(Mutex::new(None::<String>));
-        let (is_cut, is_held) = (cut.clone(), held.clone());
+        let held_answers = Arc::new(Mutex::new(None::<String>));
+        let (is_cut, is_held, is_answer_held) = (cut.clone(), held.clone(), held_answers.clone());
         let listener = TlsListener::start(move |heard| {
-            let (http, is_cut, is_held) = (http.clone(), is_cut.clone(), is_held.clone());
+            let (http, is_cut) = (http.clone(), is_cut.clone());
+            let (is_held, is_answer_held) = (is_held.clone(), is_answer_held.clone());
             async move {
-                while is_held.lock().as_ref().is_some_and(|part| heard.uri.contains(part)) {
-                    tokio::time::sleep(LOOK_EVERY).await;
-                }
+                pause(&is_held, &heard.uri).await;
                 let is_cut = heard.origin().is_some_and(|origin| is_cut.lock().contains(&origin));
-                if is_cut { Reply::HangUp } else { pass_on(&http, target, heard).await }
+                if is_cut {
+                    return Reply::HangUp;
+                }
+                let uri = heard.uri.clone();
+                let answer = pass_on(&http, target, heard).await;
+                pause(&is_answer_held, &uri).await;
+                answer
             }
         })
         .await;
-        Self { listener, cut, held, target }
+        Self { listener, cut, held, held_answers, target }
     }
 
     /// The name of the server behind it.
@@ -63,10 +70,23 @@ impl Link {
         *self.held.lock() = Some(part.to_owned());
     }
 
+    /// Passes requests on whose path contains something, but holds their answers.
+    pub fn hold_answers(&self, part: &str) {
+        *self.held_answers.lock() = Some(part.to_owned());
+    }
+
     /// Lets everybody and everything through again.
     pub fn heal(&self) {
         self.cut.lock().clear();
         *self.held.lock() = None;
+        *self.held_answers.lock() = None;
+    }
+}
+
+/// Waits for as long as a path is held.
+async fn pause(held: &Mutex<Option<String>>, uri: &str) {
+    while held.lock().as_ref().is_some_and(|part| uri.contains(part)) {
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 

@@ -23,7 +23,7 @@ use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, ServerName, UserI
 use serde_json::value::RawValue;
 use tokio::sync::{Mutex, Semaphore};
 
-use super::{FederationError, remote::RawEvents, verify::Unverified};
+use super::{FederationError, remote::RawEvents, staging::Joins, verify::Unverified};
 use crate::{
     homeserver::Homeserver,
     room::{Advice, Receive, Received, RoomError, RoomHandle, membership_of},
@@ -61,11 +61,17 @@ pub(crate) struct Inbound {
     pub(super) turns: DashMap<(OwnedRoomId, OwnedServerName), Arc<Mutex<()>>>,
     origins: DashMap<OwnedServerName, Arc<Origin>>,
     pub(super) states: Semaphore,
+    pub(super) joins: Joins,
 }
 
 impl Default for Inbound {
     fn default() -> Self {
-        Self { turns: DashMap::new(), origins: DashMap::new(), states: Semaphore::new(STATES_MAX) }
+        Self {
+            turns: DashMap::new(),
+            origins: DashMap::new(),
+            states: Semaphore::new(STATES_MAX),
+            joins: Joins::default(),
+        }
     }
 }
 
@@ -112,7 +118,7 @@ impl Homeserver {
     /// Takes in the events of a transaction, and says what became of each.
     ///
     /// A transaction that is sent again gets the answer that it got before. Events of rooms that are not known here are
-    /// left out, since not even their IDs can be said.
+    /// left out, since not even their IDs can be said; so are those that wait for a join to end.
     pub async fn receive_transaction(
         &self,
         origin: &ServerName,

@@ -15,6 +15,7 @@ use ruma::{
     UserId,
 };
 use serde_json::{Map, Value, value::RawValue};
+use tracing::Instrument;
 
 use super::{
     FederationError,
@@ -91,7 +92,11 @@ impl Homeserver {
         via: &[OwnedServerName],
         content: &Map<String, Value>,
     ) -> Result<(), RoomError> {
-        self.enter(Entry::Join, (user, room_id), via, content).await
+        let (homeserver, user, room_id) = (self.clone(), user.to_owned(), room_id.to_owned());
+        let (via, content) = (via.to_vec(), content.clone());
+        // On its own: once the resident server has accepted the join, it counts, also if the client hangs up.
+        let join = async move { homeserver.enter(Entry::Join, (&user, &room_id), &via, &content).await };
+        tokio::spawn(join.in_current_span()).await.map_err(|_| RoomError::Crashed)?
     }
 
     /// Tries a room's servers one after the other until it works through one.
@@ -130,7 +135,24 @@ impl Homeserver {
         let template = remote.make("join", room_id, user, &SUPPORTED).await?;
         let (version, rules) = version_of(&template)?;
         let join = self.complete(&template, ("join", room_id, user), content, rules)?;
-        let answer = remote.send_join(room_id, join.event_id(), join.raw().clone()).await?;
+        let lacks_members = self.joining(room_id, self.take_over(server, (version, rules), join)).await?;
+        if lacks_members {
+            self.begin_completing(room_id).await?;
+            // Small rooms are complete before anybody looks; others are used as they are.
+            let _ = self.room(room_id).await?.wait_for_members(PATIENCE).await;
+        }
+        Ok(())
+    }
+
+    /// Sends a join, and takes the room over as the resident server gives it; returns whether it lacks members.
+    async fn take_over(
+        &self,
+        server: &OwnedServerName,
+        (version, rules): (RoomVersionId, &'static RoomVersion),
+        join: Pdu,
+    ) -> Result<bool, RoomError> {
+        let room_id = join.room_id().to_owned();
+        let answer = self.remote(server)?.send_join(&room_id, join.event_id(), join.raw().clone()).await?;
         // A restricted room's resident server adds its signature.
         let join = match &answer.event {
             Some(event) => {
@@ -145,18 +167,13 @@ impl Homeserver {
         let partial = answer.members_omitted.then_some(answer.servers_in_room);
         let is_partial = partial.is_some();
         let adopt = Adopt { version, state, auth_chain, join: join.clone(), origin: server.clone(), partial };
-        let actor = self.room_actor(room_id).await?;
+        let actor = self.room_actor(&room_id).await?;
         match actor.call(|reply| RoomMessage::Adopt(Box::new(adopt), reply)).await?? {
-            Adopted::Done if is_partial => {
-                self.begin_completing(room_id).await?;
-                // Small rooms are complete before anybody looks; others are used as they are.
-                let _ = self.room(room_id).await?.wait_for_members(PATIENCE).await;
-                Ok(())
-            }
-            Adopted::Done => Ok(()),
+            Adopted::Done => Ok(is_partial),
             Adopted::Resident => {
-                let room = self.room(room_id).await?;
-                self.take_in_answer(&room, server, join).await
+                let room = self.room(&room_id).await?;
+                self.take_in_answer(&room, server, join).await?;
+                Ok(false)
             }
         }
     }

@@ -1,8 +1,17 @@
 //! Received events that are stored until they are dealt with, so that a crash loses none.
+//!
+//! A resident server sends a room's events from the moment at which it accepts a join, while its answer, without which
+//! nothing can be made of them, is still on its way. They wait for the end of the join.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
+use dashmap::DashMap;
+use engine::id::Position;
 use futures_util::future::join_all;
 use ruma::{OwnedRoomId, OwnedServerName, RoomId, ServerName};
 use serde::Deserialize;
@@ -18,9 +27,58 @@ use crate::{homeserver::Homeserver, room::RoomError};
 /// When events are tried again that could not be dealt with for a reason of this server's own.
 const RETRIES: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30)];
 
+/// Events of a room that wait for the end of a join, at most; what comes after them is fetched when a later event
+/// refers to it.
+const WAITING_MAX: usize = 500;
+
+/// Rooms that local users are about to join through other servers.
+#[derive(Default)]
+pub(super) struct Joins(DashMap<OwnedRoomId, Joining>);
+
+#[derive(Default)]
+struct Joining {
+    joins: usize,
+    waiting: usize,
+}
+
+impl Joins {
+    fn begin(&self, room_id: &RoomId) -> JoinMark<'_> {
+        self.0.entry(room_id.to_owned()).or_default().joins += 1;
+        JoinMark { joins: self, room_id: room_id.to_owned() }
+    }
+
+    fn is_joining(&self, room_id: &RoomId) -> bool {
+        self.0.contains_key(room_id)
+    }
+
+    /// Lets more events wait, unless they are too many.
+    fn admit(&self, room_id: &RoomId, events: usize) -> bool {
+        let Some(mut joining) = self.0.get_mut(room_id) else { return false };
+        joining.waiting += events;
+        joining.waiting <= WAITING_MAX
+    }
+}
+
+/// Says that a room is being joined, for as long as it is there.
+struct JoinMark<'a> {
+    joins: &'a Joins,
+    room_id: OwnedRoomId,
+}
+
+impl Drop for JoinMark<'_> {
+    fn drop(&mut self) {
+        self.joins.0.remove_if_mut(&self.room_id, |_, joining| {
+            joining.joins -= 1;
+            joining.joins == 0
+        });
+    }
+}
+
+type StagedKey = (OwnedRoomId, Position, OwnedServerName);
+
 /// A received event, with its place among those that are stored.
 pub(super) struct Staged {
-    key: (OwnedRoomId, engine::id::Position, OwnedServerName),
+    key: StagedKey,
     json: Box<RawValue>,
 }
 
@@ -30,12 +88,39 @@ struct Header {
 }
 
 impl Homeserver {
-    /// Stores received events until they are dealt with.
+    /// Takes part in a join; then deals with the room's events that came meanwhile.
+    pub(super) async fn joining<T>(&self, room_id: &RoomId, join: impl Future<Output = T>) -> T {
+        let Some(federation) = self.federation() else { return join.await };
+        let mark = federation.inbound.joins.begin(room_id);
+        let outcome = join.await;
+        drop(mark);
+        if !federation.inbound.joins.is_joining(room_id) {
+            let (homeserver, room_id) = (self.clone(), room_id.to_owned());
+            // What a shutdown ends is taken up at the next start.
+            tokio::spawn(async move {
+                if let Err(error) = homeserver.take_up(&KeyRange::prefix(&(&*room_id,))).await {
+                    tracing::warn!(%room_id, %error, "cannot read events that came during a join");
+                }
+            });
+        }
+        outcome
+    }
+
+    /// Whether a room's events cannot be dealt with before a join has ended.
+    async fn waits_for_join(&self, room_id: &RoomId) -> Result<bool, RoomError> {
+        let joins = self.federation().map(|federation| &federation.inbound.joins);
+        let is_joining = joins.is_some_and(|joins| joins.is_joining(room_id));
+        Ok(is_joining && !self.is_resident(room_id).await?)
+    }
+
+    /// Stores received events until they are dealt with; returns those that can be dealt with at once.
     pub(super) async fn stage(
         &self,
         origin: &ServerName,
         pdus: RawEvents,
     ) -> Result<BTreeMap<OwnedRoomId, Vec<Staged>>, RoomError> {
+        let Some(federation) = self.federation() else { return Err(RoomError::NotFound) };
+        let joins = &federation.inbound.joins;
         let mut rooms = BTreeMap::<_, Vec<_>>::new();
         for json in pdus {
             let header = serde_json::from_str::<Header>(json.get());
@@ -46,8 +131,14 @@ impl Homeserver {
         let known = self.storage().get_many(&schema::ROOM_IDS, rooms.keys().cloned()).await?;
         let mut batch = Batch::default();
         let mut staged = BTreeMap::<_, Vec<_>>::new();
+        let mut waiting = BTreeSet::new();
         for ((room_id, jsons), known) in rooms.into_iter().zip(known) {
-            if known.is_none() {
+            let waits = self.waits_for_join(&room_id).await?;
+            let is_wanted = if waits { joins.admit(&room_id, jsons.len()) } else { known.is_some() };
+            if waits {
+                waiting.insert(room_id.clone());
+            }
+            if !is_wanted {
                 tracing::debug!(%room_id, %origin, events = jsons.len(), "left out events of a room that is not known");
                 continue;
             }
@@ -59,6 +150,8 @@ impl Homeserver {
             }
         }
         self.storage().commit(batch).await.map_err(RoomError::Commit)?;
+        // Whoever ends a join looks for what is stored by then.
+        staged.retain(|room_id, _| !(waiting.contains(room_id) && joins.is_joining(room_id)));
         Ok(staged)
     }
 
@@ -110,11 +203,16 @@ impl Homeserver {
 
     /// Takes up what was staged when the server stopped.
     pub(crate) async fn resume_staged(&self) -> Result<(), RoomError> {
-        let mut range = KeyRange::all();
+        self.take_up(&KeyRange::all()).await
+    }
+
+    /// Deals with staged events.
+    async fn take_up(&self, all: &KeyRange<StagedKey>) -> Result<(), RoomError> {
+        let mut range = all.clone();
         loop {
             let rows = self.storage().range(&schema::STAGED, range, Direction::Ascending, 500).await?;
             let Some((last, _)) = rows.last() else { return Ok(()) };
-            range = KeyRange::all().after(last);
+            range = all.clone().after(last);
             let mut groups = BTreeMap::<(OwnedServerName, OwnedRoomId), Vec<Staged>>::new();
             for (key, json) in rows {
                 let Ok(json) = serde_json::from_slice(&json) else { continue };

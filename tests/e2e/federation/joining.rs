@@ -263,3 +263,52 @@ async fn a_large_room_of_synapse_can_be_used_at_once() {
     bob.hears(&room, "here").await;
     println!("joined a room with {count} members: usable after {usable:?}, complete after {complete:?}");
 }
+
+#[tokio::test]
+async fn what_is_said_while_a_join_is_answered_is_there_once_it_is() {
+    let link = Link::start().await;
+    let (server, other) = (Server::start_behind(&link).await, Server::start_federating("").await);
+    let (alice, bob) = (User(server.client("alice").await), User(other.client("bob").await));
+    let shared = alice.create("11", json!({})).await;
+    bob.join(&shared, server.name()).await;
+    for is_invited in [false, true] {
+        let room = alice.create("11", json!({ "preset": "public_chat" })).await;
+        if is_invited {
+            alice.invite(&room, &bob).await;
+            bob.is_invited(&room).await;
+        }
+        link.hold_answers("/send_join/");
+        let joins = bob.join(&room, server.name());
+        let speaks = async {
+            alice.sees(&room, &bob, "join").await;
+            alice.say(&room, "welcome").await;
+            // A server gets what is sent to it in order: by then it has got the welcome, too.
+            let said = format!("invited: {is_invited}");
+            alice.say(&shared, &said).await;
+            bob.hears(&shared, &said).await;
+            assert_ne!(bob.membership(&room, &bob).await.as_deref(), Some("join"));
+            link.heal();
+        };
+        tokio::join!(joins, speaks);
+        bob.hears(&room, "welcome").await;
+        bob.say(&room, "thank you").await;
+        alice.hears(&room, "thank you").await;
+    }
+}
+
+#[tokio::test]
+async fn a_join_goes_on_when_the_client_hangs_up() {
+    let link = Link::start().await;
+    let (server, other) = (Server::start_behind(&link).await, Server::start_federating("").await);
+    let (alice, bob) = (User(server.client("alice").await), User(other.client("bob").await));
+    let room = alice.create("11", json!({ "preset": "public_chat" })).await;
+    link.hold_answers("/send_join/");
+    tokio::select! {
+        () = bob.join(&room, server.name()) => panic!("the answer is held"),
+        () = alice.sees(&room, &bob, "join") => {}
+    }
+    link.heal();
+    bob.sees(&room, &bob, "join").await;
+    alice.say(&room, "welcome").await;
+    bob.hears(&room, "welcome").await;
+}
