@@ -138,12 +138,8 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
         None => None,
     };
     // A server that answers nobody, as the commands start it, leaves the index as it is.
-    let search = if options.search && !options.listen.is_empty() {
-        let index = TextIndex::open(&options.data_dir.join("search"));
-        Some(Arc::new(index.context("cannot open the full-text index")?))
-    } else {
-        None
-    };
+    let search =
+        if options.listen.is_empty() { None } else { text_index(&options.data_dir, options.search)? };
     let config = HomeserverConfig {
         federation,
         server_name: options.server_name.clone(),
@@ -179,6 +175,22 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
     // One that answers nobody else, as the commands start it, needs no commands either.
     let control = if listeners.is_empty() { None } else { bind_control(&options.data_dir) };
     Ok(Running { app, addresses, listeners, control })
+}
+
+/// The full-text index, if there is to be one; otherwise none is left on the disk either.
+fn text_index(data_dir: &Path, enabled: bool) -> anyhow::Result<Option<Arc<TextIndex>>> {
+    let folder = data_dir.join("search");
+    if enabled {
+        let index = TextIndex::open(&folder).context("cannot open the full-text index")?;
+        return Ok(Some(Arc::new(index)));
+    }
+    // Messages are in there, and nobody would take out those that are redacted or purged from now on.
+    match std::fs::remove_dir_all(&folder) {
+        Ok(()) => tracing::info!("search is off: its index was removed"),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("cannot remove {}", folder.display())),
+    }
+    Ok(None)
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {

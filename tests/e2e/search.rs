@@ -334,3 +334,21 @@ async fn what_is_no_search_is_refused() {
     );
     alice.post(SEARCH, &body(json!({ "search_term": "x" }))).await.is(404, "M_UNRECOGNIZED");
 }
+
+#[tokio::test]
+async fn the_index_is_removed_while_search_is_off_and_made_anew_afterwards() {
+    let mut server = Server::start().await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({})).await;
+    let before = alice.say(&room, "1", "tea before").await;
+    finds(&alice, "tea", std::slice::from_ref(&before)).await;
+    let folder = server.data_dir().join("search");
+    assert!(folder.is_dir());
+    server.set("search.enabled", "false");
+    server.restart().await;
+    assert!(!folder.exists());
+    let meanwhile = alice.say(&room, "2", "tea meanwhile").await;
+    server.set("search.enabled", "true");
+    server.restart().await;
+    finds(&alice, "tea", [meanwhile, before]).await;
+}
