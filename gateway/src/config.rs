@@ -11,7 +11,6 @@ use std::{fmt, net::SocketAddr, path::PathBuf};
 
 use ruma::{OwnedServerName, RoomVersionId};
 use serde::Deserialize;
-use toml::Table;
 
 pub use self::{
     keys::KEYS,
@@ -116,7 +115,20 @@ section! {
         /// The private key, PEM.
         private_key: Option<PathBuf> = None,
         /// Certificates from an ACME authority.
-        acme: Option<Table> = None,
+        acme: Option<Acme> = None,
+    }
+}
+section! {
+    /// `[tls.acme]`
+    Acme {
+        /// The authority's directory.
+        directory: String = "https://acme-v02.api.letsencrypt.org/directory".to_owned(),
+        /// Additional trusted roots for requests to the authority, a PEM file.
+        directory_ca: Option<PathBuf> = None,
+        /// Whom the authority writes to, an e-mail address.
+        contact: Option<String> = None,
+        /// What the certificate is for; if it is not set, the host of `server_name`.
+        domains: Vec<String> = Vec::new(),
     }
 }
 section! {
@@ -394,8 +406,6 @@ impl Config {
         let mut keys = Vec::new();
         let mut note = |is_set: bool, key| keys.extend(is_set.then_some(key));
         note(!self.listen.tls.is_empty() && self.tls.is_none(), "listen.tls");
-        note(self.tls.as_ref().is_some_and(|tls| tls.acme.is_some()), "tls.acme");
-        note(!self.appservices.registrations.is_empty(), "appservices.registrations");
         keys
     }
 }

@@ -34,7 +34,7 @@ use tokio::{
 };
 use tower::ServiceExt;
 
-pub use self::options::{FederationOptions, Options, StoreKind};
+pub use self::options::{Certificate, FederationOptions, Options, StoreKind};
 use crate::{
     app::App,
     control,
@@ -43,7 +43,7 @@ use crate::{
     outbound::{Outbound, push::PushClient},
     password::Passwords,
     router, signing,
-    tls::Tls,
+    tls::{Acme, Tls},
 };
 
 /// How long requests under way may take to finish once the server stops.
@@ -94,6 +94,7 @@ pub struct Running {
     pub addresses: Vec<SocketAddr>,
     listeners: Vec<Listener>,
     control: Option<UnixListener>,
+    acme: Option<Acme>,
 }
 
 /// Replaces the signing key of a stopped server; returns the new one's ID.
@@ -161,8 +162,17 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
     for address in &options.listen {
         listeners.push(Listener { tcp: bind(*address).await?, tls: None, serves: Serves::Matrix });
     }
-    if let Some((addresses, files)) = options.tls {
-        let tls = Arc::new(Tls::load(files)?);
+    let mut acme = None;
+    if let Some((addresses, certificate)) = options.tls {
+        let tls = match certificate {
+            Certificate::Files(files) => Arc::new(Tls::load(files)?),
+            Certificate::Acme(settings) => {
+                let folder = options.data_dir.join("acme");
+                let tls = Arc::new(Tls::to_come(Acme::files(&folder)));
+                acme = Some(Acme::new(settings, folder, tls.clone(), Arc::new(SystemClock)));
+                tls
+            }
+        };
         for address in addresses {
             let tls = Some(tls.clone());
             listeners.push(Listener { tcp: bind(address).await?, tls, serves: Serves::Matrix });
@@ -174,7 +184,7 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
     }
     // One that answers nobody else, as the commands start it, needs no commands either.
     let control = if listeners.is_empty() { None } else { bind_control(&options.data_dir) };
-    Ok(Running { app, addresses, listeners, control })
+    Ok(Running { app, addresses, listeners, control, acme })
 }
 
 /// The full-text index, if there is to be one; otherwise none is left on the disk either.
@@ -248,11 +258,18 @@ impl Running {
                 None => std::future::pending().await,
             }
         };
+        let certificate = async {
+            match &self.acme {
+                Some(acme) => acme.keep().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             () = stop => {}
             _ = accepting => {}
             () = commands => {}
+            () = certificate => {}
         }
         tracing::info!("stopping: finishing requests under way");
         self.app.homeserver().stop_waiting();

@@ -1,6 +1,10 @@
 //! TLS in process: the certificate, read again when its file changes.
 
+mod acme;
+
 use std::{
+    collections::BTreeMap,
+    io,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -9,17 +13,27 @@ use std::{
 use anyhow::Context;
 use parking_lot::Mutex;
 use rustls::{
-    ServerConfig,
+    ConfigBuilder, ServerConfig,
+    crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    server::{Acceptor, ClientHello, WantsServerCert},
+    sign::{CertifiedKey, SingleCertAndKey},
 };
 use tokio::{net::TcpStream, time::Instant};
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
+
+pub use self::acme::{Acme, AcmeSettings};
 
 /// How often the files are looked at, at most.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// How long a client may take to agree on a connection.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+
+/// What a connection asks for by which an ACME authority looks whose a name is.
+///
+/// Spec: RFC 8737, section 6.2.
+const ACME_TLS: &[u8] = b"acme-tls/1";
 
 /// Where certificate and key are.
 #[derive(Clone, Debug)]
@@ -34,10 +48,13 @@ pub struct TlsFiles {
 pub struct Tls {
     files: TlsFiles,
     current: Mutex<Current>,
+    /// By the names that an authority looks at just now.
+    proofs: Mutex<BTreeMap<String, Arc<ServerConfig>>>,
 }
 
 struct Current {
-    acceptor: TlsAcceptor,
+    /// None until there is a certificate.
+    config: Option<Arc<ServerConfig>>,
     changed: Option<SystemTime>,
     looked: Instant,
 }
@@ -45,29 +62,69 @@ struct Current {
 impl Tls {
     /// Reads certificate and key.
     pub fn load(files: TlsFiles) -> anyhow::Result<Self> {
-        let acceptor = acceptor(&files)?;
-        let current = Current { acceptor, changed: changed(&files), looked: Instant::now() };
-        Ok(Self { files, current: Mutex::new(current) })
+        let config = config(&files)?;
+        Ok(Self::new(files, Some(config)))
+    }
+
+    /// Reads certificate and key, if they are there already.
+    pub fn to_come(files: TlsFiles) -> Self {
+        let config = config(&files).ok();
+        Self::new(files, config)
+    }
+
+    fn new(files: TlsFiles, config: Option<Arc<ServerConfig>>) -> Self {
+        let current = Current { config, changed: changed(&files), looked: Instant::now() };
+        Self { files, current: Mutex::new(current), proofs: Mutex::default() }
     }
 
     /// Agrees with a client on an encrypted connection.
-    pub async fn accept(&self, stream: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
-        let acceptor = self.acceptor();
-        tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream))
-            .await
-            .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))?
+    pub async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        let agreed = tokio::time::timeout(HANDSHAKE_MAX, self.agree(stream)).await;
+        agreed.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
     }
 
-    fn acceptor(&self) -> TlsAcceptor {
+    async fn agree(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+        let hello = start.client_hello();
+        let config = match looked_at(&hello) {
+            Some(name) => self.proofs.lock().get(name).cloned(),
+            None => self.config(),
+        };
+        let config = config.ok_or_else(|| io::Error::other("there is no certificate for this"))?;
+        start.into_stream(config).await
+    }
+
+    /// Reads certificate and key again.
+    fn reload(&self) -> anyhow::Result<()> {
+        let (config, changed) = (config(&self.files)?, changed(&self.files));
+        *self.current.lock() = Current { config: Some(config), changed, looked: Instant::now() };
+        Ok(())
+    }
+
+    /// Shows an ACME authority the proof that a name is this server's, until what it returns is dropped.
+    ///
+    /// Spec: RFC 8737, section 3.
+    fn show_proof(&self, name: &str, digest: &[u8]) -> anyhow::Result<ShownProof<'_>> {
+        let key = rcgen::KeyPair::generate()?;
+        let mut proof = rcgen::CertificateParams::new([name.to_owned()])?;
+        proof.custom_extensions.push(rcgen::CustomExtension::new_acme_identifier(digest));
+        let certificate = proof.self_signed(&key)?.der().clone();
+        let config = proving(certificate, PrivateKeyDer::Pkcs8(key.serialize_der().into()))?;
+        let name = name.to_ascii_lowercase();
+        self.proofs.lock().insert(name.clone(), config);
+        Ok(ShownProof { tls: self, name })
+    }
+
+    fn config(&self) -> Option<Arc<ServerConfig>> {
         let mut current = self.current.lock();
         if current.looked.elapsed() >= LOOK_EVERY {
             current.looked = Instant::now();
             let changed = changed(&self.files);
             if changed != current.changed {
-                match acceptor(&self.files) {
-                    Ok(acceptor) => {
+                match config(&self.files) {
+                    Ok(config) => {
                         tracing::info!("the certificate changed and is in use");
-                        current.acceptor = acceptor;
+                        current.config = Some(config);
                         current.changed = changed;
                     }
                     // Half-written, perhaps: the one in use is good for the time being.
@@ -75,8 +132,25 @@ impl Tls {
                 }
             }
         }
-        current.acceptor.clone()
+        current.config.clone()
     }
+}
+
+/// Says that a proof is shown, for as long as it is there.
+struct ShownProof<'a> {
+    tls: &'a Tls,
+    name: String,
+}
+
+impl Drop for ShownProof<'_> {
+    fn drop(&mut self) {
+        self.tls.proofs.lock().remove(&self.name);
+    }
+}
+
+/// The name for which an ACME authority wants to see a proof, if this is one that looks.
+fn looked_at<'a>(hello: &'a ClientHello<'_>) -> Option<&'a str> {
+    hello.alpn()?.eq([ACME_TLS]).then(|| hello.server_name()).flatten()
 }
 
 fn changed(files: &TlsFiles) -> Option<SystemTime> {
@@ -84,7 +158,7 @@ fn changed(files: &TlsFiles) -> Option<SystemTime> {
     changed(&files.certificate).max(changed(&files.private_key))
 }
 
-fn acceptor(files: &TlsFiles) -> anyhow::Result<TlsAcceptor> {
+fn config(files: &TlsFiles) -> anyhow::Result<Arc<ServerConfig>> {
     let read = || format!("cannot read {}", files.certificate.display());
     let chain = CertificateDer::pem_file_iter(&files.certificate)
         .with_context(read)?
@@ -92,14 +166,31 @@ fn acceptor(files: &TlsFiles) -> anyhow::Result<TlsAcceptor> {
         .with_context(read)?;
     let key = PrivateKeyDer::from_pem_file(&files.private_key)
         .with_context(|| format!("cannot read {}", files.private_key.display()))?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .context("certificate and private key do not fit together")?;
+    let mut config =
+        builder()?.with_single_cert(chain, key).context("certificate and private key do not fit together")?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
+    Ok(Arc::new(config))
+}
+
+/// Shows a proof to an ACME authority. What rustls checks of other certificates does not know the extension in it.
+fn proving(
+    certificate: CertificateDer<'static>,
+    key: PrivateKeyDer<'static>,
+) -> anyhow::Result<Arc<ServerConfig>> {
+    let key = provider().key_provider.load_private_key(key)?;
+    let shown = SingleCertAndKey::from(CertifiedKey::new(vec![certificate], key));
+    let mut config = builder()?.with_cert_resolver(Arc::new(shown));
+    config.alpn_protocols = vec![ACME_TLS.to_vec()];
+    Ok(Arc::new(config))
+}
+
+fn builder() -> anyhow::Result<ConfigBuilder<ServerConfig, WantsServerCert>> {
+    let builder = ServerConfig::builder_with_provider(Arc::new(provider()));
+    Ok(builder.with_safe_default_protocol_versions()?.with_no_client_auth())
+}
+
+fn provider() -> CryptoProvider {
+    rustls::crypto::aws_lc_rs::default_provider()
 }
 
 #[cfg(test)]
@@ -131,7 +222,7 @@ mod tests {
         assert!(Tls::load(files.clone()).is_err(), "there are no files");
         write(&files, 1);
         let tls = Tls::load(files.clone()).unwrap();
-        let config = || Arc::as_ptr(tls.acceptor().config());
+        let config = || Arc::as_ptr(&tls.config().unwrap());
         let first = config();
         tokio::time::advance(LOOK_EVERY).await;
         assert_eq!(config(), first, "nothing changed");

@@ -11,7 +11,7 @@ use x509_parser::{
 use super::Report;
 use crate::{
     config::Config,
-    tls::{Tls, TlsFiles},
+    tls::{Acme, Tls, TlsFiles},
 };
 
 /// A certificate that ends sooner than this should have been renewed.
@@ -22,12 +22,26 @@ const DAY_S: i64 = 24 * 3600;
 /// Looks at the certificate and the key, if the server is to speak TLS itself.
 pub(super) fn check(report: &mut Report, config: &Config, now_s: i64) {
     let Some(tls) = &config.tls else { return };
-    let (Some(certificate), Some(private_key)) = (&tls.certificate, &tls.private_key) else {
-        let what = "a [tls] section without tls.certificate and tls.private_key does nothing";
-        report.wrong("certificate", what, "name both files");
-        return;
+    let files = match (&tls.certificate, &tls.private_key) {
+        _ if tls.acme.is_some() => Acme::files(&config.data_dir.join("acme")),
+        (Some(certificate), Some(private_key)) => {
+            TlsFiles { certificate: certificate.clone(), private_key: private_key.clone() }
+        }
+        _ => {
+            let what = "a [tls] section without tls.certificate and tls.private_key does nothing";
+            report.wrong("certificate", what, "name both files, or write acme = {}");
+            return;
+        }
     };
-    let files = TlsFiles { certificate: certificate.clone(), private_key: private_key.clone() };
+    if tls.acme.is_some() && !files.certificate.exists() {
+        report.doubtful(
+            "certificate",
+            "there is none yet from the ACME authority",
+            "start the server; port 443 of each name of tls.acme.domains has to reach a TLS listener of it",
+        );
+        return;
+    }
+    let certificate = &files.certificate.clone();
     if let Err(error) = Tls::load(files) {
         report.wrong("certificate", format!("{error:#}"), "name a chain and the key that it was made for");
         return;

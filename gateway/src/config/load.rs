@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use ruma::ServerName;
 use toml::{Table, Value};
 
 use super::{
@@ -41,6 +42,9 @@ pub enum ConfigError {
     /// A value has the wrong shape.
     #[error("a value has the wrong shape: {0}")]
     Value(String),
+    /// Something is asked for that is not to be had.
+    #[error("{0}")]
+    Unusable(String),
 }
 
 /// What the command line sets.
@@ -85,7 +89,38 @@ impl Config {
         if let Some(data_dir) = &flags.data_dir {
             set(&mut table, "data_dir", data_dir.to_string_lossy().into_owned().into());
         }
-        table.try_into().map_err(|error: toml::de::Error| ConfigError::Value(error.message().to_owned()))
+        let config: Self = table
+            .try_into()
+            .map_err(|error: toml::de::Error| ConfigError::Value(error.message().to_owned()))?;
+        config.check().map_err(ConfigError::Unusable)?;
+        Ok(config)
+    }
+
+    /// Refuses what would be left undone without anybody noticing.
+    fn check(&self) -> Result<(), String> {
+        if !self.appservices.registrations.is_empty() {
+            return Err(
+                "appservices.registrations: this version does not speak with application services, so that \
+                bridges and bots among them would stay silent; remove the key to start without them"
+                    .to_owned(),
+            );
+        }
+        let Some(tls) = &self.tls else { return Ok(()) };
+        let Some(acme) = &tls.acme else { return Ok(()) };
+        if tls.certificate.is_some() || tls.private_key.is_some() {
+            return Err("tls.acme and tls.certificate exclude each other: remove one of them".to_owned());
+        }
+        let is_name = |domain: &String| {
+            ServerName::parse(domain).is_ok_and(|name| name.host() == *domain && !name.is_ip_literal())
+        };
+        if let Some(other) = acme.domains.iter().find(|domain| !is_name(domain)) {
+            return Err(format!("tls.acme.domains: `{other}` is no domain name"));
+        }
+        let own = &self.server_name;
+        if acme.domains.is_empty() && (own.is_ip_literal() || own.host() == "localhost") {
+            return Err(format!("tls.acme.domains is not set, and {} gets no certificate", own.host()));
+        }
+        Ok(())
     }
 }
 
@@ -98,9 +133,14 @@ fn read(path: &Path) -> Result<Table, ConfigError> {
         .map_err(|source| ConfigError::Syntax { path: path.to_owned(), source: Box::new(source) })?;
     check_table(&table, "", &path.display().to_string())?;
     let folder = path.parent().unwrap_or_else(|| Path::new("."));
-    for key in
-        ["data_dir", "tls.certificate", "tls.private_key", "federation.extra_ca", "appservices.registrations"]
-    {
+    for key in [
+        "data_dir",
+        "tls.certificate",
+        "tls.private_key",
+        "tls.acme.directory_ca",
+        "federation.extra_ca",
+        "appservices.registrations",
+    ] {
         if let Some(value) = find(&mut table, key) {
             rebase(value, folder);
         }
@@ -112,7 +152,7 @@ fn check_table(table: &Table, prefix: &str, origin: &str) -> Result<(), ConfigEr
     for (name, value) in table {
         let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
         match value {
-            Value::Table(inner) if !inner.is_empty() && key != "tls.acme" => {
+            Value::Table(inner) if !inner.is_empty() => {
                 check_table(inner, &key, origin)?;
             }
             Value::Table(_) if KEYS.iter().any(|known| known.starts_with(&format!("{key}."))) => {}

@@ -55,12 +55,38 @@ fn an_unknown_key_is_refused_with_the_nearest() {
 
 #[test]
 fn paths_are_relative_to_the_file() {
-    let text =
-        "data_dir = 'data'\n[federation]\nextra_ca = ['ca.pem']\n[appservices]\nregistrations = ['irc.yaml']";
+    let text = "data_dir = 'data'\n[federation]\nextra_ca = ['ca.pem']\n[listen]\ntls = ['127.0.0.1:8448']";
     let config = load(text, &[], Flags::default()).unwrap();
     assert!(config.data_dir.is_absolute() && config.data_dir.ends_with("data"));
     assert!(config.federation.extra_ca[0].is_absolute());
-    assert_eq!(config.without_effect(), ["appservices.registrations"]);
+    assert_eq!(config.without_effect(), ["listen.tls"]);
+}
+
+#[test]
+fn what_is_not_to_be_had_is_refused() {
+    let name = "server_name = 'a.example'\n";
+    for (text, expected) in [
+        ("[appservices]\nregistrations = ['irc.yaml']", Some("application services")),
+        ("[appservices]\nregistrations = []", None),
+        ("[tls]\nacme = {}", None),
+        ("[tls]\nacme = { contact = 'alice@a.example', domains = ['a.example', 'matrix.a.example'] }", None),
+        ("[tls]\nacme = { domains = ['1.2.3.4'] }", Some("no domain name")),
+        ("[tls]\nacme = { domains = ['a.example:8448'] }", Some("no domain name")),
+        ("[tls]\nacme = { domains = ['*.a.example'] }", Some("no domain name")),
+        ("[tls]\nacme = {}\ncertificate = 'a.pem'\nprivate_key = 'b.pem'", Some("exclude each other")),
+    ] {
+        match (load(&format!("{name}{text}"), &[], Flags::default()), expected) {
+            (Ok(_), None) => {}
+            (Err(ConfigError::Unusable(reason)), Some(expected)) => {
+                assert!(reason.contains(expected), "{reason}");
+            }
+            (other, _) => panic!("{text}: {other:?}"),
+        }
+    }
+    let nameless = load("[tls]\nacme = {}", &[], Flags::default());
+    assert!(matches!(nameless, Err(ConfigError::Unusable(_))), "localhost gets no certificate");
+    let misspelled = load("[tls]\nacme = { domain = ['a.example'] }", &[], Flags::default());
+    assert!(matches!(misspelled, Err(ConfigError::UnknownKey { nearest: "tls.acme.domains", .. })));
 }
 
 #[test]

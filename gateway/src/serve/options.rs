@@ -30,7 +30,7 @@ use crate::{
     },
     password::PasswordCost,
     rate_limit::Rates,
-    tls::TlsFiles,
+    tls::{AcmeSettings, TlsFiles},
 };
 
 /// What a server needs to run.
@@ -71,9 +71,18 @@ pub struct Options {
     /// What handlers need to know.
     pub settings: Settings,
     /// Where it listens with TLS, and with which certificate.
-    pub tls: Option<(Vec<SocketAddr>, TlsFiles)>,
+    pub tls: Option<(Vec<SocketAddr>, Certificate)>,
     /// How it talks to other servers, if it does.
     pub federation: Option<FederationOptions>,
+}
+
+/// Where a server has its certificate from.
+#[derive(Clone, Debug)]
+pub enum Certificate {
+    /// Somebody puts it there.
+    Files(TlsFiles),
+    /// The server obtains it itself.
+    Acme(AcmeSettings),
 }
 
 /// How a server talks to others.
@@ -103,11 +112,10 @@ impl Options {
         };
         let secret = |secret: &Secret| secret.0.clone();
         let tls = config.tls.as_ref().and_then(|tls| {
-            let files =
-                TlsFiles { certificate: tls.certificate.clone()?, private_key: tls.private_key.clone()? };
+            let (certificate, ports) = certificate(config, tls)?;
+            let anywhere = ports.iter().map(|port| SocketAddr::from(([0, 0, 0, 0], *port)));
             let listen = &config.listen.tls;
-            let anywhere = SocketAddr::from(([0, 0, 0, 0], 8448));
-            Some((if listen.is_empty() { vec![anywhere] } else { listen.clone() }, files))
+            Some((if listen.is_empty() { anywhere.collect() } else { listen.clone() }, certificate))
         });
         let federates = config.federation.enabled.unwrap_or(tls.is_some());
         let federation = federates.then(|| FederationOptions {
@@ -172,6 +180,26 @@ impl Options {
             },
         }
     }
+}
+
+/// The certificate, and the ports that are listened on if none are named.
+fn certificate(config: &Config, tls: &config::Tls) -> Option<(Certificate, &'static [u16])> {
+    if let Some(acme) = &tls.acme {
+        let own = || vec![config.server_name.host().to_owned()];
+        let settings = AcmeSettings {
+            directory: acme.directory.clone(),
+            directory_ca: acme.directory_ca.clone(),
+            contact: acme.contact.as_ref().map(|contact| match contact.split_once(':') {
+                Some(_) => contact.clone(),
+                None => format!("mailto:{contact}"),
+            }),
+            domains: if acme.domains.is_empty() { own() } else { acme.domains.clone() },
+        };
+        // That is where the authority looks.
+        return Some((Certificate::Acme(settings), &[8448, 443]));
+    }
+    let files = TlsFiles { certificate: tls.certificate.clone()?, private_key: tls.private_key.clone()? };
+    Some((Certificate::Files(files), &[8448]))
 }
 
 fn rates(limits: &config::RateLimits) -> Rates {
