@@ -80,6 +80,25 @@ fn who_left_hears_of_nothing_more_and_who_comes_back_does() {
     assert!(hub.rooms.is_empty());
 }
 
+/// State resolution may undo a ban: the join that holds again is older than it.
+#[test]
+fn a_membership_goes_back_to_an_older_event() {
+    let view = alice();
+    let hub = hub_with(&view);
+    hub.set_membership(view.user_id(), room_id!("!room"), &entry("ban", 5));
+    hub.set_membership(
+        view.user_id(),
+        room_id!("!room"),
+        &RoomEntry { latest: Position(6), ..entry("join", 1) },
+    );
+    assert!(view.room(room_id!("!room")).unwrap().is_joined());
+    hub.room_changed(ROOM, EVENT, Position(7));
+    assert_eq!(view.latest(), Position(7));
+    // What was read from the store before is no news.
+    view.load_room(room_id!("!room"), entry("ban", 5));
+    assert!(view.room(room_id!("!room")).unwrap().is_joined());
+}
+
 #[tokio::test]
 async fn all_who_wait_in_a_large_room_are_woken() {
     let hub = Hub::default();

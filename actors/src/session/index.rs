@@ -261,12 +261,18 @@ impl SessionView {
         changed.map(|(user_id, _)| user_id.clone()).collect()
     }
 
-    /// Sets the user's relation to a room; an older entry than the present one is ignored.
+    /// Sets the user's relation to a room, as the room tells it.
+    ///
+    /// Rooms tell in the order of their commits. The membership event may be an older one than before: state resolution
+    /// can go back to it.
     pub fn set_room(&self, room_id: &RoomId, entry: RoomEntry) {
+        self.index().set(room_id, entry);
+    }
+
+    /// Sets the user's relation to a room, as it was read from the store, unless the room has told of it meanwhile.
+    pub(crate) fn load_room(&self, room_id: &RoomId, entry: RoomEntry) {
         let mut index = self.index();
-        let known = index.rooms.get(room_id);
-        let is_newer = |known: &RoomEntry| (known.event, known.forgotten) <= (entry.event, entry.forgotten);
-        if known.is_none_or(is_newer) {
+        if !index.rooms.contains_key(room_id) {
             index.set(room_id, entry);
         }
     }

@@ -181,7 +181,7 @@ impl SessionShared {
             let entry = RoomEntry::new(record, began);
             let room = entry.room;
             let is_joined = entry.is_joined();
-            view.set_room(&room_id, entry);
+            view.load_room(&room_id, entry);
             if is_joined {
                 self.hub().subscribe(room, &room_id, view);
                 joined.push((room_id, room));
