@@ -39,6 +39,8 @@ pub struct RoomLog {
     /// The events, in the order in which they came.
     pub events: Vec<OwnedEventId>,
     known: BTreeSet<OwnedEventId>,
+    /// The state that follows from what was told, by type and state key.
+    pub state: BTreeMap<(String, String), OwnedEventId>,
     /// Whether the last that was told is that the user is not in the room any more.
     pub was_left: bool,
     /// Where in `events` the last stretch without a jump begins.
@@ -91,6 +93,8 @@ impl Log {
                     *log = RoomLog::default();
                 }
                 log.was_left = section == "leave";
+                log.apply(&told["state"]["events"])?;
+                log.apply(&told["timeline"]["events"])?;
                 log.take(&told["timeline"])?;
             }
         }
@@ -99,13 +103,23 @@ impl Log {
 }
 
 impl RoomLog {
+    /// Applies the state events among some events, as clients do.
+    fn apply(&mut self, events: &Value) -> Result<(), String> {
+        for event in events.as_array().into_iter().flatten() {
+            let (Some(kind), Some(state_key)) = (event["type"].as_str(), event["state_key"].as_str()) else {
+                continue;
+            };
+            self.state.insert((kind.to_owned(), state_key.to_owned()), event_id(event)?);
+        }
+        Ok(())
+    }
+
     fn take(&mut self, timeline: &Value) -> Result<(), String> {
         if timeline["limited"] == Value::Bool(true) {
             self.unbroken_from = self.events.len();
         }
         for event in timeline["events"].as_array().into_iter().flatten() {
-            let id = event["event_id"].as_str().unwrap_or_default();
-            let id = OwnedEventId::try_from(id).map_err(|_| "gets a bad event ID")?;
+            let id = event_id(event)?;
             if !self.known.insert(id.clone()) {
                 return Err(format!("gets {id} twice"));
             }
@@ -113,4 +127,9 @@ impl RoomLog {
         }
         Ok(())
     }
+}
+
+fn event_id(event: &Value) -> Result<OwnedEventId, String> {
+    let id = event["event_id"].as_str().unwrap_or_default();
+    OwnedEventId::try_from(id).map_err(|_| "gets a bad event ID".to_owned())
 }

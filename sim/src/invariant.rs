@@ -9,6 +9,7 @@ mod limits;
 mod queues;
 mod redacted;
 mod sync_order;
+mod sync_state;
 
 use std::time::Duration;
 
@@ -121,7 +122,7 @@ impl Ledger {
 type Rule = for<'a> fn(&'a World, &'a [History]) -> BoxFuture<'a, Result<Option<String>>>;
 
 /// The invariants at rest, by name.
-const AT_REST: [(&str, Rule); 9] = [
+const AT_REST: [(&str, Rule); 10] = [
     ("queues_drain", |world, _| Box::pin(queues::drained(world))),
     ("same_state", |_, histories| Box::pin(ready(Ok(agreement::same_state(histories))))),
     ("same_events", |_, histories| Box::pin(ready(Ok(agreement::same_events(histories))))),
@@ -130,11 +131,12 @@ const AT_REST: [(&str, Rule); 9] = [
     ("bans_hold", |_, histories| Box::pin(banned::silent(histories))),
     ("redactions_apply", |_, histories| Box::pin(ready(Ok(redacted::agreed(histories))))),
     ("sync_in_order", |world, _| Box::pin(sync_order::follows_timeline(world))),
+    ("sync_state", |world, histories| Box::pin(sync_state::is_told(world, histories))),
     ("within_limits", |world, _| Box::pin(ready(Ok(limits::kept(world))))),
 ];
 
 /// The names of all invariants, with what they say.
-pub const NAMES: [(&str, &str); 12] = [
+pub const NAMES: [(&str, &str); 13] = [
     ("queues_drain", "after healing all durable queues run empty, and no request stays under way"),
     ("same_state", "all servers in a room have the same state of it"),
     ("same_events", "all servers in a room know the same events, and refuse the same ones"),
@@ -143,6 +145,7 @@ pub const NAMES: [(&str, &str); 12] = [
     ("bans_hold", "no accepted event is of somebody who was not in the room before it, or when it came"),
     ("redactions_apply", "what an accepted redaction takes back is redacted, on all servers or on none"),
     ("sync_in_order", "/sync tells of each event once, in the order of the timeline, and leaves none out"),
+    ("sync_state", "what /sync told a member of a room makes the room's state"),
     ("within_limits", "connections and memory stay within their budgets"),
     ("answers", "each request is answered, and not with an internal error"),
     ("no_crash", "no task panics and no actor crashes, unless its disk fails"),

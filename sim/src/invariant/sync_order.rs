@@ -1,7 +1,7 @@
 //! `/sync` tells of each event once, in the order of the timeline, and leaves none out that came while it followed.
 //!
-//! It may leave out state events that lost to others, since clients would take them for the state. What it told of a room
-//! that lacked members may be refused once they are there.
+//! It may leave out state events that lost to others, since clients would take them for the state: `sync_state` says
+//! what they are to know. What it told of a room that lacked members may be refused once they are there.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -43,17 +43,13 @@ pub(super) async fn follows_timeline(world: &World) -> Result<Option<String>> {
                 last = Some(*place);
             }
             let still_in = handle.is_joined(user).await?;
-            for event in left_out(&log, &timeline, &order).into_iter().filter(|_| still_in) {
-                let id = event.pdu.event_id();
-                let holder = match event.pdu.state_key() {
-                    Some(state_key) => handle.current(event.pdu.kind(), state_key).await?,
-                    None => None,
-                };
-                if event.pdu.state_key().is_none() || holder.is_some_and(|holder| holder.short == event.short)
-                {
-                    let told = if log.was_left { "that they had left" } else { "of other events" };
-                    return Ok(Some(format!("{user} was never told of {id} in {room}, and last {told}")));
-                }
+            let mut missing = left_out(&log, &timeline, &order).into_iter();
+            if let Some(event) = missing.find(|event| still_in && event.pdu.state_key().is_none()) {
+                let (id, told) = (
+                    event.pdu.event_id(),
+                    if log.was_left { "that they had left" } else { "of other events" },
+                );
+                return Ok(Some(format!("{user} was never told of {id} in {room}, and last {told}")));
             }
         }
     }
