@@ -8,7 +8,7 @@ use crate::{fault::Kind, minimise::minimise, scenario};
 
 /// Seeds that the test plays, from 0 on, each in the scenario whose place in the list is its number modulo the list's
 /// length.
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 200;
 
 /// Scenarios with seeds that found a bug: docs/simulation.md says which.
 const FOUND: [(&str, u64); 18] = [
