@@ -10,6 +10,7 @@ use engine::{
     room::create::{self, NewRoom},
     room_version::{self, RoomVersion},
 };
+use futures_util::future::join_all;
 use prometheus_client::registry::Registry;
 use ruma::{
     EventId, MilliSecondsSinceUnixEpoch, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId,
@@ -40,6 +41,9 @@ use crate::{
     session::{SessionActor, SessionError, SessionHandle, SessionShared},
     users::{ChangedRooms, UserDirectory},
 };
+
+/// Rooms that are brought into memory at a time for one answer.
+pub(crate) const ROOMS_AT_A_TIME: usize = 32;
 
 /// What a server needs to know about itself.
 pub struct HomeserverConfig {
@@ -341,6 +345,13 @@ impl Homeserver {
         let published = shared.published.get(room_id).map(|published| published.clone());
         let published = published.ok_or(RoomError::Crashed)?;
         Ok(RoomHandle::new(actor, published, shared.clone()))
+    }
+
+    /// Several rooms, brought into memory beside each other; those that cannot be read are left out.
+    ///
+    /// They stay in memory for as long as they are held, so not more than [`ROOMS_AT_A_TIME`] should be.
+    pub(crate) async fn rooms(&self, ids: impl Iterator<Item = &RoomId>) -> Vec<RoomHandle> {
+        join_all(ids.map(|room_id| self.room(room_id))).await.into_iter().flatten().collect()
     }
 
     /// The session of a local user who has an account; activates it.

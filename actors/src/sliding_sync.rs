@@ -33,8 +33,8 @@ use tokio::time::Instant;
 pub use self::response::{Hero, ListResult, RoomResult, SlidingResponse};
 use self::{list::Matched, request::Body};
 use crate::{
-    homeserver::Homeserver,
-    room::RoomError,
+    homeserver::{Homeserver, ROOMS_AT_A_TIME},
+    room::{RoomError, RoomHandle},
     session::{ConnectionKey, SessionData, SessionError, SessionHandle, Told},
     sync::{SyncError, VIEW_MAX},
 };
@@ -267,26 +267,29 @@ impl Turn<'_> {
         let configs = generation.required.len();
         self.leave_behind(&mut generation, &matched);
         let mut known = Known::new();
-        for room in &matched {
-            let sent = base.and_then(|base| base.rooms.get(&room.entry.room));
-            let since = sent.map(|sent| sent.upto.or(self.since()).unwrap_or_default());
-            match self.room(room, sent, since, &mut told).await {
-                Ok(result) => {
-                    if let Some(mut result) = result {
-                        result.lists.clone_from(&room.lists);
-                        response.rooms.insert(room.room_id.clone(), result);
+        for rooms in matched.chunks(ROOMS_AT_A_TIME) {
+            let _active = self.activate(rooms, base).await;
+            for room in rooms {
+                let since = self.known_of(room, base);
+                let sent = base.and_then(|base| base.rooms.get(&room.entry.room));
+                match self.room(room, sent, since, &mut told).await {
+                    Ok(result) => {
+                        if let Some(mut result) = result {
+                            result.lists.clone_from(&room.lists);
+                            response.rooms.insert(room.room_id.clone(), result);
+                        }
+                        known.insert(room.entry.room, since);
+                        let required = index_of(&mut generation.required, &room.required.0);
+                        let is_direct = self.direct.contains(&room.room_id);
+                        let sent = SlidingRoomRecord { upto: None, limit: room.limit, required, is_direct };
+                        generation.rooms.insert(room.entry.room, sent);
                     }
-                    known.insert(room.entry.room, since);
-                    let required = index_of(&mut generation.required, &room.required.0);
-                    let is_direct = self.direct.contains(&room.room_id);
-                    let sent = SlidingRoomRecord { upto: None, limit: room.limit, required, is_direct };
-                    generation.rooms.insert(room.entry.room, sent);
-                }
-                // One damaged room must not take the account down with it.
-                Err(error) => {
-                    tracing::error!(room.id = %room.room_id, %error, "room left out of a sync");
-                    if let Some(sent) = generation.rooms.get_mut(&room.entry.room) {
-                        sent.upto = since;
+                    // One damaged room must not take the account down with it.
+                    Err(error) => {
+                        tracing::error!(room.id = %room.room_id, %error, "room left out of a sync");
+                        if let Some(sent) = generation.rooms.get_mut(&room.entry.room) {
+                            sent.upto = since;
+                        }
                     }
                 }
             }
@@ -298,6 +301,21 @@ impl Turn<'_> {
         response.extensions.to_device = self.to_device().await?;
         response.extensions.e2ee = self.encryption().await?;
         Ok(Outcome { response, generation, told, upto: self.upto })
+    }
+
+    /// How far the client knows a room; none if it was not sent before.
+    fn known_of(&self, room: &Matched, base: Option<&SlidingGenerationRecord>) -> Option<Position> {
+        let sent = base.and_then(|base| base.rooms.get(&room.entry.room));
+        sent.map(|sent| sent.upto.or(self.since()).unwrap_or_default())
+    }
+
+    /// Brings the rooms that have news into memory, beside each other, and keeps them there.
+    async fn activate(&self, rooms: &[Matched], base: Option<&SlidingGenerationRecord>) -> Vec<RoomHandle> {
+        let has_news = |room: &&Matched| {
+            let was_inside = room.entry.is_joined() || room.entry.left.is_some();
+            was_inside && self.known_of(room, base).is_none_or(|known| room.entry.latest > known)
+        };
+        self.homeserver.rooms(rooms.iter().filter(has_news).map(|room| &*room.room_id)).await
     }
 
     /// Notes how far the client knows the rooms that changed while it does not look at them.

@@ -24,7 +24,7 @@ pub use self::response::{
 };
 use crate::{
     filter,
-    homeserver::Homeserver,
+    homeserver::{Homeserver, ROOMS_AT_A_TIME},
     room::{ReadError, RoomError, RoomHandle},
     session::{RoomEntry, SessionError, SessionHandle},
     token::Token,
@@ -171,11 +171,15 @@ impl Pass<'_> {
         response.account_data = self.account_data();
         response.presence = self.presence().await?;
         self.add_encryption(&mut response).await?;
-        for (room_id, entry) in self.rooms() {
-            match self.add_room(&mut response.rooms, &room_id, &entry).await {
-                Ok(()) => {}
-                // One damaged room must not take the account down with it.
-                Err(error) => tracing::error!(room.id = %room_id, %error, "room left out of a sync"),
+        for rooms in self.rooms().chunks(ROOMS_AT_A_TIME) {
+            let inside = rooms.iter().filter(|(_, entry)| entry.is_joined());
+            let _active = self.homeserver.rooms(inside.map(|(room_id, _)| &**room_id)).await;
+            for (room_id, entry) in rooms {
+                match self.add_room(&mut response.rooms, room_id, entry).await {
+                    Ok(()) => {}
+                    // One damaged room must not take the account down with it.
+                    Err(error) => tracing::error!(room.id = %room_id, %error, "room left out of a sync"),
+                }
             }
         }
         Ok(response)

@@ -13,7 +13,7 @@ use ruma::OwnedRoomId;
 use serde::Deserialize;
 use storage::{
     StoreError,
-    schema::{self, SlidingGenerationRecord},
+    schema::{self, RoomRecord, SlidingGenerationRecord},
 };
 
 use super::{
@@ -221,18 +221,15 @@ impl Turn<'_> {
     async fn find_facts(&self, entries: &[&RoomEntry]) -> Result<Vec<RoomFacts>, SlidingError> {
         let store = &self.homeserver.room_shared().store;
         let heads = store.storage().get_many(&schema::ROOMS, entries.iter().map(|entry| entry.room)).await?;
-        let events: Vec<_> = entries.iter().map(|entry| entry.event).collect();
-        let own = store.events(&events).await?;
+        let outside: Vec<_> =
+            entries.iter().filter(|entry| !entry.is_joined()).map(|entry| entry.event).collect();
+        let own: BTreeMap<_, _> = outside.iter().copied().zip(store.events(&outside).await?).collect();
         // Who is out of a room knows its state as of then.
-        let roots: Vec<StateRoot> = entries
-            .iter()
-            .zip(heads)
-            .zip(&own)
-            .map(|((entry, head), own)| match head {
-                Some(head) if entry.is_joined() => head.root,
-                _ => own.after,
-            })
-            .collect();
+        let root = |(entry, head): (&&RoomEntry, Option<RoomRecord>)| match own.get(&entry.event) {
+            Some(own) => own.after,
+            None => head.map(|head| head.root).unwrap_or_default(),
+        };
+        let roots: Vec<StateRoot> = entries.iter().zip(heads).map(root).collect();
         let found = store
             .with_nodes(|nodes| {
                 let mut missing = Vec::new();
@@ -254,17 +251,20 @@ impl Turn<'_> {
         let creates: Vec<_> = found.iter().filter_map(|(create, _)| *create).collect();
         let mut creates = store.events(&creates).await?.into_iter();
         let mut all = Vec::with_capacity(entries.len());
-        for ((entry, own), (create, is_encrypted)) in entries.iter().zip(&own).zip(found) {
+        for (entry, (create, is_encrypted)) in entries.iter().zip(found) {
             let create = create.and_then(|_| creates.next());
+            let own = own.get(&entry.event);
             let mut facts = RoomFacts {
                 room: entry.room,
                 event: entry.event,
                 as_of: entry.activity,
                 room_type: create.as_ref().and_then(|event| crate::room::content_string(&event.pdu, "type")),
                 is_encrypted,
-                is_expelled: !entry.is_joined() && *own.pdu.sender() != *self.session.user_id(),
+                is_expelled: own.is_some_and(|own| *own.pdu.sender() != *self.session.user_id()),
             };
-            if create.is_none() && ["invite", "knock"].contains(&entry.membership.as_str()) {
+            if let Some(own) =
+                own.filter(|_| create.is_none() && ["invite", "knock"].contains(&entry.membership.as_str()))
+            {
                 self.add_foreign_facts(&mut facts, own.pdu.room_id()).await?;
             }
             all.push(facts);
