@@ -1,21 +1,16 @@
 //! The assembly: everything that one server is, behind one cheap handle.
 
+mod new_room;
+
 use std::{
     sync::{Arc, Weak},
     time::Duration,
 };
 
-use engine::{
-    pdu::{self, BuildContext, Draft, Pdu, SigningKey},
-    room::create::{self, NewRoom},
-    room_version::{self, RoomVersion},
-};
+use engine::pdu::SigningKey;
 use futures_util::future::join_all;
 use prometheus_client::registry::Registry;
-use ruma::{
-    EventId, MilliSecondsSinceUnixEpoch, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId,
-    ServerName, UserId,
-};
+use ruma::{EventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, ServerName, UserId};
 use serde_json::{Map, Value};
 use storage::{Signal, Storage, StoreError, schema};
 use tokio::sync::mpsc;
@@ -34,7 +29,7 @@ use crate::{
     push::{PushGateway, Pushing},
     retention::{Retention, RetentionConfig},
     room::{
-        Create, Erasures, MembershipAction, MembershipChange, RoomActor, RoomError, RoomHandle, RoomShared,
+        Erasures, MembershipAction, MembershipChange, RoomActor, RoomError, RoomHandle, RoomShared,
         RoomStore, allowed_rooms,
     },
     search::{Searching, TextIndex},
@@ -359,70 +354,6 @@ impl Homeserver {
         SessionHandle::open(&self.0.session_shared, &self.0.sessions, user_id).await
     }
 
-    /// Creates a room and returns its ID.
-    ///
-    /// `is_direct` marks the invites; `member_content` is the profile that goes into an invitee's event.
-    ///
-    /// Spec: client-server API, "Room creation".
-    pub async fn create_room(
-        &self,
-        new: NewRoom,
-        invites: Vec<MembershipChange>,
-        is_public: bool,
-    ) -> Result<OwnedRoomId, RoomError> {
-        let plan = create::plan(&new)?;
-        let rules = room_version::rules(&new.version)
-            .ok_or_else(|| create::NewRoomError::UnsupportedVersion(new.version.clone()))?;
-        let event = self.create_event(&new.creator, plan.create, rules).await?;
-        let room_id = event.room_id().to_owned();
-        let create = Create {
-            version: new.version,
-            create: event,
-            creator: new.creator,
-            rest: plan.rest,
-            invites,
-            alias: new.alias,
-            is_public,
-        };
-        let actor = self.0.rooms.get(&room_id).await.map_err(RoomError::Activate)?;
-        actor.call(|reply| crate::room::RoomMessage::Create(Box::new(create), reply)).await??;
-        Ok(room_id)
-    }
-
-    /// The create event of a new room.
-    ///
-    /// From version 12 on it names the room: a room that was created alike in the same millisecond would have the same
-    /// ID, so the later one is dated a little later.
-    async fn create_event(
-        &self,
-        creator: &UserId,
-        draft: Draft,
-        rules: &'static RoomVersion,
-    ) -> Result<Pdu, RoomError> {
-        let names_room = rules.authorization.room_create_event_id_as_room_id;
-        let room_id = (!names_room).then(|| self.new_room_id());
-        let seed = self.0.env.entropy.token(18);
-        let mut origin_server_ts = self.0.env.clock.now();
-        loop {
-            let context = BuildContext {
-                room_id: room_id.as_deref(),
-                sender: creator,
-                origin_server_ts,
-                prev_events: &[],
-                auth_events: &[],
-                event_id_localpart: &seed,
-                rules,
-                key: &self.0.room_shared.signing_key,
-                server_name: &self.0.server_name,
-            };
-            let event = pdu::build(draft.clone(), &context)?;
-            if self.0.storage.get(&schema::ROOM_IDS, event.room_id()).await?.is_none() {
-                return Ok(event);
-            }
-            origin_server_ts = MilliSecondsSinceUnixEpoch(origin_server_ts.get() + js_int::uint!(1));
-        }
-    }
-
     /// The part of a user's membership events that their profile decides; empty for users of other servers.
     pub async fn member_content(&self, user_id: &UserId) -> Result<Map<String, Value>, SessionError> {
         if user_id.server_name() != self.server_name() {
@@ -460,12 +391,6 @@ impl Homeserver {
             }
         }
         Ok(is_known.then_some(false))
-    }
-
-    fn new_room_id(&self) -> OwnedRoomId {
-        let localpart = self.0.env.entropy.token(18);
-        OwnedRoomId::try_from(format!("!{localpart}:{}", self.0.server_name))
-            .expect("a token of letters and digits and a server name make a room ID")
     }
 
     /// An invite of `target` by `sender`, as `create_room` and the invite endpoint take it.
