@@ -6,6 +6,8 @@
 //!
 //! Spec: client-server API, "User Directory" and "Mutual Rooms".
 
+mod words;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Bound,
@@ -26,6 +28,7 @@ use storage::{
 };
 use tokio::sync::Notify;
 
+use self::words::{wanted, words};
 use crate::{
     homeserver::Homeserver,
     room::{RoomError, RoomShared, content_string, join_rule, membership_of},
@@ -36,12 +39,6 @@ const BATCH: usize = 500;
 
 /// Rooms whose heads are read at a time when the server starts.
 const ROOMS_PAGE: usize = 500;
-
-/// Words that one user is found by in one room, at most.
-const WORDS_MAX: usize = 12;
-
-/// Characters of a word, at most.
-const WORD_MAX: usize = 64;
 
 /// Rows that a search looks at, at most.
 const SCAN_MAX: usize = 5000;
@@ -326,36 +323,6 @@ impl UserDirectory {
     }
 }
 
-/// The words that a user is found by.
-fn words(user_id: &UserId, name: Option<&str>) -> BTreeSet<String> {
-    let localpart = user_id.localpart().to_lowercase();
-    let name = name.unwrap_or_default().to_lowercase();
-    let mut words = BTreeSet::from([cut(&user_id.as_str().to_lowercase()), cut(&localpart)]);
-    for word in split(&localpart).chain(split(&name)).take(WORDS_MAX) {
-        words.insert(cut(word));
-    }
-    words
-}
-
-fn split(text: &str) -> impl Iterator<Item = &str> {
-    text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty())
-}
-
-fn cut(word: &str) -> String {
-    word.chars().take(WORD_MAX).collect()
-}
-
-/// The words of a search term; all of them must begin a word of who is found.
-fn wanted(term: &str) -> Vec<String> {
-    let term = term.trim().to_lowercase();
-    if term.starts_with('@') || term.contains(':') {
-        // A user ID, or the beginning of one.
-        let id = if term.starts_with('@') { term } else { format!("@{term}") };
-        return vec![cut(&id)];
-    }
-    split(&term).map(cut).collect()
-}
-
 impl Homeserver {
     /// The users who match a term and whom a user may find, and whether there are more.
     ///
@@ -483,28 +450,4 @@ fn rank(user: &FoundUser, term: &str) -> (bool, bool, bool) {
     let is_named = term == localpart || term == user.user_id.as_str().to_lowercase();
     let is_called = name.as_ref().is_some_and(|name| *name == term);
     (!(is_named || is_called), name.is_none_or(|name| !name.starts_with(&term)), user.display_name.is_none())
-}
-
-#[cfg(test)]
-mod tests {
-    use ruma::user_id;
-
-    use super::*;
-
-    #[test]
-    fn users_are_found_by_the_beginnings_of_their_words() {
-        let has = words(user_id!("@ada.l:example.org"), Some("Countess Ada Lovelace"));
-        let finds = |term: &str| {
-            let wanted = wanted(term);
-            !wanted.is_empty() && wanted.iter().all(|wanted| has.iter().any(|word| word.starts_with(wanted)))
-        };
-        for term in
-            ["ada", "ADA", "love", "lovelace count", "@ada", "@ada.l:ex", "ada.l:example.org", "ada.l"]
-        {
-            assert!(finds(term), "{term}");
-        }
-        for term in ["", " ", "lace", "ada byron", "@lovelace", "@ada:example.org"] {
-            assert!(!finds(term), "{term}");
-        }
-    }
 }
