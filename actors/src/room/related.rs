@@ -2,6 +2,8 @@
 //!
 //! Spec: client-server API, "Aggregations of child events".
 
+mod cache;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write,
@@ -13,22 +15,19 @@ use engine::{
     pdu::client::RoomIdField,
     room::relation::{ANNOTATION, REFERENCE, REPLACE, Relation, THREAD},
 };
-use parking_lot::Mutex;
 use ruma::{OwnedEventId, UserId};
 use serde_json::{json, value::RawValue};
 use storage::{Direction, KeyRange, schema};
 
+use self::cache::Related;
+pub use self::cache::RelatedCache;
 use super::{
-    Access, Page, PageDirection, RoomError, RoomHandle, StoredEvent, Viewer,
-    read::Sights,
-    relations::{RelationChange, RelationRow},
+    Access, Page, PageDirection, RoomError, RoomHandle, StoredEvent, Viewer, read::Sights,
+    relations::RelationRow,
 };
 
 /// Rows that are read of what relates to one event, to bundle it; older ones are not counted.
 const ROWS_MAX: usize = 4096;
-
-/// Rows that a room keeps at hand for all its events together.
-const CACHED_MAX: usize = 2 * ROWS_MAX;
 
 /// Edits, or messages of a thread, that are tried to find one that the reader may see.
 const CANDIDATES_MAX: usize = 20;
@@ -44,87 +43,6 @@ const RECURSION_MAX: usize = 1000;
 
 /// Levels of relations that a recursive query follows.
 pub const RECURSION_DEPTH: u32 = 3;
-
-/// What relates to an event, as far as it is bundled with it.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Related {
-    /// By the time and ID of the edit.
-    edits: imbl::OrdMap<(u64, OwnedEventId), Arc<RelationRow>>,
-    references: imbl::OrdMap<TimelineIndex, Arc<RelationRow>>,
-    thread: imbl::OrdMap<TimelineIndex, Arc<RelationRow>>,
-}
-
-impl Related {
-    fn add(&mut self, row: Arc<RelationRow>) {
-        match row.rel_type.as_str() {
-            REPLACE => drop(self.edits.insert((row.record.sent_ms, row.record.event_id.clone()), row)),
-            REFERENCE => drop(self.references.insert(row.index, row)),
-            THREAD => drop(self.thread.insert(row.index, row)),
-            _ => {}
-        }
-    }
-
-    fn len(&self) -> usize {
-        self.edits.len() + self.references.len() + self.thread.len() + 1
-    }
-}
-
-/// What relates to the events of a room that were lately looked at.
-#[derive(Default)]
-pub struct RelatedCache(Mutex<Cached>);
-
-#[derive(Default)]
-struct Cached {
-    /// How often what relates to any event has changed: a reader who was overtaken keeps nothing.
-    changes: u64,
-    rows: usize,
-    entries: BTreeMap<OwnedEventId, Arc<Related>>,
-}
-
-impl RelatedCache {
-    /// What is known of an event, or else the number of changes so far.
-    fn get(&self, target: &OwnedEventId) -> Result<Arc<Related>, u64> {
-        let cached = self.0.lock();
-        cached.entries.get(target).cloned().ok_or(cached.changes)
-    }
-
-    fn keep(&self, target: &OwnedEventId, related: Arc<Related>, changes: u64) {
-        let mut cached = self.0.lock();
-        if cached.changes != changes {
-            return;
-        }
-        if cached.rows + related.len() > CACHED_MAX {
-            cached.entries.clear();
-            cached.rows = 0;
-        }
-        cached.rows += related.len();
-        cached.entries.insert(target.clone(), related);
-    }
-
-    /// Takes over what a commit changed.
-    pub(super) fn change(&self, changes: Vec<RelationChange>) {
-        if changes.is_empty() {
-            return;
-        }
-        let mut cached = self.0.lock();
-        cached.changes += 1;
-        for change in changes {
-            match change {
-                RelationChange::Added(target, row) => {
-                    if let Some(related) = cached.entries.get_mut(&target) {
-                        Arc::make_mut(related).add(row);
-                        cached.rows += 1;
-                    }
-                }
-                RelationChange::Removed(target) => {
-                    if let Some(related) = cached.entries.remove(&target) {
-                        cached.rows = cached.rows.saturating_sub(related.len());
-                    }
-                }
-            }
-        }
-    }
-}
 
 /// Which of the events that relate to an event are wanted.
 pub struct RelationQuery<'a> {
