@@ -10,6 +10,7 @@
 
 mod ephemeral;
 mod outbox;
+mod reaction;
 mod transaction;
 
 use std::{
@@ -19,7 +20,6 @@ use std::{
 };
 
 use engine::id::Position;
-use http::StatusCode;
 use ractor::{Actor, ActorProcessingErr, ActorRef, MessagingErr};
 use ruma::{OwnedRoomId, OwnedServerName};
 use storage::{
@@ -35,6 +35,7 @@ pub use self::{
 };
 use self::{
     ephemeral::{Taken, Waiting},
+    reaction::Reaction,
     transaction::{CaughtUp, EDUS_MAX as EDUS_MAX_SENT, Outcome, Transaction},
 };
 use crate::{
@@ -128,39 +129,6 @@ pub struct Destination {
     attempted_ms: u64,
     /// Most PDUs, and most EDUs, of a transaction: fewer after the server refused one for what is in it.
     size_max: usize,
-}
-
-/// What to do about a transaction that a server did not take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reaction {
-    /// Something in it is not to the server's liking: it is found by sending less at a time.
-    SendLess,
-    /// It is all that was in it: sending it again and again would lead nowhere.
-    Drop,
-    /// The server, or the way to it, is in trouble; it is left alone for a while, and at least for so long.
-    BackOff(Duration),
-}
-
-impl Reaction {
-    /// The reaction to an error, for a transaction of so many events and EDUs.
-    fn to(error: &FederationError, items: usize) -> Self {
-        const CONTENT: [StatusCode; 3] =
-            [StatusCode::BAD_REQUEST, StatusCode::PAYLOAD_TOO_LARGE, StatusCode::UNPROCESSABLE_ENTITY];
-        match error {
-            FederationError::Status { status, .. } if CONTENT.contains(status) && items > 1 => Self::SendLess,
-            FederationError::Status { status, .. } if CONTENT.contains(status) => Self::Drop,
-            FederationError::Status { retry_after, .. } => Self::BackOff(retry_after.unwrap_or_default()),
-            FederationError::Dns(_)
-            | FederationError::Connect(_)
-            | FederationError::Tls(_)
-            | FederationError::Timeout
-            | FederationError::TooLarge { .. }
-            | FederationError::NoKeys(_)
-            | FederationError::PrivateAddress
-            | FederationError::BadBody(_)
-            | FederationError::Disabled => Self::BackOff(Duration::ZERO),
-        }
-    }
 }
 
 impl Actor for DestinationActor {
@@ -470,37 +438,5 @@ impl Destination {
     fn weight(&self) -> u64 {
         let pdus: u64 = self.pdus.iter().map(|outgoing| outgoing.event.weight()).sum();
         2048 + pdus + 512 * self.ephemeral.len() as u64 + 128 * self.catch_up.len() as u64
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn status(status: u16, retry_after: Option<u64>) -> FederationError {
-        FederationError::Status {
-            status: StatusCode::from_u16(status).unwrap(),
-            errcode: "M_UNKNOWN".to_owned(),
-            error: String::new(),
-            retry_after: retry_after.map(Duration::from_secs),
-        }
-    }
-
-    #[test]
-    fn what_a_server_says_decides_what_is_done() {
-        let wait = |seconds| Reaction::BackOff(Duration::from_secs(seconds));
-        for (error, items, expected) in [
-            (status(400, None), 50, Reaction::SendLess),
-            (status(413, None), 2, Reaction::SendLess),
-            (status(400, None), 1, Reaction::Drop),
-            (status(401, None), 1, wait(0)),
-            (status(404, None), 50, wait(0)),
-            (status(429, Some(30)), 50, wait(30)),
-            (status(502, None), 50, wait(0)),
-            (FederationError::Timeout, 50, wait(0)),
-            (FederationError::BadBody("HTML".to_owned()), 1, wait(0)),
-        ] {
-            assert_eq!(Reaction::to(&error, items), expected, "{error}, {items} items");
-        }
     }
 }
