@@ -305,6 +305,9 @@ pub(crate) fn profile_folder() -> PathBuf {
     test.ancestors().nth(2).expect("the test is in target/PROFILE/deps").to_owned()
 }
 
+/// Names the binary of a server that is built already, of a release, say, for tests that measure.
+const BUILT: &str = "GANGLION_TEST_BINARY";
+
 /// The server's binary, built once: a run of some tests only may leave it out.
 ///
 /// Cargo builds it with the integration tests of its package. Built so, for the whole workspace, it has its dependencies
@@ -312,6 +315,9 @@ pub(crate) fn profile_folder() -> PathBuf {
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
+        if let Some(built) = std::env::var_os(BUILT) {
+            return built.into();
+        }
         let profile = profile_folder();
         let mut build = Command::new(env!("CARGO"));
         build.args(["test", "--no-run", "--workspace", "--locked", "--test", "users"]);
