@@ -14,19 +14,18 @@ mod adopt;
 mod begin;
 mod change;
 mod completion;
+mod decide;
 mod early_receipts;
 mod ephemeral;
 mod erasure;
 mod error;
 mod event;
 mod extremities;
-mod graph;
 mod handle;
 mod history;
 mod load;
 mod members;
 mod membership;
-mod merge;
 mod message;
 mod page;
 mod partial;
@@ -40,7 +39,6 @@ mod redaction;
 mod rejudge;
 mod related;
 mod relations;
-mod reset;
 mod send;
 mod snapshot;
 mod view;
@@ -51,15 +49,13 @@ use std::{
 };
 
 use dashmap::DashMap;
-pub use engine::room::content::{
-    allowed_rooms, join_rule, membership as membership_of, string as content_string,
+pub use engine::room::{
+    StoredEvent,
+    content::{allowed_rooms, join_rule, membership as membership_of, string as content_string},
+    receive::Received,
+    reset::ResetRecord,
 };
-use engine::{
-    id::ShortRoomId,
-    pdu::SigningKey,
-    room_version::RoomVersion,
-    state::{Salt, StateRoot},
-};
+use engine::{id::ShortRoomId, pdu::SigningKey, room::Merged, room_version::RoomVersion, state::Salt};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomVersionId};
 use storage::schema::TxnKey;
@@ -69,7 +65,7 @@ pub use self::{
     adopt::{Adopt, Adopted, Outside},
     erasure::Erasures,
     error::RoomError,
-    event::{ReadError, RoomStore, StoredEvent},
+    event::{ReadError, RoomStore},
     extremities::is_dummy,
     handle::{RoomHandle, STRIPPED},
     history::Backfill,
@@ -80,9 +76,8 @@ pub use self::{
     policy::Advice,
     purge::{PurgeCursor, Purged},
     read::{Access, Viewer},
-    receive::{Receive, Received},
+    receive::Receive,
     related::{RECURSION_DEPTH, RelatedCache, RelationQuery},
-    reset::ResetRecord,
     snapshot::{Published, RECENT_MAX, Receipt, Receipts, RoomHead, RoomSnapshot, Typing},
 };
 use self::{
@@ -162,7 +157,7 @@ pub struct ActiveRoom {
     /// State events in use: what authorises events, mostly.
     hot: imbl::OrdMap<StateKey, Arc<StoredEvent>>,
     /// States that were resolved lately, by the states that they were resolved from.
-    merged: imbl::OrdMap<Vec<StateRoot>, StateRoot>,
+    merged: Merged,
     pending: Pending,
     /// Recent transactions, for retries that come while the first try is not durable yet.
     txns: BTreeMap<TxnKey, OwnedEventId>,
@@ -179,6 +174,9 @@ const TXNS_MAX: usize = 1024;
 
 /// How many state events a room keeps at hand before it starts over.
 const HOT_MAX: usize = 4096;
+
+/// Resolutions that a room remembers before it starts over.
+const MERGED_MAX: usize = 64;
 
 impl Actor for RoomActor {
     type Msg = RoomMessage;

@@ -21,7 +21,7 @@ pub use self::{
     apply::{Applied, apply},
     diff::{Change, diff},
     node::{DecodeError, Node},
-    range::{Entry, range},
+    range::{Entry, entries, range},
 };
 use crate::id::ShortEventId;
 

@@ -8,12 +8,7 @@ use bytes::Bytes;
 use engine::{
     id::{Position, TimelineIndex},
     pdu::{Draft, Pdu},
-    room::{
-        census::Census,
-        content,
-        hole::HOLE_PLACES,
-        receive::{Standing, Verdict},
-    },
+    room::{admit::Placement, census::Census, content, event::Standing, hole::HOLE_PLACES},
     state::StateRoot,
 };
 use ruma::{OwnedServerName, OwnedUserId, RoomVersionId};
@@ -22,12 +17,7 @@ use storage::{
     schema::{self, GapRecord, StrippedStateRecord},
 };
 
-use super::{
-    ActiveRoom, Empty, RoomError,
-    change::Change,
-    members::Membership,
-    receive::{Placement, rank_of},
-};
+use super::{ActiveRoom, Empty, RoomError, change::Change, members::Membership, receive::Source};
 
 /// Before every place of a timeline.
 const BEFORE_ALL: TimelineIndex = TimelineIndex(i64::MIN / 2);
@@ -109,7 +99,9 @@ impl ActiveRoom {
         let Adopt { state, auth_chain, join, origin, partial, .. } = adopt;
         let state_ids: Vec<_> = state.iter().map(|pdu| pdu.event_id().clone()).collect();
         self.store_outliers(change, auth_chain.into_iter().chain(state).collect()).await?;
-        let before = self.state_of(change, &state_ids).await?;
+        let join = Arc::new(join);
+        let named_by = partial.is_some().then_some(&*join);
+        let before = self.decide(change, |room| room.state_given(&state_ids, named_by)).await?;
         if before.is_empty() {
             return Err(RoomError::Invalid("the resident server sent no state".to_owned()));
         }
@@ -124,30 +116,15 @@ impl ActiveRoom {
         self.forget_refused(change).await?;
         change.hot = imbl::OrdMap::new();
         let floor = if change.head.latest == TimelineIndex(0) { BEFORE_ALL } else { change.head.latest };
-        let (auth_events, _) = self.known_events(change, join.auth_events()).await?;
-        let before = match &partial {
-            Some(_) => self.with_members_of(change, before, &auth_events).await?,
-            None => before,
-        };
-        let known = self.known_event(change, join.event_id()).await?;
         // What happened while this server was away has its places before the join.
         let places = if floor == BEFORE_ALL { 1 } else { HOLE_PLACES + 1 };
         let at = TimelineIndex::from(self.shared.store.storage().reserve(places).last());
-        self.move_state(change, before, at).await?;
-        let evidence = self.evidence(change, &join, &auth_events, before).await?;
-        if let Verdict::Rejected(reason) | Verdict::SoftFailed(reason) = evidence.judge(&join, self.rules) {
-            return Err(RoomError::Forbidden(reason));
-        }
+        let moves = self.decide(change, |room| room.moves(before)).await?;
+        self.move_state(change, moves, at).await?;
         let missing = join.prev_events().to_vec();
-        let placement = Placement {
-            before,
-            rank: rank_of(&auth_events),
-            short: known.map(|known| known.short),
-            origin: origin.clone(),
-            missing: Vec::new(),
-            sent_by: None,
-        };
-        let event = self.accept(change, Arc::new(join), placement).await?;
+        let placement = self.decide(change, |room| room.enter(&join, before)).await??;
+        let source = Source { origin: origin.clone(), sent_by: None };
+        let event = self.accept(change, &join, placement, source).await?;
         if let Some(servers) = partial {
             self.begin_partial(change, event.pdu.event_id().clone(), &origin, servers);
         }
@@ -162,21 +139,13 @@ impl ActiveRoom {
         let Outside { user, event, stripped, .. } = outside;
         let pdu = match event {
             Some(pdu) => pdu,
-            None => self.own_leave(&user)?,
+            None => self.own_leave(change, &user)?,
         };
         let after = content::membership(&pdu);
         let before = self.membership_record(&user).await?.map(|record| record.membership);
-        let placement = Placement {
-            before: StateRoot::default(),
-            rank: 0,
-            short: self.known_event(change, pdu.event_id()).await?.map(|known| known.short),
-            origin: self.shared.server_name.clone(),
-            missing: Vec::new(),
-            sent_by: None,
-        };
-        let pdu = Arc::new(pdu);
-        self.hide(change, pdu.clone(), Standing::Outlier, &placement);
-        let event = change.hidden_ids.get(pdu.event_id()).copied().unwrap_or_default();
+        let short = self.known_event(change, pdu.event_id()).await?.map(|known| known.short);
+        let placement = Placement { short, ..Placement::default() };
+        let event = self.hide(change, &Arc::new(pdu), Standing::Outlier, &placement);
         let at = change.position().into();
         let membership = Membership { user: user.clone(), event, at, after: after.clone() };
         self.set_membership(change, membership, before.as_deref().unwrap_or("leave")).await?;
@@ -191,11 +160,11 @@ impl ActiveRoom {
     }
 
     /// A leave that only this server knows of, for when no other server can be reached.
-    fn own_leave(&self, user: &ruma::UserId) -> Result<Pdu, RoomError> {
+    fn own_leave(&self, change: &Change, user: &ruma::UserId) -> Result<Pdu, RoomError> {
         let content = serde_json::value::to_raw_value(&serde_json::json!({ "membership": "leave" }))
             .map_err(|error| RoomError::Invalid(error.to_string()))?;
         let draft =
             Draft { kind: "m.room.member".into(), state_key: Some(user.to_string()), content, redacts: None };
-        Ok(self.bare_ground().build(user, draft)?)
+        Ok(self.author().build(&self.machine_head(change), (&[], &[]), user, draft)?)
     }
 }

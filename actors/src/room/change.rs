@@ -7,12 +7,13 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use engine::{
     id::{Position, ShortEventId},
-    state::{self, Node, NodeId, StateRoot},
+    room::Merged,
+    state::{Node, NodeId},
 };
 use ruma::{OwnedEventId, OwnedServerName, OwnedUserId};
 use storage::{
     Batch, Ticket,
-    schema::{self, MembershipRecord},
+    schema::{self, EventRecord, MembershipRecord},
 };
 
 use super::{ActiveRoom, RoomHead, StateKey, StoredEvent, relations::RelationChange};
@@ -47,7 +48,7 @@ pub(super) struct Change {
     /// The positions that the change takes.
     pub(super) tickets: Vec<Ticket>,
     /// States that were resolved from others.
-    pub(super) merged: imbl::OrdMap<Vec<StateRoot>, StateRoot>,
+    pub(super) merged: Merged,
 }
 
 impl Change {
@@ -70,18 +71,9 @@ impl Change {
         }
     }
 
-    /// Takes a new root with the nodes that it needs.
-    pub(super) fn set_nodes(&mut self, applied: state::Applied) -> StateRoot {
-        for (id, node) in applied.new_nodes {
-            self.batch.put(&schema::STATE_NODES, &id.0, &node.encode().into());
-            self.nodes.insert(id, node);
-        }
-        applied.root
-    }
-
     /// Puts a changed event in the place of its former self.
     pub(super) fn replace(&mut self, event: &Arc<StoredEvent>) {
-        self.batch.put(&schema::EVENTS, &event.short, &event.to_record());
+        self.batch.put(&schema::EVENTS, &event.short, &EventRecord::of(event));
         if let Some(state_key) = event.pdu.state_key() {
             let key = (event.pdu.kind().to_owned(), state_key.to_owned());
             if self.hot.get(&key).is_some_and(|held| held.short == event.short) {

@@ -11,8 +11,8 @@ use storage::{
 };
 
 use super::{
-    ActiveRoom, HOT_MAX, Published, RoomError, RoomMessage, RoomShared, RoomSnapshot, StoredEvent,
-    change::Change, extremities::is_dummy, merge::MERGED_MAX, relations::RelationChange,
+    ActiveRoom, HOT_MAX, MERGED_MAX, Published, RoomError, RoomMessage, RoomShared, RoomSnapshot,
+    StoredEvent, change::Change, extremities::is_dummy, relations::RelationChange,
 };
 use crate::{
     destination::Outgoing,

@@ -3,104 +3,16 @@
 use std::sync::Arc;
 
 use engine::{
-    id::{ShortEventId, ShortRoomId, TimelineIndex},
-    pdu::Pdu,
-    room::receive::Standing,
+    id::ShortEventId,
+    room::StoredEvent,
     state::{self, Missing, Node, NodeId, NodeSource, StateRoot},
 };
 use quick_cache::{Weighter, sync::Cache};
-use ruma::EventId;
+use ruma::{EventId, OwnedEventId};
 use storage::{
     Storage, StoreError,
-    schema::{self, EventRecord, SentBy},
+    schema::{self, EventRecord},
 };
-
-/// An event with its place in the room; immutable, shared by everyone who reads it.
-#[derive(Clone, Debug)]
-pub struct StoredEvent {
-    /// The event's local number.
-    pub short: ShortEventId,
-    /// The room's local number.
-    pub room: ShortRoomId,
-    /// The event.
-    pub pdu: Arc<Pdu>,
-    /// The place in the timeline, if it is in there.
-    pub index: Option<TimelineIndex>,
-    /// How it fared in the checks on receipt.
-    pub standing: Standing,
-    /// State before the event.
-    pub before: StateRoot,
-    /// The room's current state once the event was in.
-    pub after: StateRoot,
-    /// The state event that it replaced.
-    pub replaces: Option<ShortEventId>,
-    /// The event that redacted it.
-    pub redacted_by: Option<ShortEventId>,
-    /// The local client's transaction, if one sent it.
-    pub sent_by: Option<SentBy>,
-    /// One more than the highest rank of its auth events; 0 without any.
-    pub rank: u64,
-    /// Whether other events may relate to it.
-    pub has_relations: bool,
-}
-
-impl StoredEvent {
-    /// The event as the store holds it.
-    pub fn from_record(short: ShortEventId, record: EventRecord) -> Result<Self, ReadError> {
-        let pdu = Pdu::from_stored(record.event_id, record.json)
-            .map_err(|error| ReadError::Damaged { short, reason: error.to_string() })?;
-        let pdu = if record.standing == Standing::Rejected { pdu.rejected() } else { pdu };
-        Ok(Self {
-            short,
-            room: record.room,
-            pdu: Arc::new(pdu),
-            index: record.index,
-            standing: record.standing,
-            before: record.before,
-            after: record.after,
-            replaces: record.replaces,
-            redacted_by: record.redacted_by,
-            sent_by: record.sent_by,
-            rank: record.rank,
-            has_relations: record.has_relations,
-        })
-    }
-
-    /// The row to store.
-    pub fn to_record(&self) -> EventRecord {
-        EventRecord {
-            room: self.room,
-            event_id: self.pdu.event_id().to_owned(),
-            json: self.pdu.raw().clone(),
-            index: self.index,
-            standing: self.standing,
-            before: self.before,
-            after: self.after,
-            replaces: self.replaces,
-            redacted_by: self.redacted_by,
-            sent_by: self.sent_by.clone(),
-            rank: self.rank,
-            has_relations: self.has_relations,
-        }
-    }
-
-    /// Whether it has a place in the graph, so that the state before it is known.
-    ///
-    /// An outlier has none, and neither has an event that was rejected as one.
-    pub fn has_place(&self) -> bool {
-        match self.standing {
-            Standing::Accepted | Standing::SoftFailed => true,
-            Standing::Rejected => self.before != StateRoot::default() || self.pdu.prev_events().is_empty(),
-            Standing::Outlier => false,
-        }
-    }
-
-    /// About how much memory it takes, in bytes.
-    pub fn weight(&self) -> u64 {
-        // The parsed header repeats some strings of the JSON: twice its size covers both.
-        512 + 2 * self.pdu.raw().len() as u64
-    }
-}
 
 /// Why something could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -209,12 +121,40 @@ impl RoomStore {
         Ok(self.storage.get(&schema::EVENT_IDS, event_id).await?)
     }
 
+    /// The local numbers of some events.
+    pub async fn short_ids(&self, ids: &[OwnedEventId]) -> Result<Vec<Option<ShortEventId>>, ReadError> {
+        Ok(self.storage.get_many(&schema::EVENT_IDS, ids.iter().cloned()).await?)
+    }
+
     /// An event by its ID, if it is known.
     pub async fn event_by_id(&self, event_id: &EventId) -> Result<Option<Arc<StoredEvent>>, ReadError> {
         match self.short_id(event_id).await? {
             Some(short) => Ok(Some(self.event(short).await?)),
             None => Ok(None),
         }
+    }
+
+    /// An event that is cached.
+    pub fn cached(&self, short: ShortEventId) -> Option<Arc<StoredEvent>> {
+        self.events.get(&short)
+    }
+
+    /// The nodes of some addresses.
+    pub async fn fetch_nodes(&self, ids: &[NodeId]) -> Result<Vec<Arc<Node>>, ReadError> {
+        let rows = self.storage.get_many(&schema::STATE_NODES, ids.iter().map(|id| id.0)).await?;
+        let mut nodes = Vec::with_capacity(ids.len());
+        for (id, row) in ids.iter().zip(rows) {
+            let row = row.ok_or_else(|| ReadError::Lost(format!("state node {id:?}")))?;
+            let node =
+                Node::decode(&row).map_err(|error| ReadError::Lost(format!("state node {id:?}: {error}")))?;
+            if node.id() != *id {
+                return Err(ReadError::Lost(format!("state node {id:?}: another one is in its place")));
+            }
+            let node = Arc::new(node);
+            self.nodes.insert(*id, node.clone());
+            nodes.push(node);
+        }
+        Ok(nodes)
     }
 
     /// Puts a committed event in front of the store, in place of an older version of it.
@@ -239,18 +179,8 @@ impl RoomStore {
                 Ok(value) => return Ok(value),
                 Err(missing) => missing,
             };
-            let rows = self.storage.get_many(&schema::STATE_NODES, ids.iter().map(|id| id.0)).await?;
-            for (id, row) in ids.into_iter().zip(rows) {
-                let row = row.ok_or_else(|| ReadError::Lost(format!("state node {id:?}")))?;
-                let node = Node::decode(&row)
-                    .map_err(|error| ReadError::Lost(format!("state node {id:?}: {error}")))?;
-                if node.id() != id {
-                    return Err(ReadError::Lost(format!("state node {id:?}: another one is in its place")));
-                }
-                let node = Arc::new(node);
-                self.nodes.insert(id, node.clone());
-                fetched.own.insert(id, node);
-            }
+            let nodes = self.fetch_nodes(&ids).await?;
+            fetched.own.extend(ids.into_iter().zip(nodes));
         }
     }
 
@@ -274,7 +204,9 @@ impl RoomStore {
     }
 
     fn keep(&self, short: ShortEventId, record: EventRecord) -> Result<Arc<StoredEvent>, ReadError> {
-        let event = Arc::new(StoredEvent::from_record(short, record)?);
+        let event = record.into_event(short);
+        let event = event.map_err(|error| ReadError::Damaged { short, reason: error.to_string() })?;
+        let event = Arc::new(event);
         self.events.insert(short, event.clone());
         Ok(event)
     }

@@ -7,30 +7,19 @@
 //!
 //! Spec: server-server API, "PDUs", `prev_events`.
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    ops::Bound,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, ops::Bound, sync::Arc, time::Duration};
 
 use engine::{
-    auth,
-    pdu::{self, BuildContext, Draft, Pdu},
-    room::{content, graph::PREV_EVENTS_MAX, receive::Verdict},
+    pdu::{Draft, Pdu},
+    room::{content, graph::PREV_EVENTS_MAX},
     state,
 };
 use ractor::ActorRef;
-use ruma::{OwnedEventId, OwnedUserId, UserId};
+use ruma::{OwnedUserId, UserId};
 use serde_json::value::RawValue;
-use storage::schema::Standing;
 use tokio::time::Instant;
 
-use super::{
-    ActiveRoom, RoomError, RoomMessage, StoredEvent,
-    change::Change,
-    receive::{Placement, rank_of},
-};
+use super::{ActiveRoom, RoomError, RoomMessage, StoredEvent, change::Change, receive::Source};
 
 /// The type of events that only tie the graph together.
 const DUMMY: &str = "org.matrix.dummy_event";
@@ -58,9 +47,6 @@ const MEMBERS_PAGE: usize = 1000;
 
 /// Members that are looked through for local ones, at most.
 const MEMBERS_MAX: usize = 100_000;
-
-/// Soft-failed and rejected events that are walked through, at most, to find what an event comes after.
-const WALK_MAX: usize = 100;
 
 /// When the forward extremities of a room are tied together.
 #[derive(Default)]
@@ -157,48 +143,12 @@ impl ActiveRoom {
         sender: &UserId,
         prevs: &[Arc<StoredEvent>],
     ) -> Result<(), RoomError> {
-        let mut roots = BTreeSet::new();
-        for prev in prevs {
-            roots.insert(self.state_after(change, prev).await?);
-        }
-        let before = self.merge(change, roots).await?;
         let draft = Draft { kind: DUMMY.into(), state_key: None, content: empty_object(), redacts: None };
-        let mut auth_events = Vec::new();
-        for (kind, state_key) in auth::auth_keys(&draft.kind, sender, None, &draft.content, self.rules)? {
-            let kind = kind.to_string();
-            let found = self.with_nodes(change, |nodes| state::get(nodes, before, &kind, &state_key));
-            if let Some(short) = found.await? {
-                auth_events.push(self.event(change, short).await?);
-            }
-        }
-        let pdus = |events: &[Arc<StoredEvent>]| events.iter().map(|event| event.pdu.clone()).collect();
-        let (prev_pdus, auth_pdus): (Vec<_>, Vec<_>) = (pdus(prevs), pdus(&auth_events));
-        let seed = self.shared.env.entropy.token(18);
-        let context = BuildContext {
-            room_id: Some(&self.room_id),
-            sender,
-            origin_server_ts: self.shared.env.clock.now(),
-            prev_events: &prev_pdus,
-            auth_events: &auth_pdus,
-            event_id_localpart: &seed,
-            rules: self.rules,
-            key: &self.shared.signing_key,
-            server_name: &self.shared.server_name,
-        };
-        let pdu = pdu::build(draft, &context)?;
-        let evidence = self.evidence(change, &pdu, &auth_events, before).await?;
-        if let Verdict::Rejected(reason) | Verdict::SoftFailed(reason) = evidence.judge(&pdu, self.rules) {
-            return Err(RoomError::Forbidden(reason));
-        }
-        let placement = Placement {
-            before,
-            rank: rank_of(&auth_events),
-            short: None,
-            origin: self.shared.server_name.clone(),
-            missing: Vec::new(),
-            sent_by: None,
-        };
-        self.accept(change, Arc::new(pdu), placement).await?;
+        let author = self.author();
+        let made = self.decide(change, |room| room.make_after(prevs, sender, &draft, &author)).await?;
+        let (pdu, placement) = made?;
+        let source = Source { origin: self.shared.server_name.clone(), sent_by: None };
+        self.admit(change, &Arc::new(pdu), placement, source, false).await?;
         Ok(())
     }
 
@@ -249,33 +199,6 @@ impl ActiveRoom {
                 _ => return Ok(found),
             }
         }
-    }
-
-    /// The forward extremities without those that an event comes after, be it by way of soft-failed or rejected ones,
-    /// which are none themselves.
-    pub(super) async fn tips_beside(
-        &self,
-        change: &Change,
-        event: &Pdu,
-    ) -> Result<Vec<Arc<StoredEvent>>, RoomError> {
-        let mut tips = change.head.tips.clone();
-        let mut open: VecDeque<OwnedEventId> = event.prev_events().iter().cloned().collect();
-        let mut seen = BTreeSet::new();
-        while let Some(id) = open.pop_front() {
-            let before = tips.len();
-            tips.retain(|tip| *tip.pdu.event_id() != id);
-            if tips.len() < before || tips.is_empty() || seen.len() >= WALK_MAX || !seen.insert(id.clone()) {
-                continue;
-            }
-            let known = self.known_event(change, &id).await?;
-            let is_left_out = |known: &Arc<StoredEvent>| {
-                matches!(known.standing, Standing::SoftFailed | Standing::Rejected)
-            };
-            if let Some(known) = known.filter(is_left_out) {
-                open.extend(known.pdu.prev_events().iter().cloned());
-            }
-        }
-        Ok(tips)
     }
 }
 

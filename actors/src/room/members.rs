@@ -1,8 +1,11 @@
 //! What follows from a changed member: the counts, the list of servers, a local user's rooms.
 
+use std::sync::Arc;
+
 use engine::{
     id::{ShortEventId, TimelineIndex},
     room::{
+        admit::{MemberMoved, Moves},
         census::{Census, ServerCount},
         content,
         membership::Stay,
@@ -12,16 +15,6 @@ use ruma::{OwnedUserId, UserId};
 use storage::schema::{self, MembershipRecord};
 
 use super::{ActiveRoom, RoomError, StoredEvent, change::Change};
-
-/// A member whose event in the current state changed.
-pub(super) struct MemberChange<'a> {
-    /// The event that held the place before.
-    pub(super) before: Option<&'a StoredEvent>,
-    /// The event that holds it now.
-    pub(super) after: Option<&'a StoredEvent>,
-    /// Where in the timeline it changed.
-    pub(super) at: TimelineIndex,
-}
 
 /// What a local user's relation to the room becomes.
 pub(super) struct Membership {
@@ -48,32 +41,35 @@ impl ActiveRoom {
         Ok(self.shared.store.storage().get(&schema::MEMBERSHIPS, &key).await?)
     }
 
-    /// Keeps the member counts and local users' memberships in step with a membership event.
-    pub(super) async fn count_members(
+    /// Makes a state the current one, with all that follows for members.
+    pub(super) async fn move_state(
         &self,
         change: &mut Change,
-        event: &StoredEvent,
-        replaces: Option<&StoredEvent>,
+        moves: Moves,
+        at: TimelineIndex,
     ) -> Result<(), RoomError> {
-        if event.pdu.kind() != "m.room.member" {
-            return Ok(());
+        change.head.root = moves.root;
+        for (key, _) in &moves.keys {
+            change.hot.remove(key);
         }
-        let moved =
-            MemberChange { before: replaces, after: Some(event), at: event.index.unwrap_or_default() };
-        self.member_changed(change, &moved).await
+        for member in &moves.members {
+            self.member_moved(change, member, at).await?;
+        }
+        Ok(())
     }
 
     /// Takes note of a changed member: in the counts, in the list of servers, in a local user's rooms.
-    pub(super) async fn member_changed(
+    async fn member_moved(
         &self,
         change: &mut Change,
-        member: &MemberChange<'_>,
+        member: &MemberMoved,
+        at: TimelineIndex,
     ) -> Result<(), RoomError> {
-        let membership = |event: Option<&StoredEvent>| {
-            event.map_or_else(|| "leave".to_owned(), |event| content::membership(&event.pdu))
+        let membership = |event: &Option<Arc<StoredEvent>>| {
+            event.as_ref().map_or_else(|| "leave".to_owned(), |event| content::membership(&event.pdu))
         };
-        let (before, after) = (membership(member.before), membership(member.after));
-        let Some(held) = member.after.or(member.before) else { return Ok(()) };
+        let (before, after) = (membership(&member.before), membership(&member.after));
+        let Some(held) = member.after.as_ref().or(member.before.as_ref()) else { return Ok(()) };
         let Some(user) = held.pdu.state_key().and_then(|key| UserId::parse(key).ok()) else { return Ok(()) };
         let is_own = user.server_name() == self.shared.server_name;
         // Of other servers' members some may be not known here yet.
@@ -86,7 +82,7 @@ impl ActiveRoom {
             self.store_count(change, count);
         }
         if is_own {
-            let membership = Membership { user, event: held.short, at: member.at, after };
+            let membership = Membership { user, event: held.short, at, after };
             self.set_membership(change, membership, &before).await?;
         }
         Ok(())

@@ -64,20 +64,20 @@ impl ActiveRoom {
     ///
     /// It is what another server completes to join, or signs too when one of its users is invited.
     pub(super) async fn prepare_membership(&self, request: MembershipChange) -> Result<Pdu, RoomError> {
-        let change = Change::new(self);
+        let mut change = Change::new(self);
         let sender = request.sender.clone();
         let draft = self.membership_draft(&change, request, Repeated::Join).await?;
         let draft =
             draft.ok_or_else(|| RoomError::Invalid("the user has this membership already".to_owned()))?;
-        self.prepare(&change, &sender, draft).await
+        Ok(self.make(&mut change, &sender, &draft).await?.0)
     }
 
     /// The same, if it changes anything.
     pub(super) async fn prepare_change(&self, request: MembershipChange) -> Result<Option<Pdu>, RoomError> {
-        let change = Change::new(self);
+        let mut change = Change::new(self);
         let sender = request.sender.clone();
         match self.membership_draft(&change, request, Repeated::Nothing).await? {
-            Some(draft) => self.prepare(&change, &sender, draft).await.map(Some),
+            Some(draft) => Ok(Some(self.make(&mut change, &sender, &draft).await?.0)),
             None => Ok(None),
         }
     }

@@ -5,17 +5,17 @@
 //!
 //! Spec: server-server API, `PUT /_matrix/federation/v2/send_join/{roomId}/{eventId}`, `omit_members` (MSC3706, MSC3902).
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::time::Duration;
 
 use engine::{
-    id::{ShortEventId, TimelineIndex},
-    room::{census::Census, content, partial::members},
+    id::TimelineIndex,
+    room::{census::Census, content},
     state::{self, StateRoot},
 };
 use ruma::{OwnedEventId, OwnedServerName, UserId};
 use storage::schema::{self, PartialRoomRecord};
 
-use super::{ActiveRoom, ReadError, RoomError, RoomHandle, StateKey, StoredEvent, change::Change};
+use super::{ActiveRoom, ReadError, RoomError, RoomHandle, change::Change};
 
 /// Servers of a room that are remembered to complete its state from.
 const SERVERS_MAX: usize = 50;
@@ -61,24 +61,6 @@ impl ActiveRoom {
         change.head.lacks_members = true;
     }
 
-    /// A state with the members that some auth events name, where it lacks them.
-    pub(super) async fn with_members_of(
-        &self,
-        change: &mut Change,
-        root: StateRoot,
-        auth_events: &[Arc<StoredEvent>],
-    ) -> Result<StateRoot, RoomError> {
-        let mut entries = BTreeMap::<StateKey, Option<ShortEventId>>::new();
-        for event in auth_events {
-            let Some((key, _)) = members(std::slice::from_ref(&event.pdu)).next() else { continue };
-            let held = self.with_nodes(change, |nodes| state::get(nodes, root, &key.0, &key.1));
-            if held.await?.is_none() {
-                entries.insert(key, Some(event.short));
-            }
-        }
-        if entries.is_empty() { Ok(root) } else { self.apply(change, root, &entries).await }
-    }
-
     /// Takes in the members that the state lacked, and judges anew what came since the join.
     pub(super) async fn complete(&self, change: &mut Change, complete: Complete) -> Result<(), RoomError> {
         let Complete { join, state } = complete;
@@ -89,7 +71,7 @@ impl ActiveRoom {
         };
         let join = self.known_event(change, &join).await?;
         let join = join.ok_or_else(|| ReadError::Lost("the join of a room".to_owned()))?;
-        let full = self.state_of(change, &state).await?;
+        let full = self.decide(change, |room| room.state_of(&state)).await?;
         if full.is_empty() {
             return Err(RoomError::Invalid("the resident server sent no state".to_owned()));
         }
@@ -102,7 +84,8 @@ impl ActiveRoom {
         }
         let root = std::mem::replace(&mut change.head.root, known_root);
         let ticket = self.shared.store.storage().reserve(1);
-        self.move_state(change, root, TimelineIndex::from(ticket.last())).await?;
+        let moves = self.decide(change, |room| room.moves(root)).await?;
+        self.move_state(change, moves, TimelineIndex::from(ticket.last())).await?;
         change.head.completed = ticket.last();
         change.head.corrected = rejudged.is_different();
         self.recount(change, root).await?;
@@ -117,7 +100,7 @@ impl ActiveRoom {
     /// Counts the joined members of each server anew.
     async fn recount(&self, change: &mut Change, root: StateRoot) -> Result<(), RoomError> {
         let mut members = Vec::new();
-        for entry in self.state_entries(change, root).await? {
+        for entry in self.with_nodes(change, |nodes| state::entries(nodes, root)).await? {
             if entry.kind == "m.room.member"
                 && let Ok(user) = UserId::parse(&entry.state_key)
             {

@@ -13,16 +13,13 @@ use std::{
 };
 
 use engine::{
-    id::{Position, ShortEventId, TimelineIndex},
+    id::{ShortEventId, TimelineIndex},
     pdu::Pdu,
-    room::receive::Verdict,
-    state::{self, StateRoot},
+    room::again::{Again, by_graph},
+    state::StateRoot,
 };
 use ruma::OwnedEventId;
-use storage::{
-    Direction, KeyRange,
-    schema::{self, Standing},
-};
+use storage::{Direction, KeyRange, schema};
 
 use super::{ActiveRoom, ReadError, RoomError, StoredEvent, change::Change};
 
@@ -80,45 +77,29 @@ impl ActiveRoom {
         let mut rejudged = Rejudged::default();
         for event in events {
             let is_join = event.short == join.short;
-            let anew = if is_join { Some(full) } else { self.before_anew(change, &event, &since).await? };
-            let before = anew.unwrap_or(event.before);
-            let pdu = Arc::new(Pdu::from_stored(event.pdu.event_id().clone(), event.pdu.raw().clone())?);
-            let (auth_events, missing) = self.known_events(change, pdu.auth_events()).await?;
-            if !missing.is_empty() {
-                continue;
-            }
-            let root = change.head.root;
-            if anew.is_none() {
-                // Where something is missing before an event, the room may have moved on there without us.
-                change.head.root = self.merge(change, BTreeSet::from([root, before])).await?;
-            }
-            let verdict = self.evidence(change, &pdu, &auth_events, before).await?.judge(&pdu, self.rules);
-            change.head.root = root;
-            match verdict {
-                Verdict::Rejected(reason) if is_join => return Err(RoomError::Forbidden(reason)),
-                Verdict::Rejected(reason) => {
-                    tracing::debug!(event_id = %pdu.event_id(), %reason, "rejected an event after all");
+            let pdu = Pdu::from_stored(event.pdu.event_id().clone(), event.pdu.raw().clone())?;
+            let event = StoredEvent { pdu: Arc::new(pdu), ..(*event).clone() };
+            let full = is_join.then_some(full);
+            match self.decide(change, |room| room.judge_again(&event, &since, full)).await? {
+                Again::Unknown => {}
+                Again::Refused(_, reason) if is_join => return Err(RoomError::Forbidden(reason)),
+                Again::Refused(refused, reason) => {
+                    tracing::debug!(event_id = %event.pdu.event_id(), %reason, "refused an event after all");
                     rejudged.out += usize::from(event.index.is_some());
-                    let pdu = Arc::new(Pdu::clone(&pdu).rejected());
-                    let refused =
-                        StoredEvent { pdu, standing: Standing::Rejected, before, ..(*event).clone() };
                     self.refuse(change, refused).await?;
                 }
-                // What lay in a hole of the timeline was not judged by the state of the moment.
-                Verdict::SoftFailed(reason) if !is_old(&event) && !is_join => {
-                    tracing::debug!(event_id = %pdu.event_id(), %reason, "soft-failed an event after all");
-                    rejudged.out += usize::from(event.index.is_some());
-                    let refused =
-                        StoredEvent { pdu, standing: Standing::SoftFailed, before, ..(*event).clone() };
-                    self.refuse(change, refused).await?;
-                }
-                Verdict::SoftFailed(_) | Verdict::Accepted => {
+                Again::Stands(stands, tips) => {
                     if event.index.is_none() {
                         rejudged.came.push(event.short);
                     }
-                    let accepted =
-                        StoredEvent { pdu, standing: Standing::Accepted, before, ..(*event).clone() };
-                    self.accept_anew(change, accepted).await?;
+                    let stands = Arc::new(stands);
+                    change.replace(&stands);
+                    if let Some(mut tips) = tips {
+                        change.head.root = stands.after;
+                        tips.push(stands);
+                        tips.sort_by_key(|tip| tip.short);
+                        change.head.tips = tips;
+                    }
                 }
             }
         }
@@ -153,56 +134,6 @@ impl ActiveRoom {
         Ok(by_graph(&events))
     }
 
-    /// The state before an event by what its prev events are now; none where it is as it was, since they are not known.
-    async fn before_anew(
-        &self,
-        change: &mut Change,
-        event: &StoredEvent,
-        since: &BTreeSet<OwnedEventId>,
-    ) -> Result<Option<StateRoot>, RoomError> {
-        let (prevs, missing) = self.known_events(change, event.pdu.prev_events()).await?;
-        let is_whole = missing.is_empty() && prevs.iter().all(|prev| prev.has_place());
-        // Another server gave the whole state where we did not know what came before.
-        if !is_whole || !prevs.iter().any(|prev| since.contains(prev.pdu.event_id())) {
-            return Ok(None);
-        }
-        let mut roots = BTreeSet::new();
-        for prev in &prevs {
-            roots.insert(self.state_after(change, prev).await?);
-        }
-        Ok(Some(self.merge(change, roots).await?))
-    }
-
-    /// Takes an event into the extremities and the current state.
-    async fn accept_anew(&self, change: &mut Change, mut event: StoredEvent) -> Result<(), RoomError> {
-        if let Some(state_key) = event.pdu.state_key() {
-            let (kind, before) = (event.pdu.kind(), event.before);
-            let held = self.with_nodes(change, |nodes| state::get(nodes, before, kind, state_key)).await?;
-            event.replaces = held.filter(|held| *held != event.short);
-        }
-        let own = self.state_after(change, &event).await?;
-        event.after = own;
-        if is_old(&event) {
-            change.replace(&Arc::new(event));
-            return Ok(());
-        }
-        let mut tips = self.tips_beside(change, &event.pdu).await?;
-        let mut roots = BTreeSet::from([own]);
-        for tip in &tips {
-            roots.insert(self.state_after(change, tip).await?);
-        }
-        // The event itself is looked up where states disagree about it.
-        change.replace(&Arc::new(event.clone()));
-        event.after = self.merge(change, roots).await?;
-        change.head.root = event.after;
-        let event = Arc::new(event);
-        change.replace(&event);
-        tips.push(event);
-        tips.sort_by_key(|tip| tip.short);
-        change.head.tips = tips;
-        Ok(())
-    }
-
     /// Takes an event out of the timeline, if it is there.
     async fn refuse(&self, change: &mut Change, mut event: StoredEvent) -> Result<(), RoomError> {
         if let Some(index) = event.index.take() {
@@ -230,46 +161,9 @@ impl ActiveRoom {
             if let Some(tip) = change.head.tips.iter_mut().find(|tip| tip.short == *short) {
                 *tip = event.clone();
             }
-            change.head.latest = index;
-            change.head.push_recent(event.clone());
-            self.store_event(change, &event);
-            change.tickets.push(ticket);
-            change.events.push(event.clone());
-            self.relate(change, &event).await?;
+            self.append_placed(change, &event, ticket).await?;
             self.apply_redactions(change, &event).await?;
         }
         Ok(())
     }
-}
-
-/// Whether an event was put into a hole of the timeline, so that it got its number later than its place.
-fn is_old(event: &StoredEvent) -> bool {
-    event.index.is_some_and(|index| index < TimelineIndex::from(Position(event.short.0)))
-}
-
-/// Events, each after those of them that it follows; otherwise in the order in which they are.
-fn by_graph(events: &[Arc<StoredEvent>]) -> Vec<Arc<StoredEvent>> {
-    let places: BTreeMap<OwnedEventId, usize> =
-        events.iter().enumerate().map(|(place, event)| (event.pdu.event_id().clone(), place)).collect();
-    let mut blocked = vec![0_usize; events.len()];
-    let mut blocks = vec![Vec::new(); events.len()];
-    for (place, event) in events.iter().enumerate() {
-        let prevs: BTreeSet<_> = event.pdu.prev_events().iter().filter_map(|id| places.get(id)).collect();
-        blocked[place] = prevs.len();
-        for prev in prevs {
-            blocks[*prev].push(place);
-        }
-    }
-    let mut ready: BTreeSet<usize> = (0..events.len()).filter(|place| blocked[*place] == 0).collect();
-    let mut sorted = Vec::with_capacity(events.len());
-    while let Some(place) = ready.pop_first() {
-        sorted.push(events[place].clone());
-        for next in &blocks[place] {
-            blocked[*next] -= 1;
-            if blocked[*next] == 0 {
-                ready.insert(*next);
-            }
-        }
-    }
-    sorted
 }

@@ -1,25 +1,27 @@
 //! Events of local users: known from an earlier try, or made, authorised and appended.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use engine::{
-    id::{ShortEventId, ShortRoomId, TimelineIndex},
+    id::ShortRoomId,
     pdu::{Draft, Pdu},
     room::{
-        graph::{PREV_EVENTS_MAX, is_followed, prev_events, rank},
-        local::{Ground, repeats},
-        receive::{Evidence, Standing},
+        admit::Placement,
+        graph::PREV_EVENTS_MAX,
+        local::{Author, repeats},
+        receive::Evidence,
     },
 };
 use ractor::{ActorRef, RpcReplyPort};
 use ruma::{OwnedEventId, UserId};
 use storage::{
     Batch,
-    schema::{self, SentBy, TxnKey},
+    schema::{self, EventRecord, SentBy, TxnKey},
 };
 
 use super::{
-    ActiveRoom, Prepared, RoomError, RoomMessage, Send, StateKey, StoredEvent, TXNS_MAX, change::Change,
+    ActiveRoom, Prepared, RoomError, RoomMessage, Send, StoredEvent, TXNS_MAX, change::Change,
+    receive::Source,
 };
 
 impl ActiveRoom {
@@ -60,7 +62,7 @@ impl ActiveRoom {
     /// The event that a local user sends, as it would be now.
     pub(super) async fn prepare_send(&self, send: Send) -> Result<Prepared, RoomError> {
         let Send { sender, draft, sent_by } = send;
-        let change = Change::new(self);
+        let mut change = Change::new(self);
         let txn = sent_by.map(|sent_by| txn_key(self.room, &sender, &draft.kind.to_string(), &sent_by));
         let known = txn.and_then(|txn| self.txns.get(&txn).cloned());
         let known = match known {
@@ -71,7 +73,7 @@ impl ActiveRoom {
             return Ok(Prepared::Known(event_id));
         }
         self.check_relation(&change, &sender, &draft).await?;
-        let pdu = self.prepare(&change, &sender, draft).await?;
+        let (pdu, _) = self.make(&mut change, &sender, &draft).await?;
         self.redaction_target(&change, &pdu).await?;
         Ok(Prepared::Event(Box::new(pdu)))
     }
@@ -114,122 +116,60 @@ impl ActiveRoom {
         self.check_membership(change, sender, &draft).await?;
         // An event that comes after all others is judged alike everywhere; who may not make that so goes on without.
         self.tie_down_to(change, sender, PREV_EVENTS_MAX).await?;
-        let auth_events = self.auth_events(change, sender, &draft).await?;
-        let pdu = self.ground(change, &auth_events).await?.make(sender, draft)?;
-        self.admit(change, pdu, rank(auth_events.values().map(|event| event.rank)), sent_by).await
+        let (pdu, placement) = self.make(change, sender, &draft).await?;
+        self.append_made(change, pdu, placement, sent_by).await
     }
 
     /// Builds and authorises an event without appending it.
-    pub(super) async fn prepare(
+    pub(super) async fn make(
         &self,
-        change: &Change,
+        change: &mut Change,
         sender: &UserId,
-        draft: Draft,
-    ) -> Result<Pdu, RoomError> {
-        let auth_events = self.auth_events(change, sender, &draft).await?;
-        Ok(self.ground(change, &auth_events).await?.make(sender, draft)?)
+        draft: &Draft,
+    ) -> Result<(Pdu, Placement), RoomError> {
+        let author = self.author();
+        Ok(self.decide(change, |room| room.make(sender, draft, &author)).await??)
     }
 
     /// Authorises and appends the create event of a new room.
     pub(super) async fn append_create(&self, change: &mut Change, create: Pdu) -> Result<(), RoomError> {
         Evidence::default().check_auth_events(&create, self.rules)?;
-        self.admit(change, create, 0, None).await.map(drop)
+        self.append_made(change, create, Placement::default(), None).await.map(drop)
     }
 
     /// Appends an event that is built and allowed, if what it redacts may be redacted.
-    async fn admit(
+    async fn append_made(
         &self,
         change: &mut Change,
         pdu: Pdu,
-        rank: u64,
+        placement: Placement,
         sent_by: Option<SentBy>,
     ) -> Result<OwnedEventId, RoomError> {
         let target = self.redaction_target(change, &pdu).await?;
-        let event = self.insert(change, Arc::new(pdu), rank, sent_by).await?;
+        let source = Source { origin: self.shared.server_name.clone(), sent_by };
+        // Nobody knew its ID before, so that nothing relates to it yet.
+        let event = self.admit(change, &Arc::new(pdu), placement, source, false).await?;
         if let Some(target) = target {
             self.redact(change, &target, &event).await?;
         }
         Ok(event.pdu.event_id().to_owned())
     }
 
-    /// What a local user's event is made from.
-    async fn ground(
-        &self,
-        change: &Change,
-        auth_events: &BTreeMap<StateKey, Arc<StoredEvent>>,
-    ) -> Result<Ground<'_>, RoomError> {
-        let auth_events = auth_events.iter().map(|(key, event)| (key.clone(), event.pdu.clone()));
-        let create = self.current(change, "m.room.create", "").await?;
-        Ok(Ground {
-            prev_events: prev_events(change.head.tips.iter().map(|tip| &tip.pdu)),
-            auth_events: auth_events.collect(),
-            create: create.map(|event| event.pdu.clone()),
-            ..self.bare_ground()
-        })
-    }
-
-    /// The same without the room's events.
-    pub(super) fn bare_ground(&self) -> Ground<'_> {
-        Ground {
-            room_id: &self.room_id,
-            rules: self.rules,
-            prev_events: Vec::new(),
-            auth_events: BTreeMap::new(),
-            create: None,
-            now: self.shared.env.clock.now(),
-            seed: self.shared.env.entropy.token(18),
+    /// This server, as it makes events.
+    pub(super) fn author(&self) -> Author<'_> {
+        Author {
             server_name: &self.shared.server_name,
             key: &self.shared.signing_key,
+            now: self.shared.env.clock.now(),
+            seed: self.shared.env.entropy.token(18),
         }
-    }
-
-    /// Adds an accepted event: to the timeline, to the graph, to the state.
-    async fn insert(
-        &self,
-        change: &mut Change,
-        pdu: Arc<Pdu>,
-        rank: u64,
-        sent_by: Option<SentBy>,
-    ) -> Result<Arc<StoredEvent>, RoomError> {
-        let ticket = self.shared.store.storage().reserve(1);
-        let short = ShortEventId(ticket.last().0);
-        let index = TimelineIndex::from(ticket.last());
-        let before = change.head.root;
-        let replaces = self.set_state(change, &pdu, short).await?;
-        let event = Arc::new(StoredEvent {
-            short,
-            room: self.room,
-            pdu,
-            index: Some(index),
-            standing: Standing::Accepted,
-            before,
-            after: change.head.root,
-            replaces: replaces.as_ref().map(|event| event.short),
-            redacted_by: None,
-            sent_by,
-            rank,
-            has_relations: false,
-        });
-        self.count_members(change, &event, replaces.as_deref()).await?;
-        if let Some(state_key) = event.pdu.state_key() {
-            change.hot.insert((event.pdu.kind().to_owned(), state_key.to_owned()), event.clone());
-        }
-        change.head.tips.retain(|tip| !is_followed(&tip.pdu, &event.pdu));
-        change.head.tips.push(event.clone());
-        change.head.latest = index;
-        change.head.push_recent(event.clone());
-        self.store_event(change, &event);
-        change.tickets.push(ticket);
-        change.events.push(event.clone());
-        self.relate(change, &event).await?;
-        Ok(event)
     }
 
     /// Writes an event's rows.
     pub(super) fn store_event(&self, change: &mut Change, event: &StoredEvent) {
         let batch = &mut change.batch;
         batch.put(&schema::EVENT_IDS, event.pdu.event_id(), &event.short);
-        batch.put(&schema::EVENTS, &event.short, &event.to_record());
+        batch.put(&schema::EVENTS, &event.short, &EventRecord::of(event));
         if let Some(index) = event.index {
             batch.put(&schema::TIMELINE, &(self.room, index), &event.short);
             let sent_ms = u64::from(event.pdu.origin_server_ts().get());
@@ -239,21 +179,6 @@ impl ActiveRoom {
             let key = txn_key(self.room, event.pdu.sender(), event.pdu.kind(), sent_by);
             batch.put(&schema::TXN_IDS, &key, event.pdu.event_id());
         }
-    }
-
-    /// Points the event's key of the state at it; returns the event that held the key before.
-    async fn set_state(
-        &self,
-        change: &mut Change,
-        pdu: &Pdu,
-        short: ShortEventId,
-    ) -> Result<Option<Arc<StoredEvent>>, RoomError> {
-        let Some(state_key) = pdu.state_key() else { return Ok(None) };
-        let replaces = self.current(change, pdu.kind(), state_key).await?;
-        let changes = BTreeMap::from([((pdu.kind().to_owned(), state_key.to_owned()), Some(short))]);
-        let root = change.head.root;
-        change.head.root = self.apply(change, root, &changes).await?;
-        Ok(replaces)
     }
 }
 

@@ -3,14 +3,13 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use engine::{
-    auth::{self, Powers},
+    auth::Powers,
     id::ShortEventId,
-    pdu::Draft,
-    state::{self, Missing, Node, NodeId, NodeSource, StateRoot},
+    state::{self, Missing, Node, NodeId, NodeSource},
 };
-use ruma::{EventId, UserId};
+use ruma::EventId;
 
-use super::{ActiveRoom, RoomError, StateKey, StoredEvent, change::Change, pending::Pending};
+use super::{ActiveRoom, RoomError, StoredEvent, change::Change, pending::Pending};
 
 /// Nodes of a change that is not stored yet, in front of the room's own.
 struct NodesOf<'a> {
@@ -27,24 +26,6 @@ impl NodeSource for NodesOf<'_> {
 }
 
 impl ActiveRoom {
-    /// The current state events that authorise an event.
-    pub(super) async fn auth_events(
-        &self,
-        change: &Change,
-        sender: &UserId,
-        draft: &Draft,
-    ) -> Result<BTreeMap<StateKey, Arc<StoredEvent>>, RoomError> {
-        let keys =
-            auth::auth_keys(&draft.kind, sender, draft.state_key.as_deref(), &draft.content, self.rules)?;
-        let mut events = BTreeMap::new();
-        for (kind, state_key) in keys {
-            if let Some(event) = self.current(change, &kind.to_string(), &state_key).await? {
-                events.insert((kind.to_string(), state_key), event);
-            }
-        }
-        Ok(events)
-    }
-
     /// One key of the current state, as the change has it.
     pub(super) async fn current(
         &self,
@@ -76,17 +57,6 @@ impl ActiveRoom {
         Ok(read.await?)
     }
 
-    /// A state with some keys changed.
-    pub(super) async fn apply(
-        &self,
-        change: &mut Change,
-        root: StateRoot,
-        entries: &BTreeMap<StateKey, Option<ShortEventId>>,
-    ) -> Result<StateRoot, RoomError> {
-        let applied = self.with_nodes(change, |nodes| state::apply(nodes, root, self.salt, entries)).await?;
-        Ok(change.set_nodes(applied))
-    }
-
     /// What users may do, by the current state; none in a room without a create event.
     pub(super) async fn powers(&self, change: &Change) -> Result<Option<Powers>, RoomError> {
         let Some(create) = self.current(change, "m.room.create", "").await? else { return Ok(None) };
@@ -95,18 +65,32 @@ impl ActiveRoom {
         Ok(Some(Powers::new(create.pdu.clone(), power_levels, self.rules)))
     }
 
+    /// An event by its number, if the store may not have it, or not in this form.
+    pub(super) fn own_event(&self, change: &Change, short: ShortEventId) -> Option<Arc<StoredEvent>> {
+        let own = change.replaced.iter().chain(&change.events).find(|event| event.short == short);
+        let own = own.or_else(|| change.hidden.get(&short));
+        own.or_else(|| self.pending.event(short)).cloned()
+    }
+
     /// An event by its number.
     pub(super) async fn event(
         &self,
         change: &Change,
         short: ShortEventId,
     ) -> Result<Arc<StoredEvent>, RoomError> {
-        let own = change.replaced.iter().chain(&change.events).find(|event| event.short == short);
-        let own = own.or_else(|| change.hidden.get(&short));
-        match own.or_else(|| self.pending.find(|event| event.short == short)) {
-            Some(event) => Ok(event.clone()),
+        match self.own_event(change, short) {
+            Some(event) => Ok(event),
             None => Ok(self.shared.store.event(short).await?),
         }
+    }
+
+    /// An event of this room by its ID, if it is in the making, under way or recent.
+    pub(super) fn own_event_by_id(&self, change: &Change, event_id: &EventId) -> Option<Arc<StoredEvent>> {
+        let own = change.replaced.iter().rev().chain(change.events.iter().rev());
+        let recent = change.head.recent.iter().rev();
+        let hot = own.chain(recent).find(|event| event.pdu.event_id() == event_id);
+        let hidden = || change.hidden_ids.get(event_id).and_then(|short| change.hidden.get(short));
+        hot.or_else(hidden).or_else(|| self.pending.event_by_id(event_id)).cloned()
     }
 
     /// An event of this room by its ID, whether it is stored already or still in the making.
@@ -115,13 +99,8 @@ impl ActiveRoom {
         change: &Change,
         event_id: &EventId,
     ) -> Result<Option<Arc<StoredEvent>>, RoomError> {
-        let own = change.replaced.iter().rev().chain(change.events.iter().rev());
-        let recent = change.head.recent.iter().rev();
-        let hot = own.chain(recent).find(|event| event.pdu.event_id() == event_id);
-        let hidden = || change.hidden_ids.get(event_id).and_then(|short| change.hidden.get(short));
-        let hot = hot.or_else(hidden);
-        let event = match hot.or_else(|| self.pending.find(|event| event.pdu.event_id() == event_id)) {
-            Some(event) => Some(event.clone()),
+        let event = match self.own_event_by_id(change, event_id) {
+            Some(event) => Some(event),
             None => self.shared.store.event_by_id(event_id).await?,
         };
         Ok(event.filter(|event| event.room == self.room))

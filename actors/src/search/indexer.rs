@@ -268,10 +268,10 @@ impl Indexer {
         record: EventRecord,
         changes: &mut Vec<Change>,
     ) -> Result<(), IndexError> {
-        let event = match StoredEvent::from_record(short, record) {
+        let event = match record.into_event(short) {
             Ok(event) => event,
             Err(error) => {
-                tracing::warn!(%error, "an event is left out of the full-text index");
+                tracing::warn!(event = short.0, %error, "an event is left out of the full-text index");
                 return Ok(());
             }
         };

@@ -1,9 +1,6 @@
 //! The event graph: its forward extremities, and orders in which events can be taken in.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use ruma::OwnedEventId;
 
@@ -11,16 +8,6 @@ use crate::pdu::Pdu;
 
 /// Prev events of an event, at most, by the specification.
 pub const PREV_EVENTS_MAX: usize = 20;
-
-/// The prev events of the room's next event: the newest of the forward extremities, which come oldest first.
-pub fn prev_events<'a>(tips: impl DoubleEndedIterator<Item = &'a Arc<Pdu>>) -> Vec<Arc<Pdu>> {
-    tips.rev().take(PREV_EVENTS_MAX).cloned().collect()
-}
-
-/// Whether an event is a forward extremity no more once another one is in.
-pub fn is_followed(tip: &Pdu, by: &Pdu) -> bool {
-    by.prev_events().contains(tip.event_id())
-}
 
 /// One more than the highest rank of an event's auth events; 0 without any.
 pub fn rank(auth_events: impl IntoIterator<Item = u64>) -> u64 {

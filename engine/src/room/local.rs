@@ -2,39 +2,34 @@
 //!
 //! Spec: server-server API, "Adding hashes and signatures to outgoing events", "Auth events selection".
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use ruma::{MilliSecondsSinceUnixEpoch, RoomId, ServerName, UserId};
+use ruma::{MilliSecondsSinceUnixEpoch, ServerName, UserId};
 use serde_json::Value;
 
-use super::receive::Evidence;
+use super::{
+    admit::{Placement, by_id, rank_of},
+    event::StoredEvent,
+    graph::PREV_EVENTS_MAX,
+    machine::{Head, Need, Room, pdus},
+    receive::Evidence,
+};
 use crate::{
-    auth::AuthFailure,
+    auth::{self, AuthFailure},
     pdu::{self, BuildContext, Draft, Pdu, PduError, SigningKey},
-    resolve::StateKey,
-    room_version::RoomVersion,
+    state::StateRoot,
 };
 
-/// What of a room a local user's event is made from.
-pub struct Ground<'a> {
-    /// The room.
-    pub room_id: &'a RoomId,
-    /// The room's version.
-    pub rules: &'static RoomVersion,
-    /// The events before the new one.
-    pub prev_events: Vec<Arc<Pdu>>,
-    /// Those of the room's present state that authorise it.
-    pub auth_events: BTreeMap<StateKey, Arc<Pdu>>,
-    /// The room's create event.
-    pub create: Option<Arc<Pdu>>,
-    /// The time.
-    pub now: MilliSecondsSinceUnixEpoch,
-    /// Unique text for the event's ID, in versions in which the ID is not a hash.
-    pub seed: String,
+/// Who makes events here, and when.
+pub struct Author<'a> {
     /// This server.
     pub server_name: &'a ServerName,
-    /// Signs the event.
+    /// Signs the events.
     pub key: &'a SigningKey,
+    /// The time.
+    pub now: MilliSecondsSinceUnixEpoch,
+    /// Unique text for an event's ID, in versions in which the ID is not a hash.
+    pub seed: String,
 }
 
 /// Why a local user's event is not made.
@@ -48,33 +43,83 @@ pub enum Refusal {
     Forbidden(#[from] AuthFailure),
 }
 
-impl Ground<'_> {
-    /// Builds and signs an event, and checks that it is allowed.
-    pub fn make(self, sender: &UserId, draft: Draft) -> Result<Pdu, Refusal> {
-        let pdu = self.build(sender, draft)?;
-        let auth_events = self.auth_events.into_values();
-        let auth_events = auth_events.map(|event| (event.event_id().clone(), event)).collect();
-        let evidence = Evidence { auth_events, create: self.create, ..Evidence::default() };
-        // Its auth events are those of the present state: one check is all three.
-        evidence.check_auth_events(&pdu, self.rules)?;
-        Ok(pdu)
-    }
+/// A local user's event with its place in the graph, or why it is not made.
+pub type Made = Result<(Pdu, Placement), Refusal>;
 
-    /// Builds and signs an event, whether it is allowed or not.
-    pub fn build(&self, sender: &UserId, draft: Draft) -> Result<Pdu, PduError> {
-        let auth_events: Vec<_> = self.auth_events.values().cloned().collect();
+impl Author<'_> {
+    /// Builds and signs an event of a room, whether it is allowed or not.
+    pub fn build(
+        &self,
+        head: &Head<'_>,
+        (prev_events, auth_events): (&[Arc<Pdu>], &[Arc<Pdu>]),
+        sender: &UserId,
+        draft: Draft,
+    ) -> Result<Pdu, PduError> {
         let context = BuildContext {
-            room_id: Some(self.room_id),
+            room_id: Some(head.id),
             sender,
             origin_server_ts: self.now,
-            prev_events: &self.prev_events,
-            auth_events: &auth_events,
+            prev_events,
+            auth_events,
             event_id_localpart: &self.seed,
-            rules: self.rules,
+            rules: head.rules,
             key: self.key,
             server_name: self.server_name,
         };
         pdu::build(draft, &context)
+    }
+}
+
+impl Room<'_> {
+    /// A local user's event, as the next one of the room: after as many forward extremities as it may name, the newest.
+    pub fn make(&mut self, sender: &UserId, draft: &Draft, author: &Author<'_>) -> Result<Made, Need> {
+        let tips = self.head.tips;
+        if tips.len() <= PREV_EVENTS_MAX {
+            return self.build(tips, self.head.root, (sender, draft), author);
+        }
+        self.make_after(&tips[tips.len() - PREV_EVENTS_MAX..], sender, draft, author)
+    }
+
+    /// A local user's event that comes after some others, and is authorised by the state that they make.
+    pub fn make_after(
+        &mut self,
+        prevs: &[Arc<StoredEvent>],
+        sender: &UserId,
+        draft: &Draft,
+        author: &Author<'_>,
+    ) -> Result<Made, Need> {
+        let before = self.state_after_all(prevs)?;
+        self.build(prevs, before, (sender, draft), author)
+    }
+
+    fn build(
+        &self,
+        prevs: &[Arc<StoredEvent>],
+        before: StateRoot,
+        (sender, draft): (&UserId, &Draft),
+        author: &Author<'_>,
+    ) -> Result<Made, Need> {
+        let rules = self.head.rules;
+        let keys = auth::auth_keys(&draft.kind, sender, draft.state_key.as_deref(), &draft.content, rules);
+        let keys = match keys {
+            Ok(keys) => keys.into_iter().map(|(kind, key)| (kind.to_string(), key)),
+            Err(failure) => return Ok(Err(failure.into())),
+        };
+        let auth_events: Vec<_> = self.held(before, keys)?.into_values().collect();
+        let create = self.current("m.room.create", "")?.map(|event| event.pdu.clone());
+        let pdu = match author.build(&self.head, (&pdus(prevs), &pdus(&auth_events)), sender, draft.clone()) {
+            Ok(pdu) => pdu,
+            Err(error) => return Ok(Err(error.into())),
+        };
+        let allowed = if before == self.head.root {
+            // Its auth events are those of the present state: one check is all three.
+            let evidence = Evidence { auth_events: by_id(&auth_events), create, ..Evidence::default() };
+            evidence.check_auth_events(&pdu, rules)
+        } else {
+            self.check(&pdu, &auth_events, before)?
+        };
+        let placement = Placement { before, rank: rank_of(&auth_events), ..Placement::default() };
+        Ok(allowed.map(|()| (pdu, placement)).map_err(Refusal::Forbidden))
     }
 }
 

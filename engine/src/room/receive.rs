@@ -2,31 +2,28 @@
 //!
 //! Spec: server-server API, "Checks performed on receipt of a PDU".
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ruma::{EventId, OwnedEventId, RoomId, events::StateEventType};
-use serde::{Deserialize, Serialize};
 
+pub use super::event::Standing;
+use super::{
+    admit::{Placement, by_id, rank_of},
+    event::StoredEvent,
+    machine::{Need, Room, pdus},
+    partial::add_members,
+};
 use crate::{
     auth::{self, AuthFailure},
     id::TimelineIndex,
     pdu::Pdu,
     resolve::StateKey,
     room_version::RoomVersion,
+    state::StateRoot,
 };
-
-/// How an event that was taken in stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Standing {
-    /// Part of the graph and of the timeline.
-    Accepted,
-    /// Part of the graph, but hidden from clients and never a prev event of ours.
-    SoftFailed,
-    /// Failed authorization; kept so that it is not fetched again.
-    Rejected,
-    /// Known (as an auth event, say) but outside the graph.
-    Outlier,
-}
 
 /// What became of a received event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,15 +43,62 @@ pub enum Received {
     },
 }
 
+/// A received event, with what came along.
+#[derive(Clone, Copy, Debug)]
+pub struct Arriving<'a> {
+    /// The event; redacted if its content hash did not match, its signatures are checked.
+    pub pdu: &'a Pdu,
+    /// For prev events that cannot be had: the events of the state after each of them.
+    pub prev_states: &'a BTreeMap<OwnedEventId, Vec<OwnedEventId>>,
+    /// What the room's policy server thinks of it.
+    pub advice: Advice,
+    /// The end of the hole in the timeline that lacks it, if there is one with places left.
+    pub hole: Option<TimelineIndex>,
+}
+
 /// What is to be done with a received event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Nothing; this is the answer.
     Answer(Received),
-    /// It belongs into the hole that ends here, not at the end of the timeline.
-    Fill(TimelineIndex),
-    /// It is to be judged by the state before it.
-    Judge,
+    /// It belongs into the hole that ends here, not at the end of the timeline; this is the state before it.
+    Fill(TimelineIndex, StateRoot),
+    /// It is judged: it is to be kept as it stands, with its place in the graph.
+    Settle {
+        /// How it stands.
+        standing: Standing,
+        /// What became of it.
+        received: Received,
+        /// The rule that it broke, if it did.
+        reason: Option<AuthFailure>,
+        /// Its place in the graph.
+        placement: Placement,
+    },
+}
+
+/// What is to be done with an older event, which belongs into a hole of the timeline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OldStep {
+    /// Nothing: it has its place, or belongs to another room.
+    Done,
+    /// Nothing for now: what authorises it, or the state before it, is not known.
+    Wait,
+    /// It is judged.
+    Settle {
+        /// Accepted or rejected; whether the present state allows it is not asked.
+        standing: Standing,
+        /// Its place in the graph; `missing` are the events that lead on into the hole.
+        placement: Placement,
+    },
+}
+
+/// An event that others refer to, judged without its place in the graph.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outlier {
+    /// Whether its auth events allow it.
+    pub verdict: Result<(), AuthFailure>,
+    /// One more than their highest rank.
+    pub rank: u64,
 }
 
 /// The answer to an event that needs no look at its surroundings: it is known, or not of this room.
@@ -67,33 +111,6 @@ pub fn recall(pdu: &Pdu, room_id: &RoomId, standing: Option<Standing>) -> Option
         Standing::Accepted => Some(Received::Accepted),
         Standing::SoftFailed => Some(Received::SoftFailed),
         Standing::Outlier => None,
-    }
-}
-
-/// What is known of the surroundings of a received event.
-#[derive(Clone, Copy, Debug)]
-pub struct Arrival<'a> {
-    /// Its auth events that are not known.
-    pub unknown_auth_events: &'a [OwnedEventId],
-    /// Its prev events that have no place in the graph.
-    pub missing_prev_events: &'a [OwnedEventId],
-    /// The events of the state after a prev event, where they came along.
-    pub prev_states: &'a BTreeMap<OwnedEventId, Vec<OwnedEventId>>,
-    /// The end of the hole in the timeline that lacks the event.
-    pub hole: Option<TimelineIndex>,
-}
-
-impl Arrival<'_> {
-    /// What to do next: without its auth events, and a state for each prev event, there is nothing to judge it by.
-    pub fn step(&self) -> Step {
-        let has_state = |id: &&OwnedEventId| self.prev_states.contains_key(*id);
-        let prev_events: Vec<_> =
-            self.missing_prev_events.iter().filter(|id| !has_state(id)).cloned().collect();
-        if !self.unknown_auth_events.is_empty() || !prev_events.is_empty() {
-            let auth_events = self.unknown_auth_events.to_vec();
-            return Step::Answer(Received::Lacks { prev_events, auth_events });
-        }
-        self.hole.map_or(Step::Judge, Step::Fill)
     }
 }
 
@@ -152,6 +169,189 @@ pub struct Evidence {
     pub create: Option<Arc<Pdu>>,
 }
 
+impl Room<'_> {
+    /// What becomes of a received event, by the checks on receipt.
+    pub fn receive(&mut self, arriving: Arriving<'_>) -> Result<Step, Need> {
+        let Arriving { pdu, prev_states, advice, hole } = arriving;
+        let around = pdu.auth_events().iter().chain(pdu.prev_events());
+        self.ask(around.chain([pdu.event_id()]))?;
+        let known = self.known(pdu.event_id())?;
+        let placed = known.as_deref().filter(|known| known.has_place()).map(|known| known.standing);
+        if let Some(answer) = recall(pdu, self.head.id, placed) {
+            return Ok(Step::Answer(answer));
+        }
+        if pdu.kind() == "m.room.create"
+            && let Some(create) = self.current("m.room.create", "")?
+        {
+            // A room begins once, and its beginning is no news: it gets its place when the hole before it is filled.
+            let is_it = create.pdu.event_id() == pdu.event_id();
+            let other = || Received::Rejected("the room has another create event".to_owned());
+            return Ok(Step::Answer(if is_it { Received::Accepted } else { other() }));
+        }
+        let (auth_events, unknown_auth_events) = self.known_of(pdu.auth_events())?;
+        let (prevs, missing) = self.placed_of(pdu.prev_events())?;
+        let without_state: Vec<_> =
+            missing.iter().filter(|id| !prev_states.contains_key(*id)).cloned().collect();
+        // Without its auth events, and a state for each prev event, there is nothing to judge it by.
+        if !unknown_auth_events.is_empty() || !without_state.is_empty() {
+            let (prev_events, auth_events) = (without_state, unknown_auth_events);
+            return Ok(Step::Answer(Received::Lacks { prev_events, auth_events }));
+        }
+        let mut roots = BTreeSet::new();
+        for prev in &prevs {
+            roots.insert(self.state_after(prev)?);
+        }
+        for state in missing.iter().filter_map(|id| prev_states.get(id)) {
+            roots.insert(self.state_of(state)?);
+        }
+        let mut before = self.merge(roots)?;
+        if self.head.lacks_members {
+            before = self.with_members_of(before, &auth_events)?;
+        }
+        if let Some(end) = hole {
+            return Ok(Step::Fill(end, before));
+        }
+        let verdict = self.judge(pdu, known.as_deref(), &auth_events, before)?;
+        let (standing, received) = verdict.settle(advice);
+        let short = known.map(|known| known.short);
+        let placement = Placement { before, rank: rank_of(&auth_events), short, missing };
+        Ok(Step::Settle { standing, received, reason: verdict.reason().cloned(), placement })
+    }
+
+    /// What becomes of an older event; `given` is the state before it, where a server gave that.
+    pub fn receive_old(&mut self, pdu: &Pdu, given: Option<StateRoot>) -> Result<OldStep, Need> {
+        let around = pdu.auth_events().iter().chain(pdu.prev_events());
+        self.ask(around.chain([pdu.event_id()]))?;
+        let known = self.known(pdu.event_id())?;
+        if pdu.kind() == "m.room.create" {
+            let create = self.current("m.room.create", "")?;
+            if create.is_none_or(|create| create.pdu.event_id() != pdu.event_id()) {
+                return Ok(OldStep::Wait);
+            }
+        }
+        if pdu.room_id() != self.head.id || known.as_ref().is_some_and(|known| known.has_place()) {
+            return Ok(OldStep::Done);
+        }
+        let (auth_events, unknown) = self.known_of(pdu.auth_events())?;
+        if !unknown.is_empty() {
+            return Ok(OldStep::Wait);
+        }
+        let (prevs, missing) = self.placed_of(pdu.prev_events())?;
+        let before = if pdu.kind() == "m.room.create" {
+            StateRoot::default()
+        } else if missing.is_empty() && !prevs.is_empty() {
+            self.state_after_all(&prevs)?
+        } else if let Some(given) = given {
+            given
+        } else {
+            // Without its state an event cannot be judged: what follows it stays at the edge of the hole.
+            return Ok(OldStep::Wait);
+        };
+        let verdict = self.judge(pdu, known.as_deref(), &auth_events, before)?;
+        let is_rejected = matches!(verdict, Verdict::Rejected(_));
+        let standing = if is_rejected { Standing::Rejected } else { Standing::Accepted };
+        let short = known.map(|known| known.short);
+        Ok(OldStep::Settle {
+            standing,
+            placement: Placement { before, rank: rank_of(&auth_events), short, missing },
+        })
+    }
+
+    /// What becomes of an event that others refer to and that gets no place in the graph; none if it is known already,
+    /// or what authorises it is not: it may come again with that.
+    ///
+    /// `create` is the create event of a room that has no state yet.
+    pub fn receive_outlier(&mut self, pdu: &Pdu, create: Option<&Arc<Pdu>>) -> Result<Option<Outlier>, Need> {
+        self.ask(pdu.auth_events().iter().chain([pdu.event_id()]))?;
+        if pdu.room_id() != self.head.id || self.known(pdu.event_id())?.is_some() {
+            return Ok(None);
+        }
+        let (auth_events, unknown) = self.known_of(pdu.auth_events())?;
+        if !unknown.is_empty() {
+            return Ok(None);
+        }
+        let held = self.current("m.room.create", "")?.map(|event| event.pdu.clone());
+        let create = held.or_else(|| create.cloned());
+        let evidence = Evidence { auth_events: by_id(&auth_events), create, ..Evidence::default() };
+        let verdict = evidence.check_auth_events(pdu, self.head.rules);
+        Ok(Some(Outlier { verdict, rank: rank_of(&auth_events) }))
+    }
+
+    /// The state that a resident server gave, with the members that the join names where it came without them.
+    pub fn state_given(&mut self, ids: &[OwnedEventId], join: Option<&Pdu>) -> Result<StateRoot, Need> {
+        let root = self.state_of(ids)?;
+        let Some(join) = join else { return Ok(root) };
+        let (auth_events, _) = self.known_of(join.auth_events())?;
+        self.with_members_of(root, &auth_events)
+    }
+
+    /// The place of the join by which this server enters the room, or why it is refused.
+    pub fn enter(&mut self, join: &Pdu, before: StateRoot) -> Result<Result<Placement, AuthFailure>, Need> {
+        let known = self.known(join.event_id())?;
+        let (auth_events, _) = self.known_of(join.auth_events())?;
+        if let Err(reason) = self.check(join, &auth_events, before)? {
+            return Ok(Err(reason));
+        }
+        let short = known.map(|known| known.short);
+        // What came before it is to be found in the hole that begins there.
+        Ok(Ok(Placement { before, rank: rank_of(&auth_events), short, missing: Vec::new() }))
+    }
+
+    /// Those of some events that have a place in the graph, and the IDs of the others.
+    fn placed_of(&self, ids: &[OwnedEventId]) -> Result<(Vec<Arc<StoredEvent>>, Vec<OwnedEventId>), Need> {
+        let (known, unknown) = self.known_of(ids)?;
+        let (placed, outliers): (Vec<_>, Vec<_>) = known.into_iter().partition(|event| event.has_place());
+        Ok((placed, outliers.iter().map(|event| event.pdu.event_id().clone()).chain(unknown).collect()))
+    }
+
+    /// What becomes of an event; one that was rejected as an outlier stays so.
+    fn judge(
+        &self,
+        pdu: &Pdu,
+        known: Option<&StoredEvent>,
+        auth_events: &[Arc<StoredEvent>],
+        before: StateRoot,
+    ) -> Result<Verdict, Need> {
+        if known.is_some_and(|known| known.standing == Standing::Rejected) {
+            return Ok(Verdict::Rejected(AuthFailure("rejected before".to_owned())));
+        }
+        Ok(self.evidence(pdu, auth_events, before)?.judge(pdu, self.head.rules))
+    }
+
+    /// Whether an event is allowed by its auth events, by the state before it, and by the current state.
+    pub(super) fn check(
+        &self,
+        pdu: &Pdu,
+        auth_events: &[Arc<StoredEvent>],
+        before: StateRoot,
+    ) -> Result<Result<(), AuthFailure>, Need> {
+        let verdict = self.judge(pdu, None, auth_events, before)?;
+        Ok(verdict.reason().cloned().map_or(Ok(()), Err))
+    }
+
+    /// What an event is judged by.
+    pub(super) fn evidence(
+        &self,
+        pdu: &Pdu,
+        auth_events: &[Arc<StoredEvent>],
+        before: StateRoot,
+    ) -> Result<Evidence, Need> {
+        let plain = |events: BTreeMap<StateKey, Arc<StoredEvent>>| {
+            events.into_iter().map(|(key, event)| (key, event.pdu.clone())).collect()
+        };
+        let mut current: BTreeMap<StateKey, Arc<Pdu>> = plain(self.authorizing(self.head.root, pdu)?);
+        if self.head.lacks_members {
+            add_members(&mut current, &pdus(auth_events));
+        }
+        Ok(Evidence {
+            auth_events: by_id(auth_events),
+            before: plain(self.authorizing(before, pdu)?),
+            current,
+            create: self.current("m.room.create", "")?.map(|event| event.pdu.clone()),
+        })
+    }
+}
+
 impl Evidence {
     /// Steps 4 to 6 of the checks: its auth events, the state before it, the room's current state.
     pub fn judge(&self, pdu: &Pdu, version: &RoomVersion) -> Verdict {
@@ -163,13 +363,6 @@ impl Evidence {
                 Ok(()) => Verdict::Accepted,
             },
         }
-    }
-
-    /// How an event stands that others refer to and that gets no place in the graph.
-    pub fn judge_outlier(&self, pdu: &Pdu, version: &RoomVersion) -> Result<Standing, AuthFailure> {
-        let is_whole = pdu.auth_events().iter().all(|id| self.auth_events.contains_key(id));
-        self.check_auth_events(pdu, version)?;
-        Ok(if is_whole { Standing::Outlier } else { Standing::Rejected })
     }
 
     /// Whether an event is allowed by its own auth events, which is all that is asked of an outlier.

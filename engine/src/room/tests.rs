@@ -5,7 +5,9 @@ mod content;
 mod graph;
 mod hole;
 mod local;
+mod machine;
 mod membership;
+mod owner;
 mod partial;
 mod receive;
 

@@ -59,6 +59,30 @@ pub fn range(
     Ok(found)
 }
 
+/// All entries of a state, ordered by type and state key; a level of the tree is asked for at a time.
+pub fn entries(source: &(impl NodeSource + ?Sized), root: StateRoot) -> Result<Vec<Entry>, Missing> {
+    let mut level: Vec<NodeId> = root.0.into_iter().collect();
+    let mut found = Vec::new();
+    while !level.is_empty() {
+        let nodes: Vec<_> = level.iter().map(|id| source.node(*id).ok_or(*id)).collect();
+        let missing: Vec<NodeId> = nodes.iter().filter_map(|node| node.as_ref().err().copied()).collect();
+        if !missing.is_empty() {
+            return Err(Missing(missing));
+        }
+        level.clear();
+        for entry in nodes.iter().flatten().flat_map(|node| &node.entries) {
+            match entry.value {
+                Value::Child { id, .. } => level.push(id),
+                Value::Event(event) => {
+                    let (kind, state_key) = (entry.kind.to_string(), entry.state_key.to_string());
+                    found.push(Entry { kind, state_key, event });
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
 fn push(stack: &mut Vec<(Arc<Node>, usize)>, node: Arc<Node>, from: Bound<(&str, &str)>) {
     let place = match from {
         Bound::Unbounded => 0,

@@ -161,6 +161,10 @@ fn operations_ask_only_for_the_nodes_that_they_need() {
     let (page, lender) = Lender::run(&shelf, |nodes| range(nodes, root, Bound::Unbounded, None, 1000));
     assert_eq!(page.len(), 1000);
     assert!(lender.rounds < 30, "{} rounds for a page", lender.rounds);
+
+    let (all, lender) = Lender::run(&shelf, |nodes| entries(nodes, root));
+    assert_eq!(all, range(&shelf, root, Bound::Unbounded, None, usize::MAX).unwrap());
+    assert!(lender.rounds < 10, "{} rounds for the whole state", lender.rounds);
 }
 
 #[test]

@@ -1,14 +1,18 @@
 //! Records of rooms and their events.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
-pub use engine::room::receive::Standing;
+pub use engine::room::event::{SentBy, Standing};
 use engine::{
     id::{Position, ShortEventId, ShortRoomId, TimelineIndex},
+    pdu::{Pdu, PduError},
+    room::StoredEvent,
     state::{Salt, StateRoot},
 };
 use ruma::{
-    MilliSecondsSinceUnixEpoch, OwnedDeviceId, OwnedEventId, OwnedRoomAliasId, OwnedRoomId, OwnedServerName,
-    OwnedUserId, RoomVersionId,
+    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomAliasId, OwnedRoomId, OwnedServerName, OwnedUserId,
+    RoomVersionId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -35,15 +39,6 @@ pub struct RoomRecord {
     pub joined: u64,
     /// Number of invited members.
     pub invited: u64,
-}
-
-/// The transaction that a local client sent an event with.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SentBy {
-    /// The device that sent it.
-    pub device_id: OwnedDeviceId,
-    /// The client's transaction ID.
-    pub txn_id: String,
 }
 
 /// An event and its place in the room.
@@ -75,6 +70,46 @@ pub struct EventRecord {
     /// Whether `RELATIONS` may have rows with this event as their target.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub has_relations: bool,
+}
+
+impl EventRecord {
+    /// The row of an event.
+    pub fn of(event: &StoredEvent) -> Self {
+        Self {
+            room: event.room,
+            event_id: event.pdu.event_id().clone(),
+            json: event.pdu.raw().clone(),
+            index: event.index,
+            standing: event.standing,
+            before: event.before,
+            after: event.after,
+            replaces: event.replaces,
+            redacted_by: event.redacted_by,
+            sent_by: event.sent_by.clone(),
+            rank: event.rank,
+            has_relations: event.has_relations,
+        }
+    }
+
+    /// The event of a row; fails if its JSON is damaged.
+    pub fn into_event(self, short: ShortEventId) -> Result<StoredEvent, PduError> {
+        let pdu = Pdu::from_stored(self.event_id, self.json)?;
+        let pdu = if self.standing == Standing::Rejected { pdu.rejected() } else { pdu };
+        Ok(StoredEvent {
+            short,
+            room: self.room,
+            pdu: Arc::new(pdu),
+            index: self.index,
+            standing: self.standing,
+            before: self.before,
+            after: self.after,
+            replaces: self.replaces,
+            redacted_by: self.redacted_by,
+            sent_by: self.sent_by,
+            rank: self.rank,
+            has_relations: self.has_relations,
+        })
+    }
 }
 
 /// An event that relates to another one.

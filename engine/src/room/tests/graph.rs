@@ -1,5 +1,5 @@
 use super::*;
-use crate::room::graph::{PREV_EVENTS_MAX, by_age, by_auth, is_followed, prev_events, rank};
+use crate::room::graph::{by_age, by_auth, rank};
 
 fn message(name: &str) -> Event {
     Event::new(name, ALICE, "m.room.message", json!({}))
@@ -7,22 +7,6 @@ fn message(name: &str) -> Event {
 
 fn names(events: &[Pdu]) -> Vec<&str> {
     events.iter().map(|event| &event.event_id().as_str()[1..]).collect()
-}
-
-#[test]
-fn an_event_refers_to_the_newest_extremities() {
-    let tips: Vec<_> = (0..25).map(|number| message(&format!("tip{number}")).arc()).collect();
-    let prev = prev_events(tips.iter());
-    assert_eq!(prev.len(), PREV_EVENTS_MAX);
-    assert_eq!((prev[0].event_id(), prev[19].event_id()), (&id("tip24"), &id("tip5")));
-}
-
-#[test]
-fn an_extremity_ends_with_the_event_that_follows_it() {
-    let (left, right) = (message("left").pdu(), message("right").pdu());
-    let next = message("next").after(&["left"]).pdu();
-    assert!(is_followed(&left, &next));
-    assert!(!is_followed(&right, &next));
 }
 
 #[test]

@@ -5,8 +5,7 @@ use ruma::RoomId;
 use super::*;
 use crate::{
     auth::AuthFailure,
-    id::TimelineIndex,
-    room::receive::{Advice, Arrival, Evidence, Received, Standing, Step, Verdict, recall},
+    room::receive::{Advice, Evidence, Received, Standing, Verdict, recall},
 };
 
 fn message() -> Event {
@@ -23,29 +22,6 @@ fn a_known_event_is_not_judged_again() {
     assert_eq!(answer(ROOM, Some(Standing::SoftFailed)), Some(Received::SoftFailed));
     assert!(matches!(answer(ROOM, Some(Standing::Rejected)), Some(Received::Rejected(_))));
     assert!(matches!(answer("!other:one", Some(Standing::Accepted)), Some(Received::Rejected(_))));
-}
-
-#[test]
-fn what_is_missing_is_fetched_before_an_event_is_judged() {
-    let (auth, prev) = ([id("auth")], [id("prev"), id("given")]);
-    let given = BTreeMap::from([(id("given"), Vec::new())]);
-    let arrival = Arrival {
-        unknown_auth_events: &[],
-        missing_prev_events: &[],
-        prev_states: &given,
-        hole: Some(TimelineIndex(5)),
-    };
-    assert_eq!(arrival.step(), Step::Fill(TimelineIndex(5)));
-    let lacks = |prev_events: &[_], auth_events: &[_]| {
-        let (prev_events, auth_events) = (prev_events.to_vec(), auth_events.to_vec());
-        Step::Answer(Received::Lacks { prev_events, auth_events })
-    };
-    let without_auth = Arrival { unknown_auth_events: &auth, ..arrival };
-    assert_eq!(without_auth.step(), lacks(&[], &auth));
-    let without_prev = Arrival { missing_prev_events: &prev, ..arrival };
-    assert_eq!(without_prev.step(), lacks(&prev[..1], &[]));
-    let with_a_state = Arrival { missing_prev_events: &prev[1..], hole: None, ..arrival };
-    assert_eq!(with_a_state.step(), Step::Judge);
 }
 
 #[test]
@@ -91,15 +67,4 @@ fn verdicts_follow_the_steps_of_the_checks() {
     assert!(matches!(judge("leave", "join", "join"), Verdict::Rejected(_)), "step 4: its auth events");
     assert!(matches!(judge("join", "leave", "join"), Verdict::Rejected(_)), "step 5: the state before it");
     assert!(matches!(judge("join", "join", "ban"), Verdict::SoftFailed(_)), "step 6: the present state");
-}
-
-#[test]
-fn an_outlier_needs_all_its_auth_events() {
-    let whole = evidence("join", "leave", "leave");
-    let pdu = message().by(&["create", "bob"]).pdu();
-    assert_eq!(whole.judge_outlier(&pdu, rules("10")), Ok(Standing::Outlier), "states are not asked");
-    let more = message().by(&["create", "bob", "lost"]).pdu();
-    assert_ne!(whole.judge_outlier(&more, rules("10")), Ok(Standing::Outlier));
-    let away = evidence("leave", "join", "join");
-    assert!(away.judge_outlier(&pdu, rules("10")).is_err());
 }
