@@ -13,8 +13,10 @@ mod disk;
 mod embedded;
 mod fjall;
 mod home;
+mod journal;
 mod memory;
 mod prefixed;
+mod recent;
 mod sled;
 
 pub use memory::MemoryStore;

@@ -29,8 +29,8 @@ pub(super) trait Engine: Send + std::marker::Sync + Sized + 'static {
     /// A page as of one moment; the range is not empty.
     fn scan(&self, scan: &Scan) -> Result<Vec<Row>, StoreError>;
 
-    /// Writes all or nothing; on the disk on return if `sync` says so.
-    fn apply(&self, writes: Writes, sync: Sync) -> Result<(), StoreError>;
+    /// Writes all or nothing, as the store's commit of this number; on the disk on return if `sync` says so.
+    fn apply(&self, number: u64, writes: Writes, sync: Sync) -> Result<(), StoreError>;
 
     fn sync(&self) -> Result<(), StoreError>;
 
@@ -42,6 +42,14 @@ const OWN_TABLE: TableId = TableId(0);
 
 /// How many commits the store has seen; compared with the witness file.
 const COMMITS_ROW: Bytes = Bytes::from_static(b"commits");
+
+/// How many commits are in the engine's files.
+pub(super) fn commit_count(engine: &impl Engine) -> Result<u64, OpenError> {
+    let row = engine.read(OWN_TABLE, &[COMMITS_ROW])?.into_iter().next().flatten();
+    let Some(value) = row else { return Ok(0) };
+    let count = value.as_ref().try_into().map(u64::from_be_bytes);
+    count.map_err(|_| OpenError::Damaged { detail: "its count of commits is no number".into() })
+}
 
 /// A store in files. Every call is one hop to a thread that may block.
 pub(super) struct Embedded<E> {
@@ -100,14 +108,7 @@ impl<E: Engine> Handle<E> {
         let home = Home::open(path, E::NAME)?;
         let engine = E::open(&home.folder(E::NAME), cache_bytes)?;
         home.sync_names(E::NAME).map_err(|source| OpenError::Folder { path: path.to_owned(), source })?;
-        let row = engine.read(OWN_TABLE, &[COMMITS_ROW])?.into_iter().next().flatten();
-        let commits =
-            match row {
-                None => 0,
-                Some(value) => u64::from_be_bytes(value.as_ref().try_into().map_err(|_| {
-                    OpenError::Damaged { detail: "its count of commits is no number".into() }
-                })?),
-            };
+        let commits = commit_count(&engine)?;
         if commits < home.witnessed() {
             let detail =
                 format!("it acknowledged {} commits and holds only {commits} of them", home.witnessed());
@@ -124,7 +125,7 @@ impl<E: Engine> Handle<E> {
         if !writes.is_empty() {
             let count = *commits + 1;
             writes.insert((OWN_TABLE, COMMITS_ROW), Some(Bytes::copy_from_slice(&count.to_be_bytes())));
-            self.engine.apply(writes, sync)?;
+            self.engine.apply(count, writes, sync)?;
             *commits = count;
         } else if sync == Sync::Now {
             self.engine.sync()?;

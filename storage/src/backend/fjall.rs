@@ -80,7 +80,7 @@ impl Engine for Fjall {
         }
     }
 
-    fn apply(&self, writes: Writes, sync: Sync) -> Result<(), StoreError> {
+    fn apply(&self, _number: u64, writes: Writes, sync: Sync) -> Result<(), StoreError> {
         let mode = match sync {
             Sync::Now => PersistMode::SyncAll,
             Sync::Later => PersistMode::Buffer,

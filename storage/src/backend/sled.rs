@@ -1,5 +1,9 @@
 //! sled 0.34: the default. One tree, the table's number as first byte of the key, so that one batch covers all tables.
 //!
+//! A small commit is durable once it is in the journal, and its rows are kept in memory beside sled. With the commit for which the
+//! journal has no room, they all go into sled at once, and it syncs its log. For each batch, sled wakes a pool of threads twice,
+//! which costs more than all else that a message takes; and a row that many commits write is written once.
+//!
 //! Keys are escaped: an `FF` is written as `FF 00`, which keeps their order. To go back over the edge of a node whose first key is
 //! `..x`, sled looks for `..(x-1) FF FF FF FF` and takes for granted that no key of the node before is larger. Where one is, as
 //! among the negative positions of fetched history, it goes around in a circle until it panics.
@@ -12,9 +16,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
-use super::{OpenError, disk::Disk, embedded::Engine, not_opened, prefixed};
+use super::{
+    OpenError,
+    disk::Disk,
+    embedded::{Engine, commit_count},
+    journal::{Journal, Record},
+    not_opened, prefixed,
+    recent::Recent,
+};
 use crate::{
     schema::TableId,
     store::{Direction, Row, Scan, StoreError, Sync, Writes},
@@ -24,9 +35,13 @@ use crate::{
 pub(super) struct Sled {
     db: sled::Db,
     disk: Disk,
+    journal: Mutex<Journal>,
     /// Shared by reads, exclusive for the moment in which a batch is applied: sled's iterators do not hold still.
-    cut: RwLock<()>,
+    recent: RwLock<Recent>,
 }
+
+/// Bytes of rows after which they go into sled while nothing asks for a sync.
+const RECENT_BYTES_MAX: usize = 256 << 10;
 
 /// The mark of a database with escaped keys; in the table of the back ends' own rows.
 const ESCAPED: &[u8] = b"\0escaped";
@@ -122,15 +137,23 @@ impl Engine for Sled {
             not_opened(Self::NAME, error, io)
         })?;
         escape_all(&db).map_err(|error| not_opened(Self::NAME, error, None))?;
-        let disk =
-            Disk::open(folder).map_err(|error| not_opened(Self::NAME, sled::Error::Io(error), None))?;
-        Ok(Self { db, disk, cut: RwLock::new(()) })
+        let no_file = |error| not_opened(Self::NAME, sled::Error::Io(error), None);
+        let disk = Disk::open(folder).map_err(no_file)?;
+        let (journal, records) = Journal::open(&folder.join("journal")).map_err(no_file)?;
+        let sled = Self { db, disk, journal: Mutex::new(journal), recent: RwLock::default() };
+        sled.redo(records)?;
+        sled.sync()?;
+        sled.journal.lock().clear().map_err(no_file)?;
+        Ok(sled)
     }
 
     fn read(&self, table: TableId, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>, StoreError> {
-        let _cut = self.cut.read();
+        let recent = self.recent.read();
         keys.iter()
             .map(|key| {
+                if let Some(value) = recent.get(table, key) {
+                    return Ok(value.clone());
+                }
                 let value = self.db.get(escape(prefixed::key(table, key))).map_err(failed)?;
                 Ok(value.map(|value| Bytes::copy_from_slice(&value)))
             })
@@ -138,7 +161,7 @@ impl Engine for Sled {
     }
 
     fn scan(&self, scan: &Scan) -> Result<Vec<Row>, StoreError> {
-        let _cut = self.cut.read();
+        let recent = self.recent.read();
         let (lower, upper) = prefixed::bounds(scan);
         let range: (Bound<Vec<u8>>, Bound<Vec<u8>>) = (lower.map(escape), upper.map(escape));
         let row = |row: sled::Result<(sled::IVec, sled::IVec)>| {
@@ -147,36 +170,76 @@ impl Engine for Sled {
         };
         let rows = self.db.range(range);
         match scan.direction {
-            Direction::Ascending => rows.take(scan.limit).map(row).collect(),
-            Direction::Descending => rows.rev().take(scan.limit).map(row).collect(),
+            Direction::Ascending => recent.over(scan, rows.map(row)).collect(),
+            Direction::Descending => recent.over(scan, rows.rev().map(row)).collect(),
         }
     }
 
-    fn apply(&self, writes: Writes, sync: Sync) -> Result<(), StoreError> {
-        let mut batch = sled::Batch::default();
-        for ((table, key), value) in writes {
-            let key = escape(prefixed::key(table, &key));
-            match value {
-                Some(value) => batch.insert(key, value.as_ref()),
-                None => batch.remove(key),
-            }
+    fn apply(&self, number: u64, writes: Writes, sync: Sync) -> Result<(), StoreError> {
+        let mut journal = self.journal.lock();
+        let noted =
+            sync == Sync::Now && journal.note(number, &writes).map_err(|error| failed(error.into()))?;
+        self.recent.write().add(writes);
+        if noted {
+            return Ok(());
         }
-        let cut = self.cut.write();
-        self.db.apply_batch(batch).map_err(failed)?;
-        drop(cut);
+        journal.stop();
         match sync {
-            Sync::Now => self.sync(),
+            Sync::Now => self.settle(&mut journal),
+            Sync::Later if self.recent.read().bytes() > RECENT_BYTES_MAX => self.write(),
             Sync::Later => Ok(()),
         }
     }
 
     fn sync(&self) -> Result<(), StoreError> {
-        self.db.flush().map_err(failed)?;
-        self.disk.sync().map_err(|error| failed(error.into()))
+        self.settle(&mut self.journal.lock())
     }
 
     fn size(&self) -> Result<u64, StoreError> {
         self.db.size_on_disk().map_err(failed)
+    }
+}
+
+impl Sled {
+    /// Does those commits of the journal again that sled has lost.
+    fn redo(&self, records: Vec<Record>) -> Result<(), OpenError> {
+        let mut count = commit_count(self)?;
+        for Record { number, writes } in records {
+            if number > count + 1 {
+                let detail = format!("{} has {count} commits, its journal begins with {number}", Self::NAME);
+                return Err(OpenError::Damaged { detail });
+            }
+            if number == count + 1 {
+                self.recent.write().add(writes);
+                count = number;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands the recent rows to sled.
+    fn write(&self) -> Result<(), StoreError> {
+        let mut recent = self.recent.write();
+        let mut batch = sled::Batch::default();
+        for ((table, key), value) in recent.rows() {
+            let key = escape(prefixed::key(*table, key));
+            match value {
+                Some(value) => batch.insert(key, value.as_ref()),
+                None => batch.remove(key),
+            }
+        }
+        self.db.apply_batch(batch).map_err(failed)?;
+        recent.clear();
+        Ok(())
+    }
+
+    /// Makes everything durable without the journal.
+    fn settle(&self, journal: &mut Journal) -> Result<(), StoreError> {
+        self.write()?;
+        self.db.flush().map_err(failed)?;
+        self.disk.sync().map_err(|error| failed(error.into()))?;
+        journal.begin_anew();
+        Ok(())
     }
 }
 
@@ -186,7 +249,7 @@ mod tests {
 
     fn put(sled: &Sled, keys: impl Iterator<Item = Vec<u8>>) {
         let row = |key: Vec<u8>| ((TableId(u8::MAX), Bytes::from(key)), Some(Bytes::from(vec![7; 300])));
-        sled.apply(keys.map(row).collect(), Sync::Now).unwrap();
+        sled.apply(1, keys.map(row).collect(), Sync::Now).unwrap();
     }
 
     /// All keys, backwards and in small pages.
@@ -240,16 +303,103 @@ mod tests {
         }
     }
 
+    /// A commit as the store makes them: each row in a table of the back end is of a commit of its own.
+    fn commit(sled: &Sled, number: u64, sync: Sync) {
+        let row = |table, key: &[u8], value: Vec<u8>| {
+            ((TableId(table), Bytes::copy_from_slice(key)), Some(Bytes::from(value)))
+        };
+        let count = number.to_be_bytes();
+        let writes = Writes::from([
+            row(0, b"commits", count.to_vec()),
+            row(1, &count, vec![7; 1000]),
+            row(2, b"last", count.to_vec()),
+        ]);
+        sled.apply(number, writes, sync).unwrap();
+    }
+
+    /// The numbers of the commits whose rows are there.
+    fn committed(sled: &Sled) -> Vec<u64> {
+        let (lower, upper, direction) = (Bound::Unbounded, Bound::Unbounded, Direction::Ascending);
+        let rows = sled.scan(&Scan { table: TableId(1), lower, upper, direction, limit: 10_000 }).unwrap();
+        let numbers: Vec<_> =
+            rows.iter().map(|(key, _)| u64::from_be_bytes(key.as_ref().try_into().unwrap())).collect();
+        let last = sled.read(TableId(2), &[Bytes::from_static(b"last")]).unwrap().remove(0);
+        assert_eq!(last.map(|last| last.to_vec()), numbers.last().map(|last| last.to_be_bytes().to_vec()));
+        numbers
+    }
+
+    /// What a crash leaves: the files without what sled has only in memory.
+    fn crashed(folder: &Path) -> tempfile::TempDir {
+        let left = tempfile::tempdir().unwrap();
+        std::fs::create_dir(left.path().join("blobs")).unwrap();
+        for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()) {
+            if entry.file_type().unwrap().is_file() {
+                std::fs::copy(entry.path(), left.path().join(entry.file_name())).unwrap();
+            }
+        }
+        left
+    }
+
+    #[test]
+    fn every_commit_is_there_after_a_crash_between_two_syncs_of_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let sled = Sled::open(folder.path(), 8 << 20).unwrap();
+        let mut redone = 0;
+        for number in 1..=150 {
+            commit(&sled, number, Sync::Now);
+            if number < 100 {
+                continue; // the journal is full once after this
+            }
+            let left = crashed(folder.path());
+            std::fs::remove_file(left.path().join("journal")).unwrap();
+            let without = Sled::open(left.path(), 8 << 20).unwrap();
+            redone += u64::from(committed(&without).len() < usize::try_from(number).unwrap());
+            let left = crashed(folder.path());
+            for _ in 0..2 {
+                let after = Sled::open(left.path(), 8 << 20).unwrap();
+                assert_eq!(committed(&after), (1..=number).collect::<Vec<_>>());
+            }
+        }
+        assert_eq!(redone, 50, "but for one, the last of 51 commits were in the journal only");
+    }
+
+    #[test]
+    fn a_synced_commit_makes_those_before_it_durable_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let sled = Sled::open(folder.path(), 8 << 20).unwrap();
+        for number in 1..=40 {
+            let sync = if number % 4 == 0 { Sync::Now } else { Sync::Later };
+            commit(&sled, number, sync);
+            if sync == Sync::Now {
+                let after = Sled::open(crashed(folder.path()).path(), 8 << 20).unwrap();
+                assert_eq!(committed(&after), (1..=number).collect::<Vec<_>>());
+            }
+        }
+    }
+
+    #[test]
+    fn a_journal_that_does_not_follow_the_log_is_damage() {
+        let (older, newer) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for (folder, count) in [(&older, 3), (&newer, 200)] {
+            let sled = Sled::open(folder.path(), 8 << 20).unwrap();
+            (1..=count).for_each(|number| commit(&sled, number, Sync::Now));
+        }
+        std::fs::copy(newer.path().join("journal"), older.path().join("journal")).unwrap();
+        let refused = Sled::open(older.path(), 8 << 20).err().unwrap();
+        assert!(matches!(refused, OpenError::Damaged { .. }), "{refused}");
+    }
+
     /// Rows so large that sled puts nodes into files of their own; commits so quick that the folder's time stands still.
     #[test]
-    fn large_nodes_are_synced_with_the_commit_that_wrote_them() {
+    fn large_nodes_are_synced_with_the_log_that_names_them() {
         let folder = tempfile::tempdir().unwrap();
         let sled = Sled::open(folder.path(), 8 << 20).unwrap();
         let blobs = || std::fs::read_dir(folder.path().join("blobs")).unwrap().count();
         for number in 0..60_u8 {
             let value = Bytes::from(vec![number; if number % 3 == 0 { 200_000 } else { 100 }]);
             let writes = Writes::from([((TableId(1), Bytes::copy_from_slice(&[number])), Some(value))]);
-            sled.apply(writes, Sync::Now).unwrap();
+            sled.apply(number.into(), writes, Sync::Now).unwrap();
+            sled.sync().unwrap();
             assert!(sled.disk.is_synced().unwrap(), "after commit {number}");
         }
         assert!(blobs() > 0, "no node was large enough for this test");
