@@ -197,6 +197,11 @@ tables! {
     /// overwritten.
     72 => PUBLIC_FACES: ShortRoomId => PublicFaceRecord;
 
+    /// What the filters of sliding sync ask of each room that a local user is in, as of one state.
+    ///
+    /// Key: room. Writer: whoever needs it and finds that the room's state is another one. Changes: overwritten.
+    73 => ROOM_FACTS: ShortRoomId => RoomFactsRecord;
+
     /// The events that relate to each event.
     ///
     /// Key: room, target, relation type, place in the timeline. Writer: `RoomActor`, in the same batch as `TIMELINE`.

@@ -533,6 +533,34 @@ async fn sliding_sync_is_advertised() {
 ///
 /// Prints how long that takes. `GANGLION_SLIDING_ROOMS=1000` makes a measurement of it.
 #[tokio::test]
+async fn filters_know_after_a_restart_what_a_room_is_now() {
+    let mut server = Server::start().await;
+    let alice = server.client("alice").await;
+    let first = alice.create_room(json!({})).await;
+    let second = alice.create_room(json!({})).await;
+    let space = alice.create_room(json!({ "creation_content": { "type": "m.space" } })).await;
+    let found = async |filters: Value| {
+        let answer = Connection::new(&alice).ask(&list([0, 9], &filters)).await;
+        sorted(ids(&answer)).into_iter().map(ToOwned::to_owned).collect::<Vec<_>>()
+    };
+    let rooms = |rooms: &[&String]| {
+        let mut rooms: Vec<String> = rooms.iter().map(|room| (*room).clone()).collect();
+        rooms.sort();
+        rooms
+    };
+    let of_type = |kind: &str| json!({ "room_types": [kind] });
+    assert_eq!(found(json!({ "is_encrypted": true })).await, rooms(&[]));
+    let encryption = json!({ "algorithm": "m.megolm.v1.aes-sha2" });
+    alice.set_state(&second, "m.room.encryption", "", &encryption).await.ok();
+    for _ in 0..2 {
+        server.restart().await;
+        assert_eq!(found(json!({ "is_encrypted": true })).await, rooms(&[&second]));
+        assert_eq!(found(json!({ "is_encrypted": false })).await, rooms(&[&first, &space]));
+        assert_eq!(found(of_type("m.space")).await, rooms(&[&space]));
+    }
+}
+
+#[tokio::test]
 async fn the_first_response_for_a_user_in_many_rooms() {
     let rooms = std::env::var("GANGLION_SLIDING_ROOMS").ok().and_then(|text| text.parse::<u64>().ok());
     let rooms = rooms.unwrap_or(40);

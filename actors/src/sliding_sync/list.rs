@@ -12,8 +12,8 @@ use engine::{
 use ruma::OwnedRoomId;
 use serde::Deserialize;
 use storage::{
-    StoreError,
-    schema::{self, RoomRecord, SlidingGenerationRecord},
+    Batch, StoreError,
+    schema::{self, RoomFactsRecord, RoomRecord, SlidingGenerationRecord},
 };
 
 use super::{
@@ -23,7 +23,7 @@ use super::{
     response::ListResult,
 };
 use crate::{
-    room::ReadError,
+    room::{ReadError, content_string},
     session::{RoomEntry, RoomFacts},
 };
 
@@ -220,7 +220,9 @@ impl Turn<'_> {
 
     async fn find_facts(&self, entries: &[&RoomEntry]) -> Result<Vec<RoomFacts>, SlidingError> {
         let store = &self.homeserver.room_shared().store;
-        let heads = store.storage().get_many(&schema::ROOMS, entries.iter().map(|entry| entry.room)).await?;
+        let rooms = || entries.iter().map(|entry| entry.room);
+        let heads = store.storage().get_many(&schema::ROOMS, rooms()).await?;
+        let kept = store.storage().get_many(&schema::ROOM_FACTS, rooms()).await?;
         let outside: Vec<_> =
             entries.iter().filter(|entry| !entry.is_joined()).map(|entry| entry.event).collect();
         let own: BTreeMap<_, _> = outside.iter().copied().zip(store.events(&outside).await?).collect();
@@ -230,11 +232,46 @@ impl Turn<'_> {
             None => head.map(|head| head.root).unwrap_or_default(),
         };
         let roots: Vec<StateRoot> = entries.iter().zip(heads).map(root).collect();
+        let kept: Vec<_> =
+            kept.into_iter().zip(&roots).map(|(kept, root)| kept.filter(|kept| kept.root == *root)).collect();
+        let lacking: Vec<_> =
+            roots.iter().zip(&kept).filter(|(_, kept)| kept.is_none()).map(|(root, _)| *root).collect();
+        let mut read = self.facts_of(&lacking).await?.into_iter();
+        let (mut all, mut fresh) = (Vec::with_capacity(entries.len()), Batch::new());
+        for (entry, kept) in entries.iter().zip(kept) {
+            let is_kept = kept.is_some();
+            let found = kept.or_else(|| read.next().flatten());
+            if let Some(found) = found.as_ref().filter(|_| !is_kept && entry.is_joined()) {
+                fresh.put(&schema::ROOM_FACTS, &entry.room, found);
+            }
+            let is_known = found.is_some();
+            let RoomFactsRecord { room_type, is_encrypted, .. } = found.unwrap_or_default();
+            let own = own.get(&entry.event);
+            let is_expelled = own.is_some_and(|own| *own.pdu.sender() != *self.session.user_id());
+            let (room, event, as_of) = (entry.room, entry.event, entry.activity);
+            let mut facts = RoomFacts { room, event, as_of, room_type, is_encrypted, is_expelled };
+            if let Some(own) = own
+                && !is_known
+                && ["invite", "knock"].contains(&entry.membership.as_str())
+            {
+                self.add_foreign_facts(&mut facts, own.pdu.room_id()).await?;
+            }
+            all.push(facts);
+        }
+        if !fresh.is_empty() {
+            store.storage().submit(fresh, None, |_| {}); // what is not kept is read again
+        }
+        Ok(all)
+    }
+
+    /// What filters ask of rooms with these states; none of a room of which no state is known.
+    async fn facts_of(&self, roots: &[StateRoot]) -> Result<Vec<Option<RoomFactsRecord>>, SlidingError> {
+        let store = &self.homeserver.room_shared().store;
         let found = store
             .with_nodes(|nodes| {
                 let mut missing = Vec::new();
                 let mut found = Vec::with_capacity(roots.len());
-                for root in &roots {
+                for root in roots {
                     let create = state::get(nodes, *root, "m.room.create", "");
                     let encryption = state::get(nodes, *root, "m.room.encryption", "");
                     match (create, encryption) {
@@ -250,26 +287,12 @@ impl Turn<'_> {
             .await?;
         let creates: Vec<_> = found.iter().filter_map(|(create, _)| *create).collect();
         let mut creates = store.events(&creates).await?.into_iter();
-        let mut all = Vec::with_capacity(entries.len());
-        for (entry, (create, is_encrypted)) in entries.iter().zip(found) {
-            let create = create.and_then(|_| creates.next());
-            let own = own.get(&entry.event);
-            let mut facts = RoomFacts {
-                room: entry.room,
-                event: entry.event,
-                as_of: entry.activity,
-                room_type: create.as_ref().and_then(|event| crate::room::content_string(&event.pdu, "type")),
-                is_encrypted,
-                is_expelled: own.is_some_and(|own| *own.pdu.sender() != *self.session.user_id()),
-            };
-            if let Some(own) =
-                own.filter(|_| create.is_none() && ["invite", "knock"].contains(&entry.membership.as_str()))
-            {
-                self.add_foreign_facts(&mut facts, own.pdu.room_id()).await?;
-            }
-            all.push(facts);
-        }
-        Ok(all)
+        let facts = roots.iter().zip(found).map(|(root, (create, is_encrypted))| {
+            let create = create.and_then(|_| creates.next())?;
+            let room_type = content_string(&create.pdu, "type");
+            Some(RoomFactsRecord { root: *root, room_type, is_encrypted })
+        });
+        Ok(facts.collect())
     }
 
     /// What the stripped state of a room of other servers tells.

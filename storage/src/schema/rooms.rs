@@ -158,6 +158,21 @@ impl Record for PublicFaceRecord {
     const VERSION: u8 = 1;
 }
 
+/// What the filters of sliding sync ask of a room, by one of its states.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoomFactsRecord {
+    /// The state.
+    pub root: StateRoot,
+    /// The type of its create event.
+    pub room_type: Option<String>,
+    /// Whether it is encrypted.
+    pub is_encrypted: bool,
+}
+
+impl Record for RoomFactsRecord {
+    const VERSION: u8 = 1;
+}
+
 /// How far a room's members are known to the user directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DirectoryRoomRecord {

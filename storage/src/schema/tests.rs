@@ -199,6 +199,11 @@ fn media_rows() -> Vec<String> {
 }
 
 fn room_rows() -> Vec<String> {
+    let facts = RoomFactsRecord {
+        root: StateRoot::default(),
+        room_type: Some("m.space".to_owned()),
+        is_encrypted: true,
+    };
     let face = PublicFaceRecord {
         root: StateRoot::default(),
         name: Some("tea".to_owned()),
@@ -247,6 +252,7 @@ fn room_rows() -> Vec<String> {
         row(&EFFECTS, &("profile".to_owned(), "@alice:example.org".to_owned()), &Position(5)),
         row(&ERASED_USERS, &alice(), &Position(5)),
         row(&PUBLIC_FACES, &ROOM, &face),
+        row(&ROOM_FACTS, &ROOM, &facts),
         row(&RELATIONS, &(ROOM, event_id.clone(), "m.thread".to_owned(), INDEX), &relation_record()),
         row(&ANNOTATIONS, &(ROOM, event_id.clone(), alice(), [3; 32]), &EVENT),
         row(&THREADS, &(ROOM, INDEX), &event_id),
