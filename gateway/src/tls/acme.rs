@@ -153,7 +153,7 @@ impl Acme {
     async fn obtain(&self) -> anyhow::Result<()> {
         let domains = &self.settings.domains;
         ensure!(!domains.is_empty(), "tls.acme.domains names no domain");
-        let account = self.account().await.context("the authority does not know this server")?;
+        let account = self.account().await.context("no account with the authority")?;
         let identifiers: Vec<_> = domains.iter().cloned().map(Identifier::Dns).collect();
         let mut order = match account.new_order(&NewOrder::new(&identifiers)).await {
             Err(error) if is_unknown_account(&error) => {
