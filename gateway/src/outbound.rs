@@ -78,6 +78,11 @@ pub struct Outbound {
     answered: DashMap<OwnedServerName, Instant>,
 }
 
+/// Bytes of one answer, and of all answers on one connection, that may be on the way before they are read: what a file
+/// takes in memory while it is fetched, and how fast it comes from far away.
+const STREAM_WINDOW: u32 = 512 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+
 /// Servers whose last answer is remembered.
 const ANSWERED_MAX: usize = 20_000;
 
@@ -109,6 +114,8 @@ impl Outbound {
                 .user_agent(concat!("Ganglion/", env!("CARGO_PKG_VERSION")))
                 .connect_timeout(CONNECT_TIMEOUT)
                 .pool_idle_timeout(IDLE_TIMEOUT)
+                .http2_initial_stream_window_size(STREAM_WINDOW)
+                .http2_initial_connection_window_size(CONNECTION_WINDOW)
                 .tls_certs_merge(roots.clone())
         };
         let plain = || builder().redirect(reqwest::redirect::Policy::none());
