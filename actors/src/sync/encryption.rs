@@ -134,14 +134,14 @@ impl Homeserver {
     ) -> Result<(), RoomError> {
         let before = TimelineIndex::from(since);
         if entry.is_joined() {
-            if Position::from(entry.since) > since {
+            let is_new = Position::from(entry.since) > since;
+            if is_new || session.view().state_changed(room_id, since) {
                 let room = self.room(room_id).await?;
-                let root = room.snapshot().head.root;
-                neighbors.came.extend(joined(&room, StateRoot::default(), root).await?.0);
-            } else if session.view().state_changed(room_id, since) {
-                let room = self.room(room_id).await?;
-                let (from, to) = (room.root_at(before).await?, room.snapshot().head.root);
-                let (came, went) = joined(&room, from, to).await?;
+                let head = &room.snapshot().head;
+                // The members of a room that lacked them are there from the user's join on, but nobody was told of them.
+                let is_whole = is_new || head.completed > since;
+                let from = if is_whole { StateRoot::default() } else { room.root_at(before).await? };
+                let (came, went) = joined(&room, from, head.root).await?;
                 neighbors.came.extend(came);
                 neighbors.went.extend(went);
             }
