@@ -30,6 +30,9 @@ const ANSWER_MAX: Duration = Duration::from_secs(120);
 /// How long one that does may take: ten servers are asked in turn, each for three minutes at most, twice.
 const REMOTE_ANSWER_MAX: Duration = Duration::from_secs(3700);
 
+/// The device of those who register.
+const DEVICE: &str = "D";
+
 /// The pause before a request that could not be made is made again.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -98,7 +101,7 @@ impl Client {
     /// Registers a user with a host that is up.
     pub async fn register(host: &Arc<Host>, name: &str, shared: Shared<'_>) -> anyhow::Result<Arc<Self>> {
         let client = Self::new(host, name, shared)?;
-        let body = json!({ "username": name, "auth": { "type": "m.login.dummy" }, "device_id": "D" });
+        let body = json!({ "username": name, "auth": { "type": "m.login.dummy" }, "device_id": DEVICE });
         let answer = client.call(Method::POST, "/_matrix/client/v3/register", Some(body)).await?;
         answer["access_token"].as_str().unwrap_or_default().clone_into(&mut client.token.lock());
         Ok(Arc::new(client))
@@ -259,6 +262,40 @@ impl Client {
             }
         };
         self.call(method, &path, Some(body)).await.map(drop)
+    }
+
+    /// Sends a numbered message to a user's device; one whose answer was lost is sent again.
+    pub async fn tell(&self, other: &Self) -> Result<(), CallError> {
+        let number = self.txns.fetch_add(1, Ordering::Relaxed);
+        let path = format!("/_matrix/client/v3/sendToDevice/m.sim/t{number}");
+        let body = json!({ "messages": { other.user_id.as_str(): { DEVICE: { "number": number } } } });
+        self.persist(Method::PUT, &path, Some(body)).await?;
+        self.ledger.tell(&self.user_id, &other.user_id, number);
+        Ok(())
+    }
+
+    /// Gives the device new keys.
+    pub async fn upload_keys(&self, version: u64) -> Result<(), CallError> {
+        let key = format!("ed25519:{DEVICE}");
+        let keys = json!({
+            "user_id": self.user_id,
+            "device_id": DEVICE,
+            "algorithms": ["m.olm.v1.curve25519-aes-sha2"],
+            "keys": { key: format!("version{version}") },
+            "signatures": {},
+        });
+        let body = json!({ "device_keys": keys });
+        self.persist(Method::POST, "/_matrix/client/v3/keys/upload", Some(body)).await.map(drop)
+    }
+
+    /// The keys of a user's device as this one's server gives them; null if it has none.
+    pub async fn keys_of(&self, user: &ruma::UserId) -> Result<Value, CallError> {
+        let body = json!({ "device_keys": { user.as_str(): [] } });
+        let answer = self.call(Method::POST, "/_matrix/client/v3/keys/query", Some(body)).await?;
+        if answer["failures"].as_object().is_some_and(|failures| !failures.is_empty()) {
+            return Err(CallError::Lost);
+        }
+        Ok(answer["device_keys"][user.as_str()][DEVICE]["keys"].clone())
     }
 
     fn acknowledged(&self, room: &RoomId, answer: &Value) -> OwnedEventId {

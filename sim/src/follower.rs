@@ -2,13 +2,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use http::Method;
 use parking_lot::Mutex;
-use ruma::{OwnedEventId, OwnedRoomId};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, UserId};
 use serde_json::Value;
 
 use crate::{
@@ -19,10 +22,14 @@ use crate::{
 /// The pause after a request that failed.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// How long the server may wait for news.
+const TIMEOUT_MS: u64 = 30_000;
+
 /// A client that follows its rooms with `/sync`.
 pub struct Follower {
     /// Who follows.
     pub client: Arc<Client>,
+    tracks_devices: AtomicBool,
     log: Mutex<Log>,
 }
 
@@ -31,6 +38,12 @@ pub struct Follower {
 struct Log {
     since: Option<String>,
     rooms: BTreeMap<OwnedRoomId, RoomLog>,
+    /// Messages to the device, in order: their senders and numbers.
+    messages: Vec<(String, u64)>,
+    /// Users whose devices have changed since they were last asked for.
+    stale: BTreeSet<OwnedUserId>,
+    /// The keys of users' devices, as they were when they were last asked for.
+    devices: BTreeMap<OwnedUserId, Value>,
 }
 
 /// What a follower was told of one room.
@@ -50,11 +63,15 @@ pub struct RoomLog {
 impl Follower {
     /// Starts to follow.
     pub fn start(client: &Arc<Client>, verdict: &Arc<Verdict>) -> Arc<Self> {
-        let follower = Arc::new(Self { client: client.clone(), log: Mutex::default() });
+        let follower = Arc::new(Self {
+            client: client.clone(),
+            tracks_devices: AtomicBool::new(false),
+            log: Mutex::default(),
+        });
         let (own, verdict) = (follower.clone(), verdict.clone());
         tokio::spawn(async move {
             while !verdict.is_over() {
-                if own.look(30_000, &verdict).await.is_err() {
+                if own.look(&verdict).await.is_err() {
                     tokio::time::sleep(PAUSE).await;
                 }
             }
@@ -67,19 +84,71 @@ impl Follower {
         self.log.lock().rooms.clone()
     }
 
-    async fn look(&self, timeout_ms: u64, verdict: &Verdict) -> Result<(), CallError> {
+    /// Has the client ask for the keys of devices whenever it is told that they changed.
+    pub fn track_devices(&self) {
+        self.tracks_devices.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it does so.
+    pub fn tracks_devices(&self) -> bool {
+        self.tracks_devices.load(Ordering::Relaxed)
+    }
+
+    /// The messages to the device that came so far: their senders and numbers.
+    pub fn messages(&self) -> Vec<(String, u64)> {
+        self.log.lock().messages.clone()
+    }
+
+    /// The keys of a user's devices, as the client knows them.
+    pub fn devices_of(&self, user: &UserId) -> Option<Value> {
+        self.log.lock().devices.get(user).cloned()
+    }
+
+    async fn look(&self, verdict: &Verdict) -> Result<(), CallError> {
+        self.look_at_devices().await?;
         let since = self.log.lock().since.clone();
         let since = since.map_or_else(String::new, |since| format!("&since={since}"));
-        let path = format!("/_matrix/client/v3/sync?timeout={timeout_ms}{since}");
+        let path = format!("/_matrix/client/v3/sync?timeout={TIMEOUT_MS}{since}");
         let answer = self.client.call(Method::GET, &path, None).await?;
+        if let Err(wrong) = self.log.lock().take_messages(&answer) {
+            verdict.fail("devices_told", format!("{} {wrong}", self.client.user_id));
+        }
         if let Err(wrong) = self.log.lock().take(&answer) {
             verdict.fail("sync_in_order", format!("{} {wrong}: {}", self.client.user_id, answer["rooms"]));
+        }
+        Ok(())
+    }
+
+    async fn look_at_devices(&self) -> Result<(), CallError> {
+        let stale = std::mem::take(&mut self.log.lock().stale);
+        for user in stale.iter().filter(|_| self.tracks_devices()) {
+            match self.client.keys_of(user).await {
+                Ok(keys) => drop(self.log.lock().devices.insert(user.clone(), keys)),
+                Err(error) => {
+                    self.log.lock().stale.extend(stale);
+                    return Err(error);
+                }
+            }
         }
         Ok(())
     }
 }
 
 impl Log {
+    fn take_messages(&mut self, answer: &Value) -> Result<(), String> {
+        for message in answer["to_device"]["events"].as_array().into_iter().flatten() {
+            let from = message["sender"].as_str().unwrap_or_default();
+            let number = message["content"]["number"].as_u64().ok_or("gets a message without a number")?;
+            if self.messages.iter().any(|(other, earlier)| other == from && *earlier >= number) {
+                return Err(format!("gets message {number} of {from} twice, or after a later one"));
+            }
+            self.messages.push((from.to_owned(), number));
+        }
+        let changed = answer["device_lists"]["changed"].as_array().into_iter().flatten();
+        self.stale.extend(changed.filter_map(|user| UserId::parse(user.as_str()?).ok()));
+        Ok(())
+    }
+
     fn take(&mut self, answer: &Value) -> Result<(), String> {
         let next = answer["next_batch"].as_str().ok_or("gets no token")?;
         self.since = Some(next.to_owned());

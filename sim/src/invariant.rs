@@ -3,11 +3,14 @@
 mod acknowledged;
 mod agreement;
 mod banned;
+mod devices;
 mod forged;
 mod history;
 mod limits;
 mod queues;
 mod redacted;
+mod resolved;
+mod sent_once;
 mod sync_order;
 mod sync_state;
 
@@ -16,7 +19,7 @@ use std::time::Duration;
 use anyhow::Result;
 use futures_util::future::{BoxFuture, ready};
 use parking_lot::Mutex;
-use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, ServerName};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
 use tokio::sync::Notify;
 
 pub use self::history::{History, Side};
@@ -90,22 +93,39 @@ pub struct Acknowledged {
 
 /// What was acknowledged to clients, and what must never be accepted.
 #[derive(Default)]
-pub struct Ledger(Mutex<Vec<Acknowledged>>, Mutex<Vec<OwnedEventId>>);
+pub struct Ledger {
+    acknowledged: Mutex<Vec<Acknowledged>>,
+    forbidden: Mutex<Vec<OwnedEventId>>,
+    told: Mutex<Vec<Told>>,
+}
+
+/// A message to a device that was acknowledged: who sent it, to whom, and its number.
+pub type Told = (OwnedUserId, OwnedUserId, u64);
 
 impl Ledger {
+    /// Notes an acknowledged message to a device.
+    pub fn tell(&self, from: &UserId, to: &UserId, number: u64) {
+        self.told.lock().push((from.to_owned(), to.to_owned(), number));
+    }
+
+    /// All acknowledged messages to devices.
+    pub fn told(&self) -> Vec<Told> {
+        self.told.lock().clone()
+    }
+
     /// Notes events that no server may accept.
     pub fn forbid(&self, events: Vec<OwnedEventId>) {
-        self.1.lock().extend(events);
+        self.forbidden.lock().extend(events);
     }
 
     /// The events that no server may accept.
     pub fn forbidden(&self) -> Vec<OwnedEventId> {
-        self.1.lock().clone()
+        self.forbidden.lock().clone()
     }
 
     /// Notes an acknowledged event.
     pub fn acknowledge(&self, host: &ServerName, room: &RoomId, event: &ruma::EventId) {
-        self.0.lock().push(Acknowledged {
+        self.acknowledged.lock().push(Acknowledged {
             host: host.to_owned(),
             room: room.to_owned(),
             event: event.to_owned(),
@@ -114,7 +134,7 @@ impl Ledger {
 
     /// All that was acknowledged.
     pub fn all(&self) -> Vec<Acknowledged> {
-        self.0.lock().clone()
+        self.acknowledged.lock().clone()
     }
 }
 
@@ -122,30 +142,41 @@ impl Ledger {
 type Rule = for<'a> fn(&'a World, &'a [History]) -> BoxFuture<'a, Result<Option<String>>>;
 
 /// The invariants at rest, by name.
-const AT_REST: [(&str, Rule); 10] = [
+const AT_REST: [(&str, Rule); 14] = [
     ("queues_drain", |world, _| Box::pin(queues::drained(world))),
     ("same_state", |_, histories| Box::pin(ready(Ok(agreement::same_state(histories))))),
+    ("as_specified", |_, histories| Box::pin(resolved::as_specified(histories))),
     ("same_events", |_, histories| Box::pin(ready(Ok(agreement::same_events(histories))))),
     ("nothing_lost", |world, histories| Box::pin(acknowledged::kept(world, histories))),
+    ("sent_once", |_, histories| Box::pin(ready(Ok(sent_once::once(histories))))),
     ("forgeries_fail", |world, histories| Box::pin(forged::refused(world, histories))),
     ("bans_hold", |_, histories| Box::pin(banned::silent(histories))),
     ("redactions_apply", |_, histories| Box::pin(ready(Ok(redacted::agreed(histories))))),
     ("sync_in_order", |world, _| Box::pin(sync_order::follows_timeline(world))),
     ("sync_state", |world, histories| Box::pin(sync_state::is_told(world, histories))),
+    ("devices_told", |world, _| Box::pin(ready(Ok(devices::told(world))))),
+    ("devices_known", |world, histories| Box::pin(devices::known(world, histories))),
     ("within_limits", |world, _| Box::pin(ready(Ok(limits::kept(world))))),
 ];
 
 /// The names of all invariants, with what they say.
-pub const NAMES: [(&str, &str); 13] = [
+pub const NAMES: [(&str, &str); 17] = [
     ("queues_drain", "after healing all durable queues run empty, and no request stays under way"),
     ("same_state", "all servers in a room have the same state of it"),
+    ("as_specified", "after a fork the state is what another implementation of state resolution makes of it"),
     ("same_events", "all servers in a room know the same events, and refuse the same ones"),
     ("nothing_lost", "what was acknowledged to a client is still there"),
+    ("sent_once", "what a client sends again under the same transaction ID is one event"),
     ("forgeries_fail", "no server accepts what a hostile peer forged"),
-    ("bans_hold", "no accepted event is of somebody who was not in the room before it, or when it came"),
+    (
+        "bans_hold",
+        "no accepted event is of somebody who was not in the room before it, or when it came, or joins while banned",
+    ),
     ("redactions_apply", "what an accepted redaction takes back is redacted, on all servers or on none"),
     ("sync_in_order", "/sync tells of each event once, in the order of the timeline, and leaves none out"),
     ("sync_state", "what /sync told a member of a room makes the room's state"),
+    ("devices_told", "messages to devices arrive, each once and in order"),
+    ("devices_known", "who shares a room knows the keys of each other's devices"),
     ("within_limits", "connections and memory stay within their budgets"),
     ("answers", "each request is answered, and not with an internal error"),
     ("no_crash", "no task panics and no actor crashes, unless its disk fails"),

@@ -29,7 +29,7 @@ pub struct Scenario {
 pub type Play = fn(&World) -> BoxFuture<'_, Result<()>>;
 
 /// All scenarios.
-pub const ALL: [Scenario; 12] = [
+pub const ALL: [Scenario; 13] = [
     Scenario {
         name: "chat",
         about: "a user on each host talks in one room; hosts and network fail",
@@ -125,6 +125,14 @@ pub const ALL: [Scenario; 12] = [
         servers: (2, 4),
         lasts: Duration::from_secs(60),
         play: |world| Box::pin(rooms::redactions(world)),
+    },
+    Scenario {
+        name: "devices",
+        about: "users write to each other's devices, which get new keys; hosts and network fail",
+        profile: Profile::Everything,
+        servers: (2, 4),
+        lasts: Duration::from_secs(60),
+        play: |world| Box::pin(rooms::devices(world)),
     },
 ];
 

@@ -1,6 +1,7 @@
 //! What users do while the faults happen.
 
 pub mod chat;
+pub mod devices;
 pub mod members;
 pub mod noise;
 pub mod powers;

@@ -1,5 +1,5 @@
-//! No accepted event is of somebody who, by the state before it, was not in the room; and none that came in its place
-//! is of somebody who by then was out of the room: such an event is to be soft-failed.
+//! No accepted event is of somebody who, by the state before it, was not in the room, and nobody joins while banned; and
+//! none that came in its place is of somebody who by then was out of the room: such an event is to be soft-failed.
 //!
 //! Written without the engine's authorization rules, so that a mistake in them shows.
 
@@ -21,11 +21,14 @@ pub(super) async fn silent(histories: &[History]) -> Result<Option<String>> {
         for side in sides {
             for (id, event) in side.with_standing(Standing::Accepted) {
                 let pdu = &event.pdu;
-                if ["m.room.create", "m.room.member"].contains(&pdu.kind()) {
-                    continue;
-                }
+                let is_allowed: fn(&str) -> bool = match pdu.kind() {
+                    "m.room.create" => continue,
+                    // Whoever is banned may do nothing, and whoever is not may at least join or leave.
+                    "m.room.member" => |membership| membership != "ban",
+                    _ => |membership| membership == "join",
+                };
                 let membership = membership(side, event.before, pdu.sender()).await?;
-                if membership != "join" {
+                if !is_allowed(&membership) {
                     let (host, sender) = (&side.host, pdu.sender());
                     return Ok(Some(format!(
                         "{room}: {host} accepted {id} of {sender}, whose membership was {membership}"

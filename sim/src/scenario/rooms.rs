@@ -8,7 +8,9 @@ use serde_json::json;
 use crate::{
     fault::Kind,
     hostile::{ATTACKS, Mallory},
-    workload::{chat, may_refuse, members, noise as noises, pause, powers, redactions as regrets},
+    workload::{
+        chat, devices as hardware, may_refuse, members, noise as noises, pause, powers, redactions as regrets,
+    },
     world::World,
 };
 
@@ -170,4 +172,22 @@ pub(super) async fn redactions(world: &World) -> Result<()> {
     let users = world.users("user").await?;
     let room = world.public_room(&users).await?;
     world.under_faults(regrets::regret(world, &room, &users, 4000)).await
+}
+
+pub(super) async fn devices(world: &World) -> Result<()> {
+    let users = world.users("user").await?;
+    world.followers().iter().for_each(|follower| follower.track_devices());
+    let room = world.public_room(&users).await?;
+    for user in &users {
+        user.upload_keys(0).await?;
+    }
+    world.settle().await?;
+    // Whoever is away is told of nothing, and has to look at everybody's devices again on coming back.
+    let (first, last) = (&users[0], &users[users.len() - 1]);
+    last.membership(&room, "leave", None).await?;
+    world.settle().await?;
+    first.upload_keys(1).await?;
+    last.join(&room, first.host.name.as_str()).await?;
+    world.settle().await?;
+    world.under_faults(hardware::use_devices(world, &users, 4000)).await
 }
