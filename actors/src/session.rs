@@ -31,7 +31,7 @@ mod profile;
 mod push_rules;
 mod pushers;
 mod sliding;
-mod tags;
+pub(crate) mod tags;
 #[cfg(test)]
 mod tests;
 mod token;

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json, value::RawValue};
 use super::SessionError;
 
 /// The type of the account data that holds a room's tags.
-pub(super) const KIND: &str = "m.tag";
+pub(crate) const KIND: &str = "m.tag";
 
 /// Tags that one room may have.
 const TAGS_MAX: usize = 1000;

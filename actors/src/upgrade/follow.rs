@@ -14,11 +14,8 @@ use serde_json::{Map, Value, value::to_raw_value};
 use crate::{
     homeserver::Homeserver,
     room::{RoomError, content_string},
-    session::{SessionError, SessionHandle},
+    session::{SessionError, SessionHandle, tags},
 };
-
-/// The account data with a room's tags.
-const TAGS: &str = "m.tag";
 
 impl Homeserver {
     /// Copies tags, push rules and the mark of a direct chat from the room that another one replaces.
@@ -68,10 +65,10 @@ impl Homeserver {
     async fn take_along(&self, user_id: &UserId, old: &RoomId, new: &RoomId) -> Result<(), SessionError> {
         let session = self.session(user_id).await?;
         let data = session.data();
-        if let Some(tags) = data.account_data(Some(old), TAGS)
-            && data.account_data(Some(new), TAGS).is_none()
+        if let Some(tags) = data.account_data(Some(old), tags::KIND)
+            && data.account_data(Some(new), tags::KIND).is_none()
         {
-            session.set_account_data(Some(new.to_owned()), TAGS.to_owned(), tags.to_owned()).await?;
+            session.set_account_data(Some(new.to_owned()), tags::KIND.to_owned(), tags.to_owned()).await?;
         }
         let kind = GlobalAccountDataEventType::Direct.to_string();
         let direct =
