@@ -21,6 +21,7 @@ pub mod membership;
 pub mod merge;
 pub mod partial;
 pub mod receive;
+mod redaction;
 pub mod relation;
 pub mod reset;
 

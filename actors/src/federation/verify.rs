@@ -123,21 +123,27 @@ impl From<Unverifiable> for RoomError {
 }
 
 impl Homeserver {
-    /// Parses events and checks their signatures and hashes; what is no event at all is left out.
+    /// Parses events and checks their signatures and hashes; what has no event ID is left out.
     pub(super) async fn verify(
         &self,
         events: &[Box<RawValue>],
         rules: &'static RoomVersion,
     ) -> Vec<(OwnedEventId, Result<Pdu, Unverifiable>)> {
-        let parse = |json: &RawValue| {
-            let parsed = Unverified::parse(json, rules);
-            parsed.inspect_err(|error| tracing::debug!(%error, "received something that is no event")).ok()
-        };
         let mut parsed = Vec::with_capacity(events.len());
+        let mut checked = Vec::with_capacity(events.len());
         for some in events.chunks(CHUNK) {
-            parsed.extend(computing(some.len(), || {
-                some.iter().filter_map(|json| parse(json)).collect::<Vec<_>>()
-            }));
+            let parse = |json: &RawValue| Unverified::parse(json, rules);
+            let results = computing(some.len(), || some.iter().map(|json| parse(json)).collect::<Vec<_>>());
+            for (json, result) in some.iter().zip(results) {
+                match result {
+                    Ok(event) => parsed.push(event),
+                    Err(error) => {
+                        tracing::debug!(%error, "received something that is no event");
+                        let id = Pdu::id_of(json.get().as_bytes(), rules);
+                        checked.extend(id.map(|id| (id, Err(error.into()))));
+                    }
+                }
+            }
             tokio::task::yield_now().await;
         }
         let mut wanted = WantedKeys::new();
@@ -146,7 +152,6 @@ impl Homeserver {
         }
         let keys = self.find_keys(&wanted).await;
         let check = |event: Unverified| (event.pdu.event_id().clone(), event.verify(&keys, rules));
-        let mut checked = Vec::with_capacity(parsed.len());
         let mut parsed = parsed.into_iter().peekable();
         while parsed.peek().is_some() {
             let some: Vec<_> = parsed.by_ref().take(CHUNK).collect();

@@ -145,8 +145,13 @@ impl ActiveRoom {
         change.hidden.remove(&event.short);
         change.head.tips = tips;
         let floor = change.head.latest;
-        self.append_placed(change, &event, ticket).await?;
+        if event.index.is_some() {
+            self.append_placed(change, &event, ticket).await?;
+        } else {
+            self.keep_hidden(change, &event, ticket);
+        }
         if !placement.missing.is_empty() {
+            change.head.latest = index;
             self.open_gap(change, index, GapRecord { missing: placement.missing, floor, origin });
         }
         Ok(event)
@@ -183,12 +188,34 @@ impl ActiveRoom {
     ) -> ShortEventId {
         let ticket = self.shared.store.storage().reserve(1);
         let event = Arc::new(placement.event(self.room, pdu, standing, ShortEventId(ticket.last().0)));
-        let short = event.short;
-        self.store_event(change, &event);
-        change.hidden_ids.insert(event.pdu.event_id().clone(), short);
-        change.hidden.insert(short, event);
+        self.keep_hidden(change, &event, ticket);
+        event.short
+    }
+
+    /// Stores an event that has no place in the timeline.
+    fn keep_hidden(&self, change: &mut Change, event: &Arc<StoredEvent>, ticket: Ticket) {
+        self.store_event(change, event);
+        change.hidden_ids.insert(event.pdu.event_id().clone(), event.short);
+        change.hidden.insert(event.short, event.clone());
         change.tickets.push(ticket);
-        short
+    }
+
+    /// Gives an event that is part of the graph a place at the end of the timeline.
+    pub(super) async fn show(
+        &self,
+        change: &mut Change,
+        event: &StoredEvent,
+    ) -> Result<Arc<StoredEvent>, RoomError> {
+        let ticket = self.shared.store.storage().reserve(1);
+        let index = Some(TimelineIndex::from(ticket.last()));
+        let event = Arc::new(StoredEvent { index, after: change.head.root, ..event.clone() });
+        change.hidden.remove(&event.short);
+        change.replaced.retain(|held| held.short != event.short);
+        if let Some(tip) = change.head.tips.iter_mut().find(|tip| tip.short == event.short) {
+            *tip = event.clone();
+        }
+        self.append_placed(change, &event, ticket).await?;
+        Ok(event)
     }
 
     /// Notes what is missing before a soft-failed event: others may accept it, and refer to it.

@@ -8,6 +8,7 @@ use engine::{
     auth,
     pdu::{self, Pdu},
 };
+use ruma::EventId;
 use storage::schema;
 
 use super::{ActiveRoom, RoomError, StoredEvent, change::Change};
@@ -58,7 +59,7 @@ impl ActiveRoom {
         Ok(())
     }
 
-    /// Applies a redaction to its target, or to an event the redaction that came before it.
+    /// Applies a redaction to its target, or to an event the redaction that came before it, which clients see then.
     pub(super) async fn apply_redactions(
         &self,
         change: &mut Change,
@@ -66,33 +67,54 @@ impl ActiveRoom {
     ) -> Result<(), RoomError> {
         if event.pdu.kind() == "m.room.redaction" {
             let Some(target_id) = event.pdu.redacts() else { return Ok(()) };
-            if let Some(target) = self.known_event(change, target_id).await? {
-                return self.redact_if_allowed(change, &target, event).await;
-            }
-            let key = (self.room, target_id.to_owned());
-            change.batch.put(&schema::EARLY_REDACTIONS, &key, &event.short);
-            return Ok(());
+            return match self.known_event(change, target_id).await? {
+                Some(target) if self.applies(change, event, &target).await? => {
+                    self.redact(change, &target, event).await
+                }
+                Some(_) => Ok(()),
+                None => self.note_early(change, target_id, event).await,
+            };
         }
         let key = (self.room, event.pdu.event_id().clone());
         let early = self.shared.store.storage().get(&schema::EARLY_REDACTIONS, &key).await?;
         if let Some(short) = early {
             let redaction = self.event(change, short).await?;
             change.batch.delete(&schema::EARLY_REDACTIONS, &key);
-            self.redact_if_allowed(change, event, &redaction).await?;
+            if self.applies(change, &redaction, event).await? {
+                self.redact(change, event, &redaction).await?;
+                if redaction.index.is_none() {
+                    self.show(change, &redaction).await?;
+                }
+            }
         }
         Ok(())
     }
 
-    async fn redact_if_allowed(
+    /// Remembers a redaction until its target is there. Of several that one counts whose sender may redact whatever the
+    /// target is, so that nobody can take its place.
+    async fn note_early(
         &self,
         change: &mut Change,
-        target: &Arc<StoredEvent>,
-        redaction: &Arc<StoredEvent>,
+        target_id: &EventId,
+        redaction: &StoredEvent,
     ) -> Result<(), RoomError> {
-        let Some(powers) = self.powers(change).await? else { return Ok(()) };
-        if auth::redaction_applies(&redaction.pdu, &target.pdu, &powers) {
-            self.redact(change, target, redaction).await?;
+        let key = (self.room, target_id.to_owned());
+        let held = self.shared.store.storage().get(&schema::EARLY_REDACTIONS, &key).await?;
+        let powers = self.powers(change).await?;
+        let may_redact = powers.is_some_and(|powers| powers.may_redact(redaction.pdu.sender()));
+        if held.is_none() || may_redact {
+            change.batch.put(&schema::EARLY_REDACTIONS, &key, &redaction.short);
         }
         Ok(())
+    }
+
+    async fn applies(
+        &self,
+        change: &Change,
+        redaction: &StoredEvent,
+        target: &StoredEvent,
+    ) -> Result<bool, RoomError> {
+        let powers = self.powers(change).await?;
+        Ok(powers.is_some_and(|powers| auth::redaction_applies(&redaction.pdu, &target.pdu, &powers)))
     }
 }

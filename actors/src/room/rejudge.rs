@@ -152,16 +152,8 @@ impl ActiveRoom {
     /// Gives events that were refused a place at the end of the timeline.
     async fn place(&self, change: &mut Change, came: &[ShortEventId]) -> Result<(), RoomError> {
         for short in came {
-            let ticket = self.shared.store.storage().reserve(1);
-            let index = TimelineIndex::from(ticket.last());
             let judged = self.event(change, *short).await?;
-            let event =
-                Arc::new(StoredEvent { index: Some(index), after: change.head.root, ..(*judged).clone() });
-            change.replaced.retain(|held| held.short != *short);
-            if let Some(tip) = change.head.tips.iter_mut().find(|tip| tip.short == *short) {
-                *tip = event.clone();
-            }
-            self.append_placed(change, &event, ticket).await?;
+            let event = self.show(change, &judged).await?;
             self.apply_redactions(change, &event).await?;
         }
         Ok(())

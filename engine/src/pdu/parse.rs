@@ -85,6 +85,12 @@ impl Pdu {
         Self::from_object(&object, version)
     }
 
+    /// The ID of what may be no event by its format or its size.
+    pub fn id_of(json: &[u8], version: &RoomVersion) -> Option<OwnedEventId> {
+        let object = serde_json::from_slice(json).ok().filter(|_| json.len() <= 2 * SIZE_MAX)?;
+        event_id(&object, version).ok()
+    }
+
     /// The event of a canonical JSON object that a peer sent or that was built here.
     pub(super) fn from_object(object: &CanonicalJsonObject, version: &RoomVersion) -> Result<Self, PduError> {
         let raw = serde_json::to_vec(object).map_err(|error| PduError::Json(error.to_string()))?;

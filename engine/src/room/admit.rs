@@ -50,7 +50,7 @@ pub struct Place {
     pub has_relations: bool,
 }
 
-/// What follows from taking an event in.
+/// What follows from taking an event in. If it has no place in the timeline, clients are not to see it.
 #[derive(Clone, Debug)]
 pub struct Admission {
     /// The event, to be stored.
@@ -111,10 +111,11 @@ impl Placement {
 }
 
 impl Room<'_> {
-    /// What follows from taking an accepted event in at the end of the timeline.
+    /// What follows from taking an accepted event in at the end of the timeline. A redaction that does not apply (yet)
+    /// gets no place there.
     pub fn admit(&mut self, pdu: &Arc<Pdu>, placement: &Placement, place: &Place) -> Result<Admission, Need> {
         let mut event = placement.event(self.head.number, pdu, Standing::Accepted, place.short);
-        event.index = Some(place.index);
+        event.index = if self.is_withheld(pdu)? { None } else { Some(place.index) };
         event.sent_by.clone_from(&place.sent_by);
         event.has_relations = place.has_relations;
         event.replaces = self.held_before(&event)?;

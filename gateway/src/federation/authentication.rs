@@ -10,7 +10,7 @@ use axum::{
 };
 use http::{StatusCode, Uri};
 use ruma::{OwnedServerName, api::federation::authentication::XMatrix};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::origins::OriginPlace;
 use crate::{
@@ -95,6 +95,10 @@ impl FromRequest<App> for Signed {
         }
         let mut signed = http::Request::from_parts(parts, body);
         if let Err(error) = xmatrix.verify_http_request(&signed, own, &keys) {
+            let body = signed.body();
+            if !body.is_empty() && serde_json::from_slice::<IgnoredAny>(body).is_err() {
+                return Err(ApiError::bad_request("M_NOT_JSON", "the body is not JSON"));
+            }
             let uri = signed.uri().clone();
             let holds_for = |written: &String| {
                 written.parse().is_ok_and(|written| {

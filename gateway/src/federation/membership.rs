@@ -45,6 +45,8 @@ pub async fn make_knock(
     Path((room_id, user)): Path<(OwnedRoomId, OwnedUserId)>,
     signed: Signed,
 ) -> ApiResult<Json<Value>> {
+    // Unlike for joins, there is no version that a server has in mind that names none.
+    signed.required::<String>("ver")?;
     make(&app, &signed, room_id, user, "knock").await
 }
 

@@ -52,7 +52,9 @@ async fn each_event_of_a_transaction_has_its_own_answer_and_a_repeated_transacti
     // Its signature is another event's.
     let mut forged = raw(&stranger.event_after(&guest, &tips, "m.room.message", None, &text("forged")));
     forged["signatures"] = raw(&good)["signatures"].clone();
-    let pdus = json!([raw(&good), raw(&forbidden), changed, forged, { "type": "nothing" }, "nothing", {
+    let mut large = raw(&stranger.event_after(&guest, &tips, "m.room.message", None, &text("large")));
+    large["content"]["body"] = json!("x".repeat(66_000));
+    let pdus = json!([raw(&good), raw(&forbidden), changed, forged, large, { "type": "nothing" }, "nothing", {
         "room_id": "!elsewhere:example.org", "type": "m.room.message" }]);
     let body = json!({ "origin": stranger.name(), "origin_server_ts": 1, "pdus": pdus });
     let uri = "/_matrix/federation/v1/send/first";
@@ -60,8 +62,8 @@ async fn each_event_of_a_transaction_has_its_own_answer_and_a_repeated_transacti
     let results = answer["pdus"].as_object().unwrap();
     assert_eq!(results[good.event_id().as_str()], json!({}), "{answer}");
     assert!(results[forbidden.event_id().as_str()]["error"].is_string(), "{answer}");
-    assert_eq!(results.len(), 4, "{answer}");
-    assert_eq!(results.values().filter(|result| result.get("error").is_some()).count(), 2, "{answer}");
+    assert_eq!(results.len(), 5, "{answer}");
+    assert_eq!(results.values().filter(|result| result.get("error").is_some()).count(), 3, "{answer}");
     let shown = alice.messages(&room).await;
     let sent = |body: &str| shown.iter().any(|event| event["content"]["body"] == body);
     assert!(sent("good") && !sent("changed") && !sent("forged"), "{shown:?}");
@@ -238,12 +240,19 @@ async fn a_redaction_counts_whether_it_comes_before_or_after_its_target() {
         };
         let results = stranger.send(&server, &format!("redaction{version}"), &[&redaction]).await;
         assert_eq!(results[redaction.event_id().as_str()], json!({}), "{results}");
+        assert!(!is_shown(&alice, &room, &redaction).await, "what it redacts is not known yet");
+        let seen_by = alice.0.get("/_matrix/client/v3/sync").await.ok()["next_batch"].clone();
         let results = stranger.send(&server, &format!("target{version}"), &[&target]).await;
         assert_eq!(results[target.event_id().as_str()], json!({}), "{results}");
         let shown =
             alice.0.get(&path(&room, &format!("event/{}", segment(target.event_id().as_str())))).await.ok();
         assert_eq!(shown["content"], json!({}), "version {version}: {shown}");
         assert_eq!(shown["unsigned"]["redacted_because"]["event_id"], redaction.event_id().as_str());
+        let since = format!("/_matrix/client/v3/sync?since={}", seen_by.as_str().unwrap());
+        let sync = alice.0.get(&since).await.ok();
+        let told = sync["rooms"]["join"][&*room]["timeline"]["events"].as_array().unwrap();
+        let told: Vec<_> = told.iter().map(|event| event["event_id"].as_str().unwrap()).collect();
+        assert_eq!(told, [target.event_id().as_str(), redaction.event_id().as_str()], "version {version}");
         // A guest may not redact what users of other servers said.
         let said = alice.say(&room, "mine").await;
         let overreach = json!({ "redacts": said });
@@ -251,6 +260,11 @@ async fn a_redaction_counts_whether_it_comes_before_or_after_its_target() {
         stranger.send(&server, &format!("overreach{version}"), &[&overreach]).await;
         let shown = alice.0.get(&path(&room, &format!("event/{}", segment(&said)))).await.ok();
         assert_eq!(shown["content"]["body"], "mine", "version {version}");
+        assert!(!is_shown(&alice, &room, &overreach).await, "clients do not see what does not apply");
+        let next = stranger.event(&mut guest, "m.room.message", None, &text("go on"));
+        let results = stranger.send(&server, &format!("next{version}"), &[&next]).await;
+        assert_eq!(results[next.event_id().as_str()], json!({}), "it is part of the graph: {results}");
+        assert!(is_shown(&alice, &room, &next).await);
     }
 }
 

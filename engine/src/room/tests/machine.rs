@@ -209,6 +209,28 @@ fn an_older_event_waits_for_its_state_and_moves_nothing() {
 }
 
 #[test]
+fn a_redaction_that_does_not_apply_is_part_of_the_graph_and_not_of_the_timeline() {
+    let mut owner = Owner::with_room("10");
+    member(&mut owner, BOB, BOB, JOIN);
+    let said = say(&mut owner, ALICE, "mine");
+    let redaction = |sender: &str, target: &str| {
+        let mut event = Event::new("redaction", sender, "m.room.redaction", json!({}));
+        event.0["redacts"] = target.into();
+        event.arc()
+    };
+    for (sender, target, is_shown) in [
+        (ALICE, said.pdu.event_id().as_str(), true),
+        // On another server than the author, and without power.
+        (CAROL, said.pdu.event_id().as_str(), false),
+        (ALICE, "$unknown", false),
+    ] {
+        let (event, _) = owner.fork().admit(&redaction(sender, target), &Placement::default());
+        assert_eq!(event.index.is_some(), is_shown, "{sender} redacts {target}");
+        assert_eq!(event.standing, Standing::Accepted);
+    }
+}
+
+#[test]
 fn a_key_that_goes_back_to_an_older_event_is_recorded() {
     let mut one = Owner::with_room("10");
     // The clock of this one is ahead, so that what it says counts as newer than what is said after it.
