@@ -230,14 +230,19 @@ async fn a_redaction_counts_whether_it_comes_before_or_after_its_target() {
         let mut guest = stranger.join(&server, &room, "mallory").await;
         let fork = guest.tips.clone();
         let target = stranger.event_after(&guest, &fork, "m.room.message", None, &text("regretted"));
-        let redacts = json!({ "redacts": target.event_id(), "reason": "typo" });
-        let redaction = if version == "11" {
-            stranger.event(&mut guest, "m.room.redaction", None, &redacts)
-        } else {
-            let mut event = raw(&stranger.event(&mut guest, "m.room.redaction", None, &json!({})));
-            event["redacts"] = json!(target.event_id());
-            Arc::new(stranger.seal(event, guest.rules))
+        let redact = |guest: &mut Guest, target: &str| {
+            if version == "11" {
+                return stranger.event(guest, "m.room.redaction", None, &json!({ "redacts": target }));
+            }
+            let before = guest.tips.clone();
+            let event = stranger.event_after(guest, &before, "m.room.redaction", None, &json!({}));
+            let mut event = raw(&event);
+            event["redacts"] = target.into();
+            let event = Arc::new(stranger.seal(event, guest.rules));
+            guest.take(&event);
+            event
         };
+        let redaction = redact(&mut guest, target.event_id().as_str());
         let results = stranger.send(&server, &format!("redaction{version}"), &[&redaction]).await;
         assert_eq!(results[redaction.event_id().as_str()], json!({}), "{results}");
         assert!(!is_shown(&alice, &room, &redaction).await, "what it redacts is not known yet");
@@ -255,8 +260,7 @@ async fn a_redaction_counts_whether_it_comes_before_or_after_its_target() {
         assert_eq!(told, [target.event_id().as_str(), redaction.event_id().as_str()], "version {version}");
         // A guest may not redact what users of other servers said.
         let said = alice.say(&room, "mine").await;
-        let overreach = json!({ "redacts": said });
-        let overreach = stranger.event(&mut guest, "m.room.redaction", None, &overreach);
+        let overreach = redact(&mut guest, &said);
         stranger.send(&server, &format!("overreach{version}"), &[&overreach]).await;
         let shown = alice.0.get(&path(&room, &format!("event/{}", segment(&said)))).await.ok();
         assert_eq!(shown["content"]["body"], "mine", "version {version}");
