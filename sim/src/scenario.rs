@@ -128,7 +128,7 @@ pub const ALL: [Scenario; 13] = [
     },
     Scenario {
         name: "devices",
-        about: "users write to each other's devices, which get new keys; hosts and network fail",
+        about: "users write to each other's devices, get new keys, leave and come back; hosts and network fail",
         profile: Profile::Everything,
         servers: (2, 4),
         lasts: Duration::from_secs(60),
