@@ -88,6 +88,21 @@ impl Homeserver {
         if !room.snapshot().head.has_server(self.server_name()) {
             return Err(RoomError::NotFound);
         }
+        self.admit(origin, room).await
+    }
+
+    /// A room that this server is in, or was in with another one, which may ask for its events: often nobody else has
+    /// what the leave comes after by which this server went.
+    pub async fn known_room(&self, origin: &ServerName, room_id: &RoomId) -> Result<RoomHandle, RoomError> {
+        let room = self.room(room_id).await?;
+        let head = &room.snapshot().head;
+        if !head.has_server(self.server_name()) && !head.has_server(origin) {
+            return Err(RoomError::NotFound);
+        }
+        self.admit(origin, room).await
+    }
+
+    async fn admit(&self, origin: &ServerName, room: RoomHandle) -> Result<RoomHandle, RoomError> {
         if !room.admits_server(origin).await? {
             return Err(RoomError::NotAllowed("your server is not allowed in the room".to_owned()));
         }

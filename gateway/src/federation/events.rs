@@ -66,7 +66,7 @@ pub async fn event(
 
 /// The room, if the asking server is in it.
 async fn member_room(app: &App, origin: &ServerName, room_id: &ruma::RoomId) -> ApiResult<RoomHandle> {
-    let room = app.homeserver().shared_room(origin, room_id).await?;
+    let room = app.homeserver().known_room(origin, room_id).await?;
     if !room.snapshot().head.has_server(origin) && !room.is_world_readable().await? {
         return Err(ApiError::forbidden("your server is not in the room"));
     }

@@ -1,11 +1,12 @@
-//! History that only another server has.
+//! History that only another server has, or only this one.
 //!
 //! Spec: server-server API, "Backfilling and retrieving missing events".
 
+use http::Method;
 use serde_json::json;
-use tests::{Server, Synapse};
+use tests::{Server, Stranger, Synapse, segment};
 
-use super::User;
+use super::{User, path};
 
 /// Messages that are there before the join.
 const MESSAGES: usize = 500;
@@ -20,13 +21,38 @@ async fn five_hundred_messages_of_synapse_are_paged_back_through() {
     }
     alice.join(&room, synapse.server_name()).await;
     // The beginning can be found by its time, though it is not here yet.
-    let path = format!("/_matrix/client/v1/rooms/{}/timestamp_to_event?ts=0&dir=f", tests::segment(&room));
-    let first = alice.0.get(&path).await.ok();
-    let same = bob.0.get(&path).await.ok();
+    let uri = format!("/_matrix/client/v1/rooms/{}/timestamp_to_event?ts=0&dir=f", segment(&room));
+    let first = alice.0.get(&uri).await.ok();
+    let same = bob.0.get(&uri).await.ok();
     assert_eq!(first, same);
     let events = alice.0.all_messages(&room).await;
     let said: Vec<_> = events.iter().filter_map(|event| event["content"]["body"].as_str()).collect();
     let expected: Vec<_> = (0..MESSAGES).map(|number| format!("message {number}")).collect();
     assert_eq!(said, expected);
     assert_eq!(events[0]["type"], "m.room.create");
+}
+
+/// Nobody else may have what the leave of a server's last user comes after.
+#[tokio::test]
+async fn a_server_that_has_left_gives_what_it_has_to_those_who_were_in_the_room_with_it() {
+    let server = Server::start_federating("").await;
+    let (guest, outsider) = (Stranger::start().await, Stranger::start().await);
+    let alice = User(server.client("alice").await);
+    let room = alice.create("11", json!({})).await;
+    guest.join(&server, &room, "mallory").await;
+    let said = alice.say(&room, "last words").await;
+    alice.0.post(&path(&room, "leave"), &json!({})).await.ok();
+    let v1 = "/_matrix/federation/v1";
+    let uri = format!("{v1}/event/{}", segment(&said));
+    let given = guest.get(&server, &uri).await.ok();
+    assert_eq!(given["pdus"][0]["content"]["body"], "last words");
+    let query = json!({ "limit": 10, "earliest_events": [], "latest_events": [said] });
+    let missing = format!("{v1}/get_missing_events/{}", segment(&room));
+    let missing = guest.request(&server, Method::POST, &missing, Some(query)).await.ok();
+    assert!(!missing["events"].as_array().unwrap().is_empty());
+    assert_eq!(outsider.get(&server, &uri).await.status, 404);
+    // There is nobody left who could let others in.
+    let user = segment(&format!("@other:{}", guest.name()));
+    let answer = guest.get(&server, &format!("{v1}/make_join/{}/{user}?ver=11", segment(&room))).await;
+    assert_eq!(answer.status, 404);
 }
