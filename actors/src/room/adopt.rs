@@ -105,6 +105,9 @@ impl ActiveRoom {
         if before.is_empty() {
             return Err(RoomError::Invalid("the resident server sent no state".to_owned()));
         }
+        if change.head.lacks_members {
+            self.give_up_members(change).await?;
+        }
         // What was known of the room before is out of date: the counts start over with the state.
         self.set_census(change, Census::default());
         change.head.root = StateRoot::default();

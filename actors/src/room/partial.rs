@@ -5,7 +5,7 @@
 //!
 //! Spec: server-server API, `PUT /_matrix/federation/v2/send_join/{roomId}/{eventId}`, `omit_members` (MSC3706, MSC3902).
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use engine::{
     id::TimelineIndex,
@@ -15,7 +15,7 @@ use engine::{
 use ruma::{OwnedEventId, OwnedServerName, UserId};
 use storage::schema::{self, PartialRoomRecord};
 
-use super::{ActiveRoom, ReadError, RoomError, RoomHandle, change::Change};
+use super::{ActiveRoom, ReadError, RoomError, RoomHandle, StoredEvent, change::Change};
 
 /// Servers of a room that are remembered to complete its state from.
 const SERVERS_MAX: usize = 50;
@@ -94,6 +94,18 @@ impl ActiveRoom {
         record.corrected = rejudged.is_different();
         change.batch.put(&schema::PARTIAL_ROOMS, &self.room, &record);
         change.tickets.push(ticket);
+        Ok(())
+    }
+
+    /// Marks what came since a join whose members never came: nothing may be concluded from the states there.
+    pub(super) async fn give_up_members(&self, change: &mut Change) -> Result<(), RoomError> {
+        let record = self.shared.store.storage().get(&schema::PARTIAL_ROOMS, &self.room).await?;
+        let Some(record) = record else { return Ok(()) };
+        let join = self.known_event(change, &record.join).await?;
+        let join = join.ok_or_else(|| ReadError::Lost("the join of a room".to_owned()))?;
+        for event in self.events_since_join(change, &join).await? {
+            change.replace(&Arc::new(StoredEvent { lacks_members: true, ..(*event).clone() }));
+        }
         Ok(())
     }
 

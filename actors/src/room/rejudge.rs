@@ -109,7 +109,7 @@ impl ActiveRoom {
 
     /// The events of the timeline since a join, and those that were refused since then, each after those that it
     /// follows.
-    async fn events_since_join(
+    pub(super) async fn events_since_join(
         &self,
         change: &Change,
         join: &StoredEvent,

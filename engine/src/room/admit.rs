@@ -106,6 +106,7 @@ impl Placement {
             sent_by: None,
             rank: self.rank,
             has_relations: false,
+            lacks_members: false,
         }
     }
 }

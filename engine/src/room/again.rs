@@ -81,7 +81,7 @@ impl Room<'_> {
         since: &BTreeSet<OwnedEventId>,
     ) -> Result<Option<StateRoot>, Need> {
         let (prevs, unknown) = self.known_of(event.pdu.prev_events())?;
-        let is_whole = unknown.is_empty() && prevs.iter().all(|prev| prev.has_place());
+        let is_whole = unknown.is_empty() && prevs.iter().all(|prev| prev.has_state());
         // Another server gave the whole state where we did not know what came before.
         if !is_whole || !prevs.iter().any(|prev| since.contains(prev.pdu.event_id())) {
             return Ok(None);

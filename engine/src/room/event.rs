@@ -61,6 +61,8 @@ pub struct StoredEvent {
     pub rank: u64,
     /// Whether other events may relate to it.
     pub has_relations: bool,
+    /// Whether the states at it lack members for good: the room was left, and joined again, before they came.
+    pub lacks_members: bool,
 }
 
 impl StoredEvent {
@@ -73,6 +75,11 @@ impl StoredEvent {
             Standing::Rejected => self.before != StateRoot::default() || self.pdu.prev_events().is_empty(),
             Standing::Outlier => false,
         }
+    }
+
+    /// Whether the state before it, and so the one after it, is known and whole.
+    pub fn has_state(&self) -> bool {
+        self.has_place() && !self.lacks_members
     }
 
     /// The key of the state that it sets, if it is a state event.

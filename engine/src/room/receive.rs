@@ -169,6 +169,16 @@ pub struct Evidence {
     pub create: Option<Arc<Pdu>>,
 }
 
+/// What comes before an event.
+struct Before {
+    /// The prev events whose states are known.
+    known: Vec<Arc<StoredEvent>>,
+    /// The other prev events.
+    lacking: Vec<OwnedEventId>,
+    /// Those of them that have no place in the graph.
+    missing: Vec<OwnedEventId>,
+}
+
 impl Room<'_> {
     /// What becomes of a received event, by the checks on receipt.
     pub fn receive(&mut self, arriving: Arriving<'_>) -> Result<Step, Need> {
@@ -189,9 +199,9 @@ impl Room<'_> {
             return Ok(Step::Answer(if is_it { Received::Accepted } else { other() }));
         }
         let (auth_events, unknown_auth_events) = self.known_of(pdu.auth_events())?;
-        let (prevs, missing) = self.placed_of(pdu.prev_events())?;
+        let Before { known: prevs, lacking, missing } = self.before(pdu)?;
         let without_state: Vec<_> =
-            missing.iter().filter(|id| !prev_states.contains_key(*id)).cloned().collect();
+            lacking.iter().filter(|id| !prev_states.contains_key(*id)).cloned().collect();
         // Without its auth events, and a state for each prev event, there is nothing to judge it by.
         if !unknown_auth_events.is_empty() || !without_state.is_empty() {
             let (prev_events, auth_events) = (without_state, unknown_auth_events);
@@ -201,7 +211,7 @@ impl Room<'_> {
         for prev in &prevs {
             roots.insert(self.state_after(prev)?);
         }
-        for state in missing.iter().filter_map(|id| prev_states.get(id)) {
+        for state in lacking.iter().filter_map(|id| prev_states.get(id)) {
             roots.insert(self.state_of(state)?);
         }
         let mut before = self.merge(roots)?;
@@ -236,10 +246,10 @@ impl Room<'_> {
         if !unknown.is_empty() {
             return Ok(OldStep::Wait);
         }
-        let (prevs, missing) = self.placed_of(pdu.prev_events())?;
+        let Before { known: prevs, lacking, missing } = self.before(pdu)?;
         let before = if pdu.kind() == "m.room.create" {
             StateRoot::default()
-        } else if missing.is_empty() && !prevs.is_empty() {
+        } else if lacking.is_empty() && !prevs.is_empty() {
             self.state_after_all(&prevs)?
         } else if let Some(given) = given {
             given
@@ -297,11 +307,15 @@ impl Room<'_> {
         Ok(Ok(Placement { before, rank: rank_of(&auth_events), short, missing: Vec::new() }))
     }
 
-    /// Those of some events that have a place in the graph, and the IDs of the others.
-    fn placed_of(&self, ids: &[OwnedEventId]) -> Result<(Vec<Arc<StoredEvent>>, Vec<OwnedEventId>), Need> {
-        let (known, unknown) = self.known_of(ids)?;
-        let (placed, outliers): (Vec<_>, Vec<_>) = known.into_iter().partition(|event| event.has_place());
-        Ok((placed, outliers.iter().map(|event| event.pdu.event_id().clone()).chain(unknown).collect()))
+    /// What is known of what comes before an event.
+    fn before(&self, pdu: &Pdu) -> Result<Before, Need> {
+        let (events, mut missing) = self.known_of(pdu.prev_events())?;
+        let (known, lacking): (Vec<_>, Vec<_>) = events.into_iter().partition(|event| event.has_state());
+        let outside = lacking.iter().filter(|event| !event.has_place());
+        missing.extend(outside.map(|event| event.pdu.event_id().clone()));
+        let in_graph = lacking.iter().filter(|event| event.has_place());
+        let lacking = in_graph.map(|event| event.pdu.event_id().clone()).chain(missing.iter().cloned());
+        Ok(Before { lacking: lacking.collect(), known, missing })
     }
 
     /// What becomes of an event; one that was rejected as an outlier stays so.

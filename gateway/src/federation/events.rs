@@ -77,9 +77,10 @@ async fn known(room: &RoomHandle, event_id: &EventId) -> ApiResult<Arc<StoredEve
     room.any_event(event_id).await?.ok_or_else(not_found)
 }
 
-/// An event whose state is known: that of one outside the graph would be taken for an empty one.
+/// An event whose state is known: that of one outside the graph would be taken for an empty one, and one that lacks
+/// members for a whole one.
 async fn placed(room: &RoomHandle, event_id: &EventId) -> ApiResult<Arc<StoredEvent>> {
-    Some(known(room, event_id).await?).filter(|event| event.has_place()).ok_or_else(not_found)
+    Some(known(room, event_id).await?).filter(|event| event.has_state()).ok_or_else(not_found)
 }
 
 fn not_found() -> ApiError {

@@ -50,7 +50,8 @@ fn forks(side: &Side) -> impl Iterator<Item = &Arc<StoredEvent>> {
     let mut forks: Vec<_> = side
         .with_standing(Standing::Accepted)
         .map(|(_, event)| event)
-        .filter(|event| event.pdu.sender().server_name() == side.host && event.pdu.prev_events().len() > 1)
+        .filter(|event| event.has_state() && event.pdu.prev_events().len() > 1)
+        .filter(|event| event.pdu.sender().server_name() == side.host)
         .collect();
     forks.sort_by_key(|event| std::cmp::Reverse(event.index));
     forks.into_iter().take(FORKS_MAX)
@@ -69,6 +70,9 @@ async fn expected(side: &Side, event: &StoredEvent) -> Result<Option<State>> {
     let mut states = BTreeSet::new();
     for id in event.pdu.prev_events() {
         let Some(Some(prev)) = side.graph.get(id) else { return Ok(None) };
+        if !prev.has_state() {
+            return Ok(None);
+        }
         let mut state = state_of(&side.handle, prev).await?;
         if let Some(state_key) = prev.pdu.state_key()
             && prev.standing != Standing::Rejected

@@ -14,7 +14,7 @@ const SEEDS: u64 = 200;
 const OPEN: [u64; 1] = [155];
 
 /// Scenarios with seeds that found a bug: docs/simulation.md says which.
-const FOUND: [(&str, u64); 18] = [
+const FOUND: [(&str, u64); 21] = [
     ("quiet-network", 4),
     ("large-join", 2),
     ("hostile-peer", 9),
@@ -33,6 +33,9 @@ const FOUND: [(&str, u64); 18] = [
     ("power-fight", 192),
     ("bans-racing", 202),
     ("large-join", 216),
+    ("devices", 3),
+    ("devices", 4),
+    ("devices", 6),
 ];
 
 fn play(name: &str, seed: u64) -> Outcome {

@@ -70,6 +70,9 @@ pub struct EventRecord {
     /// Whether `RELATIONS` may have rows with this event as their target.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub has_relations: bool,
+    /// Whether the states at it lack members for good.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lacks_members: bool,
 }
 
 impl EventRecord {
@@ -88,6 +91,7 @@ impl EventRecord {
             sent_by: event.sent_by.clone(),
             rank: event.rank,
             has_relations: event.has_relations,
+            lacks_members: event.lacks_members,
         }
     }
 
@@ -108,6 +112,7 @@ impl EventRecord {
             sent_by: self.sent_by,
             rank: self.rank,
             has_relations: self.has_relations,
+            lacks_members: self.lacks_members,
         })
     }
 }

@@ -295,6 +295,7 @@ fn event_record() -> EventRecord {
         sent_by: Some(SentBy { device_id: phone(), txn_id: "txn".to_owned() }),
         rank: 4,
         has_relations: false,
+        lacks_members: false,
     }
 }
 

@@ -1,6 +1,6 @@
 //! The machine as its owners use it: one server alone, servers that exchange events, states that lack members.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
@@ -284,6 +284,26 @@ fn a_member_whom_the_state_lacks_is_taken_from_the_auth_events_until_all_are_the
     let again = owner.ask(|room| room.judge_again(&known, &since, None));
     let Again::Refused(refused, _) = again else { panic!("{again:?}") };
     assert_eq!(refused.standing, Standing::SoftFailed);
+}
+
+#[test]
+fn nothing_is_concluded_from_a_state_whose_members_never_came() {
+    let mut owner = Owner::with_room("10");
+    member(&mut owner, BOB, BOB, JOIN);
+    let mut other = copy(&owner);
+    let said = say(&mut other, BOB, "hello");
+    let before = owner.tips[0].clone();
+    owner.give_up(&before);
+    let prev = before.pdu.event_id().clone();
+    let lacking = Received::Lacks { prev_events: vec![prev.clone()], auth_events: Vec::new() };
+    assert_eq!(owner.receive(&said.pdu), lacking);
+    assert_eq!(owner.receive(&before.pdu), Received::Accepted, "it is in the graph all the same");
+    let state = owner.state().into_values().collect();
+    let given = BTreeMap::from([(prev, state)]);
+    let step = owner.judge_with(&said.pdu, &given);
+    let Step::Settle { standing, placement, .. } = step else { panic!("{step:?}") };
+    assert_eq!((standing, placement.before), (Standing::Accepted, owner.root));
+    assert!(placement.missing.is_empty(), "there is no hole before it");
 }
 
 /// What one of two servers does next.

@@ -208,10 +208,25 @@ impl Owner {
         self.admit(&Arc::new(pdu), &placement).0
     }
 
+    /// Marks an event as one at which the states lack members.
+    pub(super) fn give_up(&mut self, event: &StoredEvent) {
+        self.keep(&Arc::new(StoredEvent { lacks_members: true, ..event.clone() }));
+    }
+
     /// What the machine says of another server's event.
     pub(super) fn judge(&mut self, pdu: &Pdu, hole: Option<TimelineIndex>) -> Step {
         let prev_states = BTreeMap::new();
         let arriving = Arriving { pdu, prev_states: &prev_states, advice: Advice::Recommended, hole };
+        self.ask(|room| room.receive(arriving))
+    }
+
+    /// The same with states of prev events that came along.
+    pub(super) fn judge_with(
+        &mut self,
+        pdu: &Pdu,
+        prev_states: &BTreeMap<OwnedEventId, Vec<OwnedEventId>>,
+    ) -> Step {
+        let arriving = Arriving { pdu, prev_states, advice: Advice::Recommended, hole: None };
         self.ask(|room| room.receive(arriving))
     }
 
