@@ -38,9 +38,7 @@ struct NextBatch {
 impl Client {
     /// Somebody without an account.
     pub fn anonymous(base: &str) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        let http = Http::builder(TokioExecutor::new()).build(connector);
+        let http = connections();
         Self { http, base: base.trim_end_matches('/').to_owned(), token: None, user_id: String::new() }
     }
 
@@ -48,6 +46,12 @@ impl Client {
     pub fn logged_in(&self, answer: &Value) -> Result<Self> {
         let token = Some(text(answer, "access_token")?);
         Ok(Self { token, user_id: text(answer, "user_id")?, ..self.clone() })
+    }
+
+    /// The same user on connections that are not made yet, and belong to the runtime that uses them first.
+    #[must_use]
+    pub fn on_own_connections(&self) -> Self {
+        Self { http: connections(), ..self.clone() }
     }
 
     /// The name of the user's server.
@@ -125,6 +129,12 @@ impl Client {
         });
         self.call_raw(Method::POST, "/_matrix/client/v3/login", Some(&body)).await.map(drop)
     }
+}
+
+fn connections() -> Http<HttpConnector, Full<Bytes>> {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    Http::builder(TokioExecutor::new()).build(connector)
 }
 
 /// The token of a `/sync` response.

@@ -24,6 +24,7 @@ pub(crate) async fn check(store: Arc<dyn Store>) {
     empty_keys_and_values_are_rows(store.as_ref()).await;
     odd_ranges_are_empty(store.as_ref()).await;
     large_batches_are_stored(store.as_ref()).await;
+    checkpoints_change_nothing(store.as_ref()).await;
     let storage = Storage::open(store.clone(), Durability::Always).await.unwrap();
     ranges_page_in_both_directions(&storage).await;
     tables_do_not_run_into_each_other(&storage).await;
@@ -162,6 +163,26 @@ async fn large_batches_are_stored(store: &dyn Store) {
         assert_eq!((stored, value), (&key(number), &row(number)));
     }
     assert_eq!(rows[90].1, row(700));
+}
+
+async fn checkpoints_change_nothing(store: &dyn Store) {
+    static NUMBERS: Table<u64, u64> = Table::new(TEST_TABLES + 4, "NUMBERS");
+    for number in 0..20 {
+        let put = batch(|batch| {
+            batch.put(&NUMBERS, &number, &number);
+        });
+        let sync = if number % 4 == 0 { Sync::Now } else { Sync::Later };
+        store.commit(vec![put], sync).await.unwrap();
+        if number % 3 == 0 {
+            store.checkpoint().await.unwrap();
+            assert!(!store.checkpoint_due());
+        }
+        let rows = store.scan(scan(NUMBERS.id(), Bound::Unbounded, Bound::Unbounded, 100)).await.unwrap();
+        assert_eq!(
+            rows.iter().map(|row| row.0.clone()).collect::<Vec<_>>(),
+            (0..=number).map(key).collect::<Vec<_>>()
+        );
+    }
 }
 
 async fn ranges_page_in_both_directions(storage: &Storage) {

@@ -84,6 +84,18 @@ pub trait Store: Send + std::marker::Sync + 'static {
     /// Makes all earlier commits durable.
     async fn sync(&self) -> Result<(), StoreError>;
 
+    /// Whether so much was written since the last checkpoint that opening the store would take a while.
+    fn checkpoint_due(&self) -> bool {
+        false
+    }
+
+    /// Does what makes the next opening quick. Reads and commits wait meanwhile, so this is for when little is going on.
+    ///
+    /// After an error the store has to be opened again; all that was durable still is.
+    async fn checkpoint(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// About how many bytes the store takes.
     async fn size(&self) -> Result<u64, StoreError>;
 

@@ -29,6 +29,12 @@ const GROUP_BATCHES_MAX: usize = 4096;
 /// Most bytes in a group, after which no further batch joins; bounds memory and the time of one commit.
 const GROUP_BYTES_MAX: usize = 8 << 20;
 
+/// How often the writer looks whether it is a good time for a checkpoint that is due.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// Most commits within [`QUIET`] for which it is: a checkpoint takes a tenth of a second or more, and one of them may wait for it.
+const QUIET_COMMITS: usize = 100;
+
 /// When a batch counts as committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
@@ -95,6 +101,8 @@ pub(crate) struct Writer {
     failure: Option<StoreError>,
     /// When the oldest commit that is not on the disk has to be.
     sync_due: Option<Instant>,
+    /// The next look at whether things are quiet, if a checkpoint is due, and how many commits there were since the last one.
+    look: Option<(Instant, usize)>,
     metrics: CommitMetrics,
 }
 
@@ -106,7 +114,7 @@ impl Writer {
         inbox: mpsc::UnboundedReceiver<Message>,
         metrics: CommitMetrics,
     ) -> Self {
-        Self { store, sequencer, durability, inbox, failure: None, sync_due: None, metrics }
+        Self { store, sequencer, durability, inbox, failure: None, sync_due: None, look: None, metrics }
     }
 
     /// Works until it is closed, or nobody can submit any more.
@@ -117,14 +125,16 @@ impl Writer {
             if let Some(reply) = close {
                 return self.close(result, reply).await;
             }
+            self.checkpoint_if_quiet().await;
         }
         self.final_sync().await;
     }
 
-    /// Waits for work; an empty group means that the interval is over.
+    /// Waits for work; an empty group means that it is time for something else.
     async fn next_group(&mut self) -> Option<Group> {
         let mut group = Group::default();
-        if let Some(due) = self.sync_due {
+        let look = self.look.map(|(at, _)| at);
+        if let Some(due) = self.sync_due.into_iter().chain(look).min() {
             tokio::select! {
                 biased;
                 message = self.inbox.recv() => group.add(message?),
@@ -209,6 +219,11 @@ impl Writer {
                 self.metrics.committed(size, start.elapsed());
                 verdicts.truncate(count);
                 self.note_sync(sync);
+                match &mut self.look {
+                    Some((_, commits)) => *commits += 1,
+                    None if self.store.checkpoint_due() => self.look = Some((Instant::now() + QUIET, 0)),
+                    None => {}
+                }
                 if let Some(ceiling) = ceiling {
                     self.sequencer.raise_ceiling(ceiling);
                 }
@@ -217,10 +232,32 @@ impl Writer {
             Err(error) => {
                 tracing::error!(error = %error, "commit failed, nothing is stored until the store is opened again");
                 self.metrics.failed();
-                self.sequencer.freeze();
-                self.sync_due = None;
-                self.failure = Some(error.clone());
+                self.fail(&error);
                 Err(CommitError::Failed(error))
+            }
+        }
+    }
+
+    /// Refuses all batches from now on.
+    fn fail(&mut self, error: &StoreError) {
+        self.sequencer.freeze();
+        (self.sync_due, self.look) = (None, None);
+        self.failure = Some(error.clone());
+    }
+
+    async fn checkpoint_if_quiet(&mut self) {
+        let now = Instant::now();
+        let Some((_, commits)) = self.look.filter(|(at, _)| *at <= now) else { return };
+        if commits > QUIET_COMMITS {
+            self.look = Some((now + QUIET, 0));
+            return;
+        }
+        self.look = None;
+        match self.store.checkpoint().await {
+            Ok(()) => tracing::debug!(took = ?now.elapsed(), "the store made a checkpoint"),
+            Err(error) => {
+                tracing::error!(error = %error, "checkpoint failed, nothing is stored until the store is opened again");
+                self.fail(&error);
             }
         }
     }

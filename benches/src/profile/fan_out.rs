@@ -10,7 +10,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use futures_util::future::try_join_all;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{oneshot, watch},
+    time::Instant,
+};
 
 use super::Context;
 use crate::{
@@ -71,7 +74,7 @@ pub(super) async fn run(
         tokio::spawn(read(user, since, sent.clone(), last.clone(), context.progress.clone()))
     });
     let readers: Vec<_> = readers.collect();
-    let stranger = tokio::spawn(ask_for_nothing(stranger, last.clone()));
+    let stranger = apart(ask_for_nothing(stranger.on_own_connections(), last.clone()))?;
     context.progress.begin("deliveries");
     let send = send(context, &sender, &room, rate, &sent).await?;
     all.send_replace(Some(usize::try_from(send.count())?));
@@ -150,6 +153,16 @@ fn numbers(body: &[u8]) -> impl Iterator<Item = usize> {
         let digits = body[at + MARK.len()..].iter().take_while(|byte| byte.is_ascii_digit());
         String::from_utf8(digits.copied().collect()).ok()?.parse().ok()
     })
+}
+
+/// Runs `task` on a thread of its own: what it measures is the server, not how busy the members keep their runtime.
+fn apart<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> Result<oneshot::Receiver<T>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (done, result) = oneshot::channel();
+    std::thread::Builder::new().name("stranger".to_owned()).spawn(move || {
+        let _ = done.send(runtime.block_on(task)); // nobody asks for it once the run has failed
+    })?;
+    Ok(result)
 }
 
 /// Asks for news where there are none, until the messages are sent.

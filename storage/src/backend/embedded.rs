@@ -35,6 +35,16 @@ pub(super) trait Engine: Send + std::marker::Sync + Sized + 'static {
     fn sync(&self) -> Result<(), StoreError>;
 
     fn size(&self) -> Result<u64, StoreError>;
+
+    /// As [`Store::checkpoint_due`].
+    fn checkpoint_due(&self) -> bool {
+        false
+    }
+
+    /// As [`Store::checkpoint`]; no commit is under way.
+    fn checkpoint(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
 
 /// The table of the back ends' own rows; the schema begins at 1.
@@ -141,6 +151,16 @@ impl<E: Engine> Handle<E> {
         self.engine.sync()?;
         self.home.witness(E::NAME, *commits)
     }
+
+    fn checkpoint(&self) -> Result<(), StoreError> {
+        let _no_commit = self.commits.lock();
+        self.engine.checkpoint()
+    }
+
+    fn finish(&self) -> Result<(), StoreError> {
+        self.sync()?;
+        if self.engine.checkpoint_due() { self.checkpoint() } else { Ok(()) }
+    }
 }
 
 #[async_trait]
@@ -161,18 +181,27 @@ impl<E: Engine> Store for Embedded<E> {
         self.call(Handle::sync).await
     }
 
+    fn checkpoint_due(&self) -> bool {
+        let open = self.open.try_read();
+        open.is_some_and(|open| open.as_ref().is_some_and(|open| open.engine.checkpoint_due()))
+    }
+
+    async fn checkpoint(&self) -> Result<(), StoreError> {
+        self.call(Handle::checkpoint).await
+    }
+
     async fn size(&self) -> Result<u64, StoreError> {
         self.call(|open| open.engine.size()).await
     }
 
     async fn close(&self) -> Result<(), StoreError> {
-        let synced = self.call(Handle::sync).await;
+        let finished = self.call(Handle::finish).await;
         let open = self.open.clone();
         let released = blocking(move || {
             let open = open.write().take();
             catch_unwind(AssertUnwindSafe(|| drop(open)))
                 .map_err(|panic| StoreError::panicked(E::NAME, panic.as_ref()))
         });
-        synced.and(released.await?)
+        finished.and(released.await?)
     }
 }

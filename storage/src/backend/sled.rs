@@ -4,6 +4,10 @@
 //! journal has no room, they all go into sled at once, and it syncs its log. For each batch, sled wakes a pool of threads twice,
 //! which costs more than all else that a message takes; and a row that many commits write is written once.
 //!
+//! When it is opened, sled reads all of its log from where it was opened the time before, and notes down what it found. So after a
+//! good deal of writing it is opened again ([`Store::checkpoint`](crate::store::Store::checkpoint)), when nobody minds: else the
+//! start after that would take a second for each GiB.
+//!
 //! Keys are escaped: an `FF` is written as `FF 00`, which keeps their order. To go back over the edge of a node whose first key is
 //! `..x`, sled looks for `..(x-1) FF FF FF FF` and takes for granted that no key of the node before is larger. Where one is, as
 //! among the negative positions of fetched history, it goes around in a circle until it panics.
@@ -11,7 +15,8 @@
 use std::{
     fs::{File, TryLockError},
     ops::Bound,
-    path::Path,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -33,15 +38,34 @@ use crate::{
 
 /// An open sled database.
 pub(super) struct Sled {
-    db: sled::Db,
+    folder: PathBuf,
+    cache_bytes: u64,
     disk: Disk,
     journal: Mutex<Journal>,
     /// Shared by reads, exclusive for the moment in which a batch is applied: sled's iterators do not hold still.
-    recent: RwLock<Recent>,
+    rows: RwLock<Rows>,
+    /// Bytes of rows that sled was given since it was opened.
+    given: AtomicUsize,
+}
+
+/// Where the rows are.
+struct Rows {
+    /// None if it could not be opened again.
+    db: Option<sled::Db>,
+    recent: Recent,
+}
+
+impl Rows {
+    fn db(&self) -> Result<&sled::Db, StoreError> {
+        self.db.as_ref().ok_or(StoreError::Closed)
+    }
 }
 
 /// Bytes of rows after which they go into sled while nothing asks for a sync.
 const RECENT_BYTES_MAX: usize = 256 << 10;
+
+/// Bytes of rows after which a checkpoint is due. They make about five times as much log, which sled reads in some 60 ms.
+const CHECKPOINT_BYTES: usize = 12 << 20;
 
 /// The mark of a database with escaped keys; in the table of the back ends' own rows.
 const ESCAPED: &[u8] = b"\0escaped";
@@ -102,6 +126,13 @@ fn escape_all(db: &sled::Db) -> sled::Result<()> {
     Ok(())
 }
 
+/// Opens the database in `folder`, creating it if there is none.
+fn open_db(folder: &Path, cache_bytes: u64) -> sled::Result<sled::Db> {
+    wait_for_lock(folder);
+    // The writer says when to sync; sled's own timer would only wake an idle server twice a second.
+    sled::Config::new().path(folder).cache_capacity(cache_bytes).flush_every_ms(None).open()
+}
+
 fn failed(error: sled::Error) -> StoreError {
     StoreError::backend(Sled::NAME, error)
 }
@@ -126,10 +157,7 @@ impl Engine for Sled {
     const NAME: &'static str = "sled";
 
     fn open(folder: &Path, cache_bytes: u64) -> Result<Self, OpenError> {
-        wait_for_lock(folder);
-        // The writer says when to sync; sled's own timer would only wake an idle server twice a second.
-        let config = sled::Config::new().path(folder).cache_capacity(cache_bytes).flush_every_ms(None);
-        let db = config.open().map_err(|error| {
+        let db = open_db(folder, cache_bytes).map_err(|error| {
             let io = match &error {
                 sled::Error::Io(error) => Some(error.kind()),
                 _ => None,
@@ -140,7 +168,14 @@ impl Engine for Sled {
         let no_file = |error| not_opened(Self::NAME, sled::Error::Io(error), None);
         let disk = Disk::open(folder).map_err(no_file)?;
         let (journal, records) = Journal::open(&folder.join("journal")).map_err(no_file)?;
-        let sled = Self { db, disk, journal: Mutex::new(journal), recent: RwLock::default() };
+        let sled = Self {
+            folder: folder.to_owned(),
+            cache_bytes,
+            disk,
+            journal: Mutex::new(journal),
+            rows: RwLock::new(Rows { db: Some(db), recent: Recent::default() }),
+            given: AtomicUsize::new(0),
+        };
         sled.redo(records)?;
         sled.sync()?;
         sled.journal.lock().clear().map_err(no_file)?;
@@ -148,27 +183,29 @@ impl Engine for Sled {
     }
 
     fn read(&self, table: TableId, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>, StoreError> {
-        let recent = self.recent.read();
+        let rows = self.rows.read();
+        let db = rows.db()?;
         keys.iter()
             .map(|key| {
-                if let Some(value) = recent.get(table, key) {
+                if let Some(value) = rows.recent.get(table, key) {
                     return Ok(value.clone());
                 }
-                let value = self.db.get(escape(prefixed::key(table, key))).map_err(failed)?;
+                let value = db.get(escape(prefixed::key(table, key))).map_err(failed)?;
                 Ok(value.map(|value| Bytes::copy_from_slice(&value)))
             })
             .collect()
     }
 
     fn scan(&self, scan: &Scan) -> Result<Vec<Row>, StoreError> {
-        let recent = self.recent.read();
+        let Rows { db, recent } = &*self.rows.read();
+        let db = db.as_ref().ok_or(StoreError::Closed)?;
         let (lower, upper) = prefixed::bounds(scan);
         let range: (Bound<Vec<u8>>, Bound<Vec<u8>>) = (lower.map(escape), upper.map(escape));
         let row = |row: sled::Result<(sled::IVec, sled::IVec)>| {
             let (key, value) = row.map_err(failed)?;
             Ok((unescape(&key), Bytes::copy_from_slice(&value)))
         };
-        let rows = self.db.range(range);
+        let rows = db.range(range);
         match scan.direction {
             Direction::Ascending => recent.over(scan, rows.map(row)).collect(),
             Direction::Descending => recent.over(scan, rows.rev().map(row)).collect(),
@@ -179,14 +216,14 @@ impl Engine for Sled {
         let mut journal = self.journal.lock();
         let noted =
             sync == Sync::Now && journal.note(number, &writes).map_err(|error| failed(error.into()))?;
-        self.recent.write().add(writes);
+        self.rows.write().recent.add(writes);
         if noted {
             return Ok(());
         }
         journal.stop();
         match sync {
             Sync::Now => self.settle(&mut journal),
-            Sync::Later if self.recent.read().bytes() > RECENT_BYTES_MAX => self.write(),
+            Sync::Later if self.rows.read().recent.bytes() > RECENT_BYTES_MAX => self.write(),
             Sync::Later => Ok(()),
         }
     }
@@ -196,7 +233,21 @@ impl Engine for Sled {
     }
 
     fn size(&self) -> Result<u64, StoreError> {
-        self.db.size_on_disk().map_err(failed)
+        self.rows.read().db()?.size_on_disk().map_err(failed)
+    }
+
+    fn checkpoint_due(&self) -> bool {
+        self.given.load(Ordering::Relaxed) > CHECKPOINT_BYTES
+    }
+
+    fn checkpoint(&self) -> Result<(), StoreError> {
+        let mut journal = self.journal.lock();
+        self.settle(&mut journal)?;
+        let mut rows = self.rows.write();
+        drop(rows.db.take()); // releases its lock
+        rows.db = Some(open_db(&self.folder, self.cache_bytes).map_err(failed)?);
+        self.given.store(0, Ordering::Relaxed);
+        Ok(())
     }
 }
 
@@ -210,7 +261,7 @@ impl Sled {
                 return Err(OpenError::Damaged { detail });
             }
             if number == count + 1 {
-                self.recent.write().add(writes);
+                self.rows.write().recent.add(writes);
                 count = number;
             }
         }
@@ -219,24 +270,25 @@ impl Sled {
 
     /// Hands the recent rows to sled.
     fn write(&self) -> Result<(), StoreError> {
-        let mut recent = self.recent.write();
+        let mut rows = self.rows.write();
         let mut batch = sled::Batch::default();
-        for ((table, key), value) in recent.rows() {
+        for ((table, key), value) in rows.recent.rows() {
             let key = escape(prefixed::key(*table, key));
             match value {
                 Some(value) => batch.insert(key, value.as_ref()),
                 None => batch.remove(key),
             }
         }
-        self.db.apply_batch(batch).map_err(failed)?;
-        recent.clear();
+        rows.db()?.apply_batch(batch).map_err(failed)?;
+        self.given.fetch_add(rows.recent.bytes(), Ordering::Relaxed);
+        rows.recent.clear();
         Ok(())
     }
 
     /// Makes everything durable without the journal.
     fn settle(&self, journal: &mut Journal) -> Result<(), StoreError> {
         self.write()?;
-        self.db.flush().map_err(failed)?;
+        self.rows.read().db()?.flush().map_err(failed)?;
         self.disk.sync().map_err(|error| failed(error.into()))?;
         journal.begin_anew();
         Ok(())
@@ -320,7 +372,7 @@ mod tests {
     /// The numbers of the commits whose rows are there.
     fn committed(sled: &Sled) -> Vec<u64> {
         let (lower, upper, direction) = (Bound::Unbounded, Bound::Unbounded, Direction::Ascending);
-        let rows = sled.scan(&Scan { table: TableId(1), lower, upper, direction, limit: 10_000 }).unwrap();
+        let rows = sled.scan(&Scan { table: TableId(1), lower, upper, direction, limit: 100_000 }).unwrap();
         let numbers: Vec<_> =
             rows.iter().map(|(key, _)| u64::from_be_bytes(key.as_ref().try_into().unwrap())).collect();
         let last = sled.read(TableId(2), &[Bytes::from_static(b"last")]).unwrap().remove(0);
@@ -387,6 +439,32 @@ mod tests {
         std::fs::copy(newer.path().join("journal"), older.path().join("journal")).unwrap();
         let refused = Sled::open(older.path(), 8 << 20).err().unwrap();
         assert!(matches!(refused, OpenError::Damaged { .. }), "{refused}");
+    }
+
+    /// The names of sled's notes of what its log holds; they tell how far those go.
+    fn snapshots(folder: &Path) -> Vec<std::ffi::OsString> {
+        let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().starts_with("snap.")).collect()
+    }
+
+    #[test]
+    fn a_checkpoint_is_due_after_much_writing_and_spares_the_next_opening_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let sled = Sled::open(folder.path(), 8 << 20).unwrap();
+        let mut number = 0;
+        while !sled.checkpoint_due() {
+            number += 1;
+            commit(&sled, number, Sync::Later);
+        }
+        assert!(number > 10_000, "due after {number} commits");
+        let before = snapshots(folder.path());
+        sled.checkpoint().unwrap();
+        assert!(!sled.checkpoint_due());
+        assert_ne!(snapshots(folder.path()), before);
+        commit(&sled, number + 1, Sync::Now);
+        let left = crashed(folder.path());
+        let after = Sled::open(left.path(), 8 << 20).unwrap();
+        assert_eq!(committed(&after).len() as u64, number + 1);
     }
 
     /// Rows so large that sled puts nodes into files of their own; commits so quick that the folder's time stands still.

@@ -1,4 +1,10 @@
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -6,7 +12,7 @@ use engine::id::Position;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use super::GROUP_BATCHES_MAX;
+use super::{GROUP_BATCHES_MAX, QUIET, QUIET_COMMITS};
 use crate::{
     Batch, CommitError, Direction, Durability, KeyRange, MemoryStore, Refused, Storage, Store, StoreError,
     Table,
@@ -45,6 +51,9 @@ struct Gated {
     inner: MemoryStore,
     permits: Semaphore,
     commits: Mutex<Vec<(usize, Sync)>>,
+    /// Checkpoints so far, if one is always due.
+    checkpoints: Option<AtomicUsize>,
+    checkpoint_fails: bool,
 }
 
 impl Gated {
@@ -53,7 +62,24 @@ impl Gated {
             inner: MemoryStore::new(),
             permits: Semaphore::new(permits),
             commits: Mutex::default(),
+            checkpoints: None,
+            checkpoint_fails: false,
         })
+    }
+
+    /// One without a gate, in which a checkpoint is always due.
+    fn checkpointed(checkpoint_fails: bool) -> Arc<Self> {
+        Arc::new(Self {
+            inner: MemoryStore::new(),
+            permits: Semaphore::new(Semaphore::MAX_PERMITS),
+            commits: Mutex::default(),
+            checkpoints: Some(AtomicUsize::new(0)),
+            checkpoint_fails,
+        })
+    }
+
+    fn checkpoints(&self) -> usize {
+        self.checkpoints.as_ref().unwrap().load(Ordering::Relaxed)
     }
 }
 
@@ -75,6 +101,15 @@ impl Store for Gated {
 
     async fn sync(&self) -> Result<(), StoreError> {
         self.inner.sync().await
+    }
+
+    fn checkpoint_due(&self) -> bool {
+        self.checkpoints.is_some()
+    }
+
+    async fn checkpoint(&self) -> Result<(), StoreError> {
+        self.checkpoints.as_ref().unwrap().fetch_add(1, Ordering::Relaxed);
+        if self.checkpoint_fails { Err(StoreError::Closed) } else { Ok(()) }
     }
 
     async fn size(&self) -> Result<u64, StoreError> {
@@ -273,6 +308,37 @@ async fn a_steady_stream_does_not_put_off_the_sync() {
     }
     store.lose_unsynced_writes();
     assert!(numbers(&storage).await.len() >= 15);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_due_checkpoint_waits_for_a_quiet_moment() {
+    let store = Gated::checkpointed(false);
+    let storage = Storage::open(store.clone(), Durability::Always).await.unwrap();
+    let busy = QUIET / (u32::try_from(QUIET_COMMITS).unwrap() + 10);
+    for number in 0..1_000 {
+        storage.commit(letter(number, "a")).await.unwrap();
+        tokio::time::sleep(busy).await;
+    }
+    assert_eq!(store.checkpoints(), 0, "not while there is much to do");
+    tokio::time::sleep(2 * QUIET).await;
+    assert_eq!(store.checkpoints(), 1);
+    tokio::time::sleep(10 * QUIET).await;
+    assert_eq!(store.checkpoints(), 1, "nothing was written since");
+    for number in 0..20 {
+        storage.commit(letter(number, "b")).await.unwrap();
+        tokio::time::sleep(QUIET / 10).await;
+    }
+    assert_eq!(store.checkpoints(), 2, "a little to do is quiet enough");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_stored_after_a_checkpoint_that_failed() {
+    let store = Gated::checkpointed(true);
+    let storage = Storage::open(store.clone(), Durability::Always).await.unwrap();
+    storage.commit(letter(1, "a")).await.unwrap();
+    tokio::time::sleep(2 * QUIET).await;
+    assert_eq!(store.checkpoints(), 1);
+    assert!(matches!(storage.commit(letter(2, "b")).await, Err(CommitError::Halted(_))));
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Writes numbered batches without end and prints each number once its batch is acknowledged. Made to be killed.
 //!
-//! `crash_writer sled|fjall always|interval FOLDER`
+//! `crash_writer sled|fjall always|interval|checkpoints FOLDER`
 
 mod rows;
 
@@ -13,21 +13,30 @@ use tokio::sync::Semaphore;
 /// Batches on their way at a time, so that commits are groups.
 const IN_FLIGHT: usize = 16;
 
+/// Batches from one checkpoint to the next, if there are to be any.
+const CHECKPOINT_EVERY: u64 = 30;
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = env::args().skip(1);
     let (Some(name), Some(durability), Some(folder)) = (arguments.next(), arguments.next(), arguments.next())
     else {
-        return Err("usage: crash_writer sled|fjall always|interval FOLDER".into());
+        return Err("usage: crash_writer sled|fjall always|interval|checkpoints FOLDER".into());
     };
     let backend = rows::backend(&name, folder.into()).ok_or("unknown back end")?;
+    let checkpoints = durability == "checkpoints";
     let durability = durability_named(&durability).ok_or("unknown durability")?;
-    let storage = Storage::open(backend.open().await?, durability).await?;
+    let store = backend.open().await?;
+    let storage = Storage::open(store.clone(), durability).await?;
     let mut number = storage.get(&rows::LAST, &()).await?.unwrap_or(0);
     let slots = Arc::new(Semaphore::new(IN_FLIGHT));
     loop {
         let slot = slots.clone().acquire_owned().await?;
         number += 1;
+        if checkpoints && number % CHECKPOINT_EVERY == 0 {
+            let store = store.clone();
+            tokio::spawn(async move { store.checkpoint().await.expect("it can be opened again") });
+        }
         let ticket = storage.reserve(1);
         let batch = batch(number, ticket.first());
         storage.submit(batch, Some(ticket), move |result| {
@@ -64,7 +73,7 @@ fn batch(number: u64, position: Position) -> Batch {
 /// The durability of this name.
 fn durability_named(name: &str) -> Option<Durability> {
     match name {
-        "always" => Some(Durability::Always),
+        "always" | "checkpoints" => Some(Durability::Always),
         "interval" => Some(Durability::Interval(Duration::from_millis(20))),
         _ => None,
     }
