@@ -37,7 +37,7 @@ const COMMIT_AT: usize = 5000;
 const BEHIND_MAX: u64 = 10_000;
 
 /// Changes come together for so long, unless somebody searches.
-const GATHER: Duration = Duration::from_millis(500);
+const GATHER: Duration = Duration::from_secs(5);
 
 /// After so long without a change the index gives back what writing takes.
 const REST_AFTER: Duration = Duration::from_secs(60);
