@@ -138,11 +138,11 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     reason = "for the person at the terminal, whatever the log's level and format"
 )]
 fn greet(config: &Config, running: &serve::Running) {
-    for address in &running.addresses {
-        println!("Ganglion serves {} on http://{address}", config.server_name);
+    for url in &running.urls {
+        println!("Ganglion serves {} on {url}", config.server_name);
     }
-    let Some(address) = running.addresses.first() else { return };
-    println!("Point a Matrix client at http://{address} as its homeserver.");
+    let Some(url) = running.urls.first() else { return };
+    println!("Point a Matrix client at {url} as its homeserver.");
     match running.app.settings().registration.tokens.first() {
         Some(token) if !config.registration.enabled => {
             println!("Register the first user there with the registration token {token}");

@@ -77,6 +77,13 @@ struct Listener {
     serves: Serves,
 }
 
+impl Listener {
+    fn url(&self) -> std::io::Result<String> {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        Ok(format!("{scheme}://{}", self.tcp.local_addr()?))
+    }
+}
+
 /// What is served on a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Serves {
@@ -90,8 +97,8 @@ enum Serves {
 pub struct Running {
     /// What handlers share.
     pub app: App,
-    /// The addresses that it serves the Matrix APIs on.
-    pub addresses: Vec<SocketAddr>,
+    /// The URLs at which it serves the Matrix APIs, those without TLS first.
+    pub urls: Vec<String>,
     listeners: Vec<Listener>,
     control: Option<UnixListener>,
     acme: Option<Acme>,
@@ -178,13 +185,13 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
             listeners.push(Listener { tcp: bind(address).await?, tls, serves: Serves::Matrix });
         }
     }
-    let addresses = listeners.iter().map(|listener| listener.tcp.local_addr()).collect::<Result<_, _>>()?;
+    let urls = listeners.iter().map(Listener::url).collect::<Result<_, _>>()?;
     for address in &options.listen_metrics {
         listeners.push(Listener { tcp: bind(*address).await?, tls: None, serves: Serves::Metrics });
     }
     // One that answers nobody else, as the commands start it, needs no commands either.
     let control = if listeners.is_empty() { None } else { bind_control(&options.data_dir) };
-    Ok(Running { app, addresses, listeners, control, acme })
+    Ok(Running { app, urls, listeners, control, acme })
 }
 
 /// The full-text index, if there is to be one; otherwise none is left on the disk either.
