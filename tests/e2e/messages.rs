@@ -108,11 +108,37 @@ async fn a_redaction_needs_power_or_ownership() {
     let hers = alice.say(&room, "1", "hers").await;
     let his = bob.say(&room, "2", "his").await;
     let path = |event: &str, txn: &str| Client::room(&room, &format!("redact/{}/{txn}", segment(event)));
-    bob.put(&path(&hers, "3"), &json!({})).await.ok();
+    bob.put(&path(&hers, "3"), &json!({})).await.is(403, "M_FORBIDDEN");
+    let as_event = json!({ "redacts": hers });
+    bob.put(&Client::room(&room, "send/m.room.redaction/3"), &as_event).await.is(403, "M_FORBIDDEN");
+    let still = alice.get(&Client::room(&room, &format!("event/{}", segment(&hers)))).await.ok();
+    assert_eq!(still["content"]["body"], "hers");
+    let own = bob.say(&room, "3b", "a slip").await;
+    bob.put(&path(&own, "3c"), &json!({})).await.ok();
     let other = server.client("carol").await;
     other.put(&path(&his, "4"), &json!({})).await.is(403, "M_FORBIDDEN");
     alice.put(&path(&his, "5"), &json!({ "reason": "spam" })).await.ok();
     alice.put(&path("$unknown", "6"), &json!({})).await.is(404, "M_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn what_a_room_cannot_go_on_without_is_not_redacted() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({ "room_version": "10" })).await;
+    let acl = json!({ "allow": ["*"] });
+    alice.set_state(&room, "m.room.server_acl", "", &acl).await.ok();
+    alice.set_state(&room, "m.room.name", "", &json!({ "name": "tea" })).await.ok();
+    let event_id = async |kind: &str| {
+        let path = Client::room(&room, &format!("state/{kind}?format=event"));
+        alice.get(&path).await.ok()["event_id"].as_str().unwrap().to_owned()
+    };
+    let redact = async |event: &str, txn: &str| {
+        alice.put(&Client::room(&room, &format!("redact/{}/{txn}", segment(event))), &json!({})).await
+    };
+    redact(&event_id("m.room.create").await, "1").await.is(403, "M_FORBIDDEN");
+    redact(&event_id("m.room.server_acl").await, "2").await.is(403, "M_FORBIDDEN");
+    redact(&event_id("m.room.name").await, "3").await.ok();
 }
 
 #[tokio::test]

@@ -13,9 +13,15 @@ use storage::schema;
 
 use super::{ActiveRoom, RoomError, StoredEvent, change::Change};
 
+/// State that ends a room when it is redacted: of older versions' create events not even the version stays, and without
+/// the list of those allowed, an access control list denies every server.
+const VITAL: [&str; 2] = ["m.room.create", "m.room.server_acl"];
+
 impl ActiveRoom {
     /// The event that a local user's redaction is to strip, if it is known and the sender may.
     ///
+    /// Servers accept redactions from the target's server, whoever of its users sends them: each server sees to it that
+    /// its users redact but their own events, unless they have the power to redact those of others.
     /// Spec: client-server API, "Redactions"; room version 3, "Handling redactions".
     pub(super) async fn redaction_target(
         &self,
@@ -32,8 +38,11 @@ impl ActiveRoom {
             return Err(RoomError::EventNotFound);
         };
         let Some(powers) = self.powers(change).await? else { return Err(RoomError::NotFound) };
-        if !auth::redaction_applies(redaction, &target.pdu, &powers) {
+        if redaction.sender() != target.pdu.sender() && !powers.may_redact(redaction.sender()) {
             return Err(RoomError::NotAllowed("you may not redact this event".to_owned()));
+        }
+        if VITAL.contains(&target.pdu.kind()) && target.pdu.state_key().is_some() {
+            return Err(RoomError::NotAllowed("the room could not go on without this event".to_owned()));
         }
         Ok(Some(target))
     }
