@@ -67,6 +67,10 @@ async fn context_is_what_surrounds_an_event() {
     let end = context["end"].as_str().unwrap();
     let rest = alice.get(&Client::room(&room, &format!("messages?dir=f&from={end}"))).await.ok();
     assert_eq!(rest["chunk"][0]["event_id"], ids[4]);
+    // matrix-js-sdk takes the lists for granted.
+    let path = Client::room(&room, &format!("context/{}?limit=0", segment(&ids[2])));
+    let alone = alice.get(&path).await.ok();
+    assert_eq!((&alone["events_before"], &alone["events_after"]), (&json!([]), &json!([])));
     let path = Client::room(&room, &format!("context/{}", segment("$unknown")));
     alice.get(&path).await.is(404, "M_NOT_FOUND");
 }

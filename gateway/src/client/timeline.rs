@@ -9,7 +9,7 @@ use actors::{
     room::{Page, PageDirection, PageQuery, RoomHandle, StoredEvent},
     token::Token,
 };
-use axum::extract::State;
+use axum::{Json, extract::State};
 use engine::{id::TimelineIndex, pdu::client::RoomIdField};
 use ruma::{
     UInt,
@@ -22,6 +22,8 @@ use ruma::{
     },
     serde::Raw,
 };
+use serde::Serialize;
+use serde_json::value::RawValue;
 
 use super::events::{event_not_found, room_of, viewer};
 use crate::{
@@ -100,7 +102,7 @@ async fn fill_and_page(app: &App, room: &RoomHandle, query: &PageQuery<'_>) -> A
     Ok(room.page(query).await?)
 }
 
-fn raw<T>(events: Vec<Box<serde_json::value::RawValue>>) -> Vec<Raw<T>> {
+fn raw<T>(events: Vec<Box<RawValue>>) -> Vec<Raw<T>> {
     events.into_iter().map(Raw::from_json).collect()
 }
 
@@ -140,11 +142,25 @@ async fn lazy_members(
     Ok(members)
 }
 
+/// An event and what happened around it.
+///
+/// Not ruma's type, which leaves out what is empty: matrix-js-sdk takes all the lists for granted.
+#[derive(Serialize)]
+pub struct Context {
+    start: String,
+    end: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event: Option<Box<RawValue>>,
+    events_before: Vec<Box<RawValue>>,
+    events_after: Vec<Box<RawValue>>,
+    state: Vec<Box<RawValue>>,
+}
+
 /// `GET /_matrix/client/v3/rooms/{roomId}/context/{eventId}`
 pub async fn get_context(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<get_context::v3::Request>,
-) -> ApiResult<Matrix<get_context::v3::Response>> {
+) -> ApiResult<Json<Context>> {
     let room = room_of(&app, &request.room_id).await?;
     let event = room.event(&request.event_id).await?.ok_or_else(event_not_found)?;
     let index = event.index.ok_or_else(event_not_found)?;
@@ -171,16 +187,16 @@ pub async fn get_context(
         state.extend(lazy_members(&room, filter, &shown).await?);
     }
     state.retain(|event| filter::passes(&request.filter, &event.pdu));
-    let mut response = get_context::v3::Response::new();
-    response.start = Some(Token::Timeline(TimelineIndex(boundary(oldest).0 - 1)).to_string());
-    response.end = Some(Token::Timeline(boundary(newest)).to_string());
     let viewer = viewer(requester.clone());
-    let rendered = room.render(std::slice::from_ref(&event), &viewer, RoomIdField::Present).await?;
-    response.event = raw(rendered).into_iter().next();
-    response.events_before = raw(room.render(&before.events, &viewer, RoomIdField::Present).await?);
-    response.events_after = raw(room.render(&after.events, &viewer, RoomIdField::Present).await?);
-    response.state = raw(room.render(&state, &viewer, RoomIdField::Present).await?);
-    Ok(Matrix(response))
+    let render = async |events| room.render(events, &viewer, RoomIdField::Present).await;
+    Ok(Json(Context {
+        start: Token::Timeline(TimelineIndex(boundary(oldest).0 - 1)).to_string(),
+        end: Token::Timeline(boundary(newest)).to_string(),
+        event: render(std::slice::from_ref(&event)).await?.into_iter().next(),
+        events_before: render(&before.events).await?,
+        events_after: render(&after.events).await?,
+        state: render(&state).await?,
+    }))
 }
 
 /// `GET /_matrix/client/v1/rooms/{roomId}/timestamp_to_event`
