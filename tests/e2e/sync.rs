@@ -73,6 +73,39 @@ async fn a_limited_timeline_can_be_paged_back_without_a_gap() {
     assert_eq!(state[0]["content"]["topic"], "new");
 }
 
+/// Clients that want no messages at all are told that there are some.
+#[tokio::test]
+async fn a_timeline_of_no_events_is_limited() {
+    let server = Server::start().await;
+    let (alice, bob) = (server.client("alice").await, server.client("bob").await);
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.join(&room).await.ok();
+    let since = bob.token_of_sync().await;
+    alice.say(&room, "1", "hello").await;
+    let filter = segment(&json!({ "room": { "timeline": { "limit": 0 } } }).to_string());
+    let sync = bob.sync(&format!("since={since}&timeout=0&filter={filter}")).await;
+    let joined = &sync["rooms"]["join"][&room];
+    assert_eq!((&joined["timeline"]["events"], &joined["timeline"]["limited"]), (&json!([]), &json!(true)));
+    assert_eq!(joined["unread_notifications"]["notification_count"], 1);
+}
+
+#[tokio::test]
+async fn a_ban_is_told_to_who_was_out_already() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.join(&room).await.ok();
+    alice.moderate("kick", &room, &bob.user_id).await.ok();
+    for (verb, membership) in [("ban", "ban"), ("unban", "leave")] {
+        let since = bob.token_of_sync().await;
+        alice.moderate(verb, &room, &bob.user_id).await.ok();
+        let sync = bob.sync(&format!("since={since}&timeout=0")).await;
+        let left = &sync["rooms"]["leave"][&room]["timeline"]["events"];
+        assert_eq!(left[0]["content"]["membership"], membership, "{sync}");
+        assert_eq!(left.as_array().unwrap().len(), 1, "{sync}");
+    }
+}
+
 #[tokio::test]
 async fn invites_leaves_and_rejoins_are_told() {
     let server = Server::start().await;

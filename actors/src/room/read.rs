@@ -137,10 +137,8 @@ impl RoomHandle {
             best |= may_see(sight.visibility, sight.presence(), joined_since);
         }
         if event.pdu.kind() == "m.room.member" && event.pdu.state_key() == Some(user_id.as_str()) {
-            let after = Presence::of(&membership_of(&event.pdu));
-            best |= may_see(sight.visibility, after, joined_since);
-            // Everyone is told of their own invite, leave and ban.
-            best |= after != Presence::Outside || sight.presence() != Presence::Outside;
+            // Everyone is told what became of them: of a ban that follows on a kick, too.
+            best = true;
         }
         Ok(best)
     }

@@ -147,6 +147,7 @@ impl JoinedRoom {
         let (State::Before(state) | State::After(state)) = &self.state;
         state.is_empty()
             && self.timeline.events.is_empty()
+            && !self.timeline.limited
             && self.ephemeral.is_empty()
             && self.account_data.is_empty()
     }
