@@ -157,6 +157,7 @@ impl From<RoomError> for ApiError {
             RoomError::NotJoined | RoomError::NotAllowed(_) | RoomError::Forbidden(_) => {
                 Self::forbidden(message)
             }
+            RoomError::NotBanned => Self::new(StatusCode::FORBIDDEN, "M_BAD_STATE", message),
             RoomError::InviteBlocked => Self::new(StatusCode::FORBIDDEN, "M_INVITE_BLOCKED", message),
             RoomError::NoticeRoom => {
                 Self::new(StatusCode::FORBIDDEN, "M_CANNOT_LEAVE_SERVER_NOTICE_ROOM", message)

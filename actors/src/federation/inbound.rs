@@ -304,6 +304,7 @@ pub(crate) fn is_own_trouble(error: &RoomError) -> bool {
         | RoomError::NotJoined
         | RoomError::Forbidden(_)
         | RoomError::NotAllowed(_)
+        | RoomError::NotBanned
         | RoomError::Invalid(_)
         | RoomError::BadRelation(_)
         | RoomError::DuplicateAnnotation

@@ -39,6 +39,9 @@ pub enum RoomError {
     /// The user lacks the power for it, though no authorization rule speaks of it.
     #[error("{0}")]
     NotAllowed(String),
+    /// There is no ban to lift; nothing was stored.
+    #[error("the user is not banned")]
+    NotBanned,
     /// The invited user wants no invites; nothing was stored.
     #[error("the user does not accept invites")]
     InviteBlocked,
@@ -129,6 +132,7 @@ impl From<MembershipRefusal> for RoomError {
         match refusal {
             MembershipRefusal::NotJoined => Self::NotJoined,
             MembershipRefusal::NotAllowed(text) => Self::NotAllowed(text.to_owned()),
+            MembershipRefusal::NotBanned => Self::NotBanned,
             MembershipRefusal::UnableToAuthorise => Self::UnableToAuthoriseJoin,
         }
     }

@@ -5,7 +5,10 @@
 pub use engine::room::membership::MembershipAction;
 use engine::{
     pdu::{Draft, Pdu},
-    room::{content, membership::inviters},
+    room::{
+        content,
+        membership::{MembershipRefusal, inviters},
+    },
 };
 use ractor::RpcReplyPort;
 use ruma::{OwnedEventId, OwnedUserId, UserId};
@@ -88,10 +91,17 @@ impl ActiveRoom {
         request: MembershipChange,
         repeated: Repeated,
     ) -> Result<Option<Draft>, RoomError> {
-        let MembershipChange { target, action, mut content, .. } = request;
+        let MembershipChange { sender, target, action, mut content } = request;
         let held = self.current(change, "m.room.member", target.as_str()).await?;
         let present = held.as_ref().map(|event| content::membership(&event.pdu));
-        let next = match action.leads_to(present.as_deref())? {
+        let next = match action.leads_to(present.as_deref()) {
+            // Strangers are not told who is banned.
+            Err(MembershipRefusal::NotBanned) if !self.is_joined(change, &sender).await? => {
+                return Err(RoomError::NotJoined);
+            }
+            next => next?,
+        };
+        let next = match next {
             Some(next) => next,
             None if repeated == Repeated::Join && matches!(action, MembershipAction::Join { .. }) => "join",
             None => return Ok(None),

@@ -38,6 +38,9 @@ pub enum MembershipRefusal {
     /// The action does not apply to the target's membership.
     #[error("{0}")]
     NotAllowed(&'static str),
+    /// The target, whose ban is to be lifted, is not banned.
+    #[error("the user is not banned")]
+    NotBanned,
     /// Whether the user may join a restricted room cannot be said here.
     #[error("this server is in none of the rooms whose members may join")]
     UnableToAuthorise,
@@ -60,7 +63,7 @@ impl MembershipAction {
             | (Self::Unban, Some("ban")) => Ok(Some("leave")),
             (Self::Kick, _) => refuse("the user is not in the room"),
             (Self::Ban, _) => Ok(Some("ban")),
-            (Self::Unban, _) => refuse("the user is not banned"),
+            (Self::Unban, _) => Err(MembershipRefusal::NotBanned),
         }
     }
 
