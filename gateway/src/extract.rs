@@ -239,7 +239,10 @@ async fn read_json(body: Body, limit: usize) -> ApiResult<Bytes> {
     if depth(&body) > DEPTH_MAX {
         return Err(ApiError::bad_json("the body is nested too deeply"));
     }
-    serde_json::from_slice::<IgnoredAny>(&body)
+    // What is skipped is not looked at by the parser.
+    let text = std::str::from_utf8(&body)
+        .map_err(|_| ApiError::bad_request("M_NOT_JSON", "the body is not UTF-8, as JSON has to be"))?;
+    serde_json::from_str::<IgnoredAny>(text)
         .map_err(|error| ApiError::bad_request("M_NOT_JSON", format!("the body is not JSON: {error}")))?;
     Ok(body)
 }

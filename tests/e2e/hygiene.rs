@@ -28,6 +28,11 @@ async fn malformed_requests_get_the_specified_errors() {
     let huge = format!(r#"{{"body":"{}"}}"#, "x".repeat(2_000_000));
     assert_eq!(errcode(Method::PUT, &send, &huge).await, is(413, "M_TOO_LARGE"));
     assert_eq!(errcode(Method::PUT, &send, r#"{"a":1.5}"#).await, is(400, "M_BAD_JSON"));
+    // Although nothing of it is read.
+    let create = "/_matrix/client/v3/createRoom";
+    let response = alice.raw(Method::POST, create, b"{\"org.example\":\"\xff\"}".to_vec()).await;
+    assert_eq!(response.status().as_u16(), 400);
+    assert!(response.text().await.unwrap().contains("M_NOT_JSON"));
     let invite = Client::room(&room, "invite");
     assert_eq!(errcode(Method::POST, &invite, "{}").await.0, 400);
     alice.get("/_matrix/client/v3/sync?since=garbage").await.is(400, "M_INVALID_PARAM");
