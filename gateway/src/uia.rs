@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, time::Duration};
 use actors::env::Env;
 use axum::{
     Json,
+    body::Bytes,
     response::{IntoResponse, Response},
 };
 use http::StatusCode;
@@ -15,7 +16,7 @@ use ruma::{
     OwnedUserId, UserId,
     api::client::uiaa::{AuthData, UserIdentifier},
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use subtle::ConstantTimeEq;
 
 use crate::{
@@ -28,6 +29,33 @@ const SESSIONS_MAX: usize = 10_000;
 
 /// How long a session may take.
 const LIFETIME: Duration = Duration::from_secs(15 * 60);
+
+/// The endpoints whose requests ruma reads, `auth` and all.
+pub const ROUTES: [&str; 6] = [
+    "/_matrix/client/v3/register",
+    "/_matrix/client/v3/account/password",
+    "/_matrix/client/v3/account/deactivate",
+    "/_matrix/client/v3/devices/{device}",
+    "/_matrix/client/v3/delete_devices",
+    "/_matrix/client/v1/login/get_token",
+];
+
+/// A request's body without an `auth` that says nothing, which some clients begin with, and which ruma takes for a
+/// broken one.
+pub fn without_empty_auth(body: Bytes) -> Bytes {
+    match serde_json::from_slice::<Map<String, Value>>(&body) {
+        Ok(mut request) if request.get("auth").is_some_and(is_empty) => {
+            request.remove("auth");
+            Value::Object(request).to_string().into()
+        }
+        _ => body,
+    }
+}
+
+/// Whether an `auth` names neither a stage nor a session.
+pub fn is_empty(auth: &Value) -> bool {
+    auth.as_object().is_some_and(|auth| !auth.contains_key("type") && !auth.contains_key("session"))
+}
 
 /// A step that a client can take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -11,6 +11,10 @@ async fn registration_needs_authentication_and_a_free_name() {
     let challenge = nobody.post("/_matrix/client/v3/register", &body).await;
     assert_eq!(challenge.status, 401);
     assert_eq!(challenge.body["flows"], json!([{ "stages": ["m.login.dummy"] }]));
+    // So matrix-js-sdk begins.
+    let empty = json!({ "username": "alice", "password": "secret", "auth": {} });
+    let challenged = nobody.post("/_matrix/client/v3/register", &empty).await;
+    assert_eq!((challenged.status, &challenged.body["flows"]), (401, &challenge.body["flows"]));
     let auth = json!({ "type": "m.login.dummy", "session": challenge.body["session"] });
     let body = json!({ "username": "alice", "password": "secret", "auth": auth });
     let answer = nobody.post("/_matrix/client/v3/register", &body).await.ok();
@@ -47,6 +51,13 @@ async fn a_wrong_password_and_an_unknown_user_are_answered_alike() {
         let body = json!({ "type": "m.login.password", "identifier": identifier, "password": "wrong" });
         server.anonymous().post("/_matrix/client/v3/login", &body).await.is(403, "M_FORBIDDEN");
     }
+    for identifier in [
+        json!({ "type": "m.id.thirdparty", "medium": "email", "address": "alice@example.org" }),
+        json!({ "type": "m.id.phone", "country": "GB", "phone": "07700900001" }),
+    ] {
+        let body = json!({ "type": "m.login.password", "identifier": identifier, "password": "wrong" });
+        server.anonymous().post("/_matrix/client/v3/login", &body).await.is(403, "M_FORBIDDEN");
+    }
     let flows = server.anonymous().get("/_matrix/client/v3/login").await.ok();
     assert_eq!(flows["flows"][0]["type"], "m.login.password");
 }
@@ -67,6 +78,19 @@ async fn a_refresh_token_replaces_the_access_token() {
     alice.get("/_matrix/client/v3/account/whoami").await.ok();
     old.get("/_matrix/client/v3/account/whoami").await.is(401, "M_UNKNOWN_TOKEN");
     alice.post("/_matrix/client/v3/refresh", &body).await.is(401, "M_UNKNOWN_TOKEN");
+}
+
+#[tokio::test]
+async fn an_empty_proof_counts_as_none() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    for path in ["account/password", "account/deactivate", "delete_devices"] {
+        let body = json!({ "new_password": "other", "devices": [alice.device_id], "auth": {} });
+        let challenge = alice.post(&format!("/_matrix/client/v3/{path}"), &body).await;
+        assert_eq!(challenge.status, 401, "{path}: {challenge:?}");
+        assert!(challenge.body["session"].is_string(), "{path}: {challenge:?}");
+    }
+    alice.get("/_matrix/client/v3/account/whoami").await.ok();
 }
 
 #[tokio::test]

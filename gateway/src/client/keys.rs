@@ -18,7 +18,7 @@ use crate::{
     app::App,
     error::{ApiError, ApiResult},
     extract::{JsonBody, Query, Requester},
-    uia::Refusal,
+    uia::{self, Refusal},
 };
 
 /// Users and devices in one request, at most.
@@ -157,8 +157,11 @@ struct DeviceSigningBody {
 pub async fn device_signing_upload(
     State(app): State<App>,
     requester: Requester,
-    JsonBody(body): JsonBody,
+    JsonBody(mut body): JsonBody,
 ) -> Result<Json<Value>, Refusal> {
+    if body.get("auth").is_some_and(uia::is_empty) {
+        body.remove("auth");
+    }
     let body: DeviceSigningBody = parse(body)?;
     let keys = [
         ("master", body.master_key),

@@ -109,6 +109,10 @@ fn user(app: &App, identifier: Option<UserIdentifier>, name: Option<String>) -> 
     let name = match (identifier, name) {
         (Some(UserIdentifier::Matrix(identifier)), _) => identifier.user,
         (None, Some(name)) => name,
+        // No account here has such an identifier; users who try it have to read that they mistyped their name.
+        (Some(UserIdentifier::Email(_) | UserIdentifier::Msisdn(_) | UserIdentifier::PhoneNumber(_)), _) => {
+            return Err(ApiError::forbidden("no account here has this e-mail address or phone number"));
+        }
         _ => return Err(ApiError::bad_request("M_UNKNOWN", "users are identified by their user ID here")),
     };
     let parsed = if name.starts_with('@') {

@@ -14,7 +14,7 @@ use crate::{
     app::App,
     error::{ApiError, ApiResult},
     extract::{JsonBody, Requester},
-    uia::Refusal,
+    uia::{self, Refusal},
 };
 
 /// The longest client secret, in characters.
@@ -46,7 +46,8 @@ pub async fn add(
 ) -> Result<Json<Value>, Refusal> {
     secret(&body)?;
     text(&body, "sid")?;
-    let auth = body.get("auth").cloned().map(serde_json::from_value).transpose();
+    let auth =
+        body.get("auth").filter(|auth| !uia::is_empty(auth)).cloned().map(serde_json::from_value).transpose();
     let auth = auth.map_err(|error: serde_json::Error| ApiError::bad_json(error.to_string()))?;
     require_password(&app, &requester.user_id, auth.as_ref(), "3pid").await?;
     // No session has ever been begun, so none can have been validated.
