@@ -20,6 +20,10 @@ async fn a_user_lists_names_and_deletes_devices() {
     expected.sort_unstable();
     assert_eq!(ids, expected);
 
+    for listed in listed["devices"].as_array().unwrap() {
+        assert!(listed.as_object().unwrap().values().all(|known| !known.is_null()), "{listed}");
+    }
+
     alice.put(&device, &json!({ "display_name": "phone" })).await.ok();
     assert_eq!(phone.get(&device).await.ok()["display_name"], "phone");
     mallory.get(&device).await.is(404, "M_NOT_FOUND");

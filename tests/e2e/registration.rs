@@ -47,7 +47,7 @@ async fn an_account_may_be_made_without_logging_in() {
         "auth": { "type": "m.login.dummy" },
     });
     let account = nobody.post(REGISTER, &body).await.ok();
-    assert!(account["access_token"].is_null() && account["device_id"].is_null(), "{account}");
+    assert!(account.get("access_token").is_none() && account.get("device_id").is_none(), "{account}");
     let login = json!({
         "type": "m.login.password",
         "identifier": { "type": "m.id.user", "user": name },
@@ -70,7 +70,7 @@ async fn an_account_may_be_made_without_logging_in() {
 async fn names_are_checked() {
     let server = Server::start().await;
     let nobody = server.anonymous();
-    for name in ["Alice", "a b", "ålice", "a:b", "", &"x".repeat(256)] {
+    for name in ["Alice", "a b", "ålice", "a:b", "@a:b", "@alice", "", &"x".repeat(256)] {
         let body = json!({ "username": name, "password": "p", "auth": { "type": "m.login.dummy" } });
         let answer = nobody.post(REGISTER, &body).await;
         // Uppercase letters may be refused or mapped to lowercase.
@@ -82,6 +82,7 @@ async fn names_are_checked() {
     }
     let available = format!("{REGISTER}/available?username=");
     nobody.get(&format!("{available}a%20b")).await.is(400, "M_INVALID_USERNAME");
+    nobody.get(&format!("{available}%40alice:example.org")).await.is(400, "M_INVALID_USERNAME");
 }
 
 /// The endpoint that existing tools of administrators use.
@@ -124,7 +125,7 @@ async fn a_deactivated_account_is_gone_for_good() {
     assert_eq!(challenge.status, 401);
     assert!(challenge.body["flows"].is_array());
     let done = alice.with_password(Method::POST, path, json!({ "erase": true })).await.ok();
-    assert!(["success", "no-support"].contains(&done["id_server_unbind_result"].as_str().unwrap()));
+    assert_eq!(done["id_server_unbind_result"], "success", "there are no identifiers to unbind");
     alice.get("/_matrix/client/v3/account/whoami").await.is(401, "M_UNKNOWN_TOKEN");
     let login = json!({
         "type": "m.login.password",

@@ -43,7 +43,8 @@ pub async fn deactivate(
 ) -> Result<Matrix<deactivate::v3::Response>, Refusal> {
     require_password(&app, &requester.user_id, request.auth.as_ref(), "deactivate").await?;
     app.homeserver().deactivate(&requester.user_id, request.erase).await?;
-    Ok(Matrix(deactivate::v3::Response::new(ThirdPartyIdRemovalStatus::NoSupport)))
+    // Accounts have no third-party identifiers here, and none to unbind is success.
+    Ok(Matrix(deactivate::v3::Response::new(ThirdPartyIdRemovalStatus::Success)))
 }
 
 /// Has the user prove to know the password, for what a stolen access token must not do.

@@ -2,11 +2,12 @@
 //!
 //! Spec: client-server API, "Device Management".
 
-use axum::extract::State;
+use axum::{Json, extract::State};
 use ruma::{
     DeviceId,
-    api::client::device::{Device, delete_device, delete_devices, get_device, get_devices, update_device},
+    api::client::device::{delete_device, delete_devices, get_device, get_devices, update_device},
 };
+use serde_json::{Map, Value, json};
 
 use super::account::require_password;
 use crate::{
@@ -20,20 +21,20 @@ use crate::{
 pub async fn get_devices(
     State(app): State<App>,
     Authenticated { requester, .. }: Authenticated<get_devices::v3::Request>,
-) -> ApiResult<Matrix<get_devices::v3::Response>> {
+) -> ApiResult<Json<Value>> {
     let data = app.homeserver().session(&requester.user_id).await?.data();
-    let devices = data.devices().map(|(id, record)| device(id, record)).collect();
-    Ok(Matrix(get_devices::v3::Response::new(devices)))
+    let devices: Vec<_> = data.devices().map(|(id, record)| device(id, record)).collect();
+    Ok(Json(json!({ "devices": devices })))
 }
 
 /// `GET /_matrix/client/v3/devices/{deviceId}`
 pub async fn get_device(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<get_device::v3::Request>,
-) -> ApiResult<Matrix<get_device::v3::Response>> {
+) -> ApiResult<Json<Map<String, Value>>> {
     let data = app.homeserver().session(&requester.user_id).await?.data();
     let record = data.device(&request.device_id).ok_or_else(|| ApiError::not_found("device not found"))?;
-    Ok(Matrix(get_device::v3::Response::new(device(&request.device_id, record))))
+    Ok(Json(device(&request.device_id, record)))
 }
 
 /// `PUT /_matrix/client/v3/devices/{deviceId}`
@@ -73,10 +74,13 @@ pub async fn delete_devices(
     Ok(Matrix(delete_devices::v3::Response::new()))
 }
 
-fn device(id: &DeviceId, record: &actors::session::DeviceRecord) -> Device {
-    let mut device = Device::new(id.to_owned());
-    device.display_name.clone_from(&record.display_name);
-    device.last_seen_ip.clone_from(&record.last_seen_ip);
-    device.last_seen_ts = record.last_seen;
-    device
+/// What is known of a device; what is not is left out, where ruma's type has `null`.
+fn device(id: &DeviceId, record: &actors::session::DeviceRecord) -> Map<String, Value> {
+    let known = [
+        ("device_id", Some(json!(id))),
+        ("display_name", record.display_name.as_ref().map(|name| json!(name))),
+        ("last_seen_ip", record.last_seen_ip.as_ref().map(|ip| json!(ip))),
+        ("last_seen_ts", record.last_seen.map(|at| json!(at))),
+    ];
+    known.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
 }

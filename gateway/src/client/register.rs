@@ -3,7 +3,7 @@
 //! Spec: client-server API, "Account registration".
 
 use actors::session::{Login, NewAccount, SessionChange, SessionHandle};
-use axum::extract::State;
+use axum::{Json, extract::State};
 use ruma::{
     OwnedUserId, UserId,
     api::client::account::{
@@ -11,6 +11,7 @@ use ruma::{
         register::{self, RegistrationKind},
     },
 };
+use serde_json::{Value, json};
 
 use crate::{
     app::App,
@@ -26,7 +27,7 @@ const PASSWORD_MAX: usize = 512;
 pub async fn register(
     State(app): State<App>,
     Open(request): Open<register::v3::Request>,
-) -> Result<Matrix<register::v3::Response>, Refusal> {
+) -> Result<Json<Value>, Refusal> {
     let is_guest = match request.kind {
         RegistrationKind::Guest => true,
         RegistrationKind::User => false,
@@ -55,7 +56,8 @@ pub async fn register(
     } else {
         homeserver.register(NewAccount { user_id, password_hash, is_guest, is_admin: false }).await?
     };
-    let mut response = register::v3::Response::new(session.user_id().to_owned());
+    // Not ruma's type, which has a `device_id` of `null` where nobody is logged in.
+    let mut response = json!({ "user_id": session.user_id() });
     if !request.inhibit_login {
         let login = Login {
             device_id: request.device_id,
@@ -63,12 +65,16 @@ pub async fn register(
             wants_refresh_token: request.refresh_token,
         };
         let logged_in = session.log_in(login).await?;
-        response.access_token = Some(logged_in.access_token);
-        response.device_id = Some(logged_in.device_id);
-        response.refresh_token = logged_in.refresh_token;
-        response.expires_in = logged_in.expires_in;
+        response["access_token"] = logged_in.access_token.into();
+        response["device_id"] = logged_in.device_id.as_str().into();
+        if let Some(token) = logged_in.refresh_token {
+            response["refresh_token"] = token.into();
+        }
+        if let Some(lifetime) = logged_in.expires_in {
+            response["expires_in_ms"] = u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX).into();
+        }
     }
-    Ok(Matrix(response))
+    Ok(Json(response))
 }
 
 /// The guest of an access token, whose account is to become an ordinary one under the same name.
@@ -102,12 +108,11 @@ async fn check_allowed(
 fn chosen_id(app: &App, name: &str) -> ApiResult<OwnedUserId> {
     let invalid =
         || ApiError::bad_request("M_INVALID_USERNAME", "the user name has characters that are not allowed");
-    let localpart = match name.strip_prefix('@') {
-        Some(id) => id.split(':').next().unwrap_or_default(),
-        None => name,
-    };
-    UserId::parse_with_server_name(localpart.to_lowercase(), app.homeserver().server_name())
-        .map_err(|_| invalid())
+    // Without these, a whole user ID, of another server even, would pass for a local part.
+    if name.contains(['@', ':']) {
+        return Err(invalid());
+    }
+    UserId::parse_with_server_name(name.to_lowercase(), app.homeserver().server_name()).map_err(|_| invalid())
 }
 
 fn generated_id(app: &App) -> ApiResult<OwnedUserId> {

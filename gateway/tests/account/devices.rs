@@ -88,7 +88,7 @@ async fn a_deactivated_user_is_gone_for_good() {
     alice.put(&format!("/profile/{}/displayname", alice.user_id), json!({ "displayname": "Alice" })).await;
     let (status, body) =
         alice.with_password(Method::POST, "/account/deactivate", json!({}), "wonderland").await;
-    assert_eq!((status.as_u16(), &body["id_server_unbind_result"]), (200, &json!("no-support")));
+    assert_eq!((status.as_u16(), &body["id_server_unbind_result"]), (200, &json!("success")));
     assert!(!alice.is_logged_in().await);
     assert_eq!(error(&server.log_in("alice", json!({})).await), (403, "M_USER_DEACTIVATED"));
     let profile = bob.get(&format!("/profile/{}/displayname", alice.user_id)).await;
