@@ -66,6 +66,7 @@ pub use self::{
     login_token::{LoginToken, LoginTokenKey},
     moderation::Restriction,
     notices::Notice,
+    push_rules::by_kind as push_rules_by_kind,
     pushers::{NewPusher, PusherKey},
     sliding::{ConnectionKey, RoomFacts, Told},
     token::{AuthenticationFailure, Requester, hash_token},

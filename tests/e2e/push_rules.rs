@@ -46,7 +46,8 @@ async fn a_new_user_has_the_predefined_rules() {
     let sync = alice.sync("timeout=0").await;
     let events = sync["account_data"]["events"].as_array().unwrap();
     let rules = events.iter().find(|event| event["type"] == "m.push_rules").unwrap();
-    for kind in ["override", "underride"] {
+    for kind in ["override", "content", "room", "sender", "underride"] {
+        assert!(global[kind].is_array(), "{kind}");
         assert_eq!(rules["content"]["global"][kind], global[kind]);
     }
 }

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use storage::schema::{AccountRecord, DeviceRecord, PusherRecord, SlidingConnectionRecord};
 
 use super::{
-    IGNORED_USERS, Ignored, Keys, PusherKey,
+    IGNORED_USERS, Ignored, Keys, PusherKey, push_rules,
     sliding::{self, ConnectionKey, Connections},
 };
 use crate::room::{INVITE_PERMISSION, Receipt, blocks_invites};
@@ -188,11 +188,8 @@ const BASE_WEIGHT: u64 = 18 << 10;
 pub(super) const PUSH_RULES: &str = "m.push_rules";
 
 fn push_rules_content(rules: &Ruleset) -> Box<RawValue> {
-    #[derive(serde::Serialize)]
-    struct Content<'a> {
-        global: &'a Ruleset,
-    }
-    serde_json::value::to_raw_value(&Content { global: rules }).expect("push rules serialise")
+    let content = serde_json::json!({ "global": push_rules::by_kind(rules) });
+    serde_json::value::to_raw_value(&content).expect("JSON serialises")
 }
 
 /// A user's profile: field names and JSON values.

@@ -3,6 +3,7 @@
 //! Spec: client-server API, "Push Rules".
 
 use ruma::push::{InsertPushRuleError, NewPushRule, RuleKind, Ruleset};
+use serde_json::{Value, json};
 
 use super::{SessionData, SessionError};
 
@@ -35,6 +36,17 @@ pub(super) fn insert(
         rules.set_enabled(kind, &rule_id, enabled).map_err(|_| SessionError::PushRuleNotFound)?;
     }
     Ok(rules)
+}
+
+/// The rules as clients get them: they expect a list for every kind, an empty one if need be.
+pub fn by_kind(rules: &Ruleset) -> Value {
+    let mut rules = serde_json::to_value(rules).expect("push rules serialise");
+    if let Value::Object(kinds) = &mut rules {
+        for kind in ["override", "content", "room", "sender", "underride"] {
+            kinds.entry(kind).or_insert_with(|| json!([]));
+        }
+    }
+    rules
 }
 
 /// The user's rules as stored, brought up to date with the predefined ones.

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use actors::session::SessionHandle;
+use actors::session::{SessionHandle, push_rules_by_kind};
 use axum::{Json, extract::State};
 use ruma::{
     api::client::push::{
@@ -27,7 +27,7 @@ pub async fn get_all(
     State(app): State<App>,
     Authenticated { requester, .. }: Authenticated<get_pushrules_all::v3::Request>,
 ) -> ApiResult<Json<Value>> {
-    Ok(Json(json!({ "global": with_all_kinds(&*rules(&app, &requester).await?)? })))
+    Ok(Json(json!({ "global": push_rules_by_kind(&*rules(&app, &requester).await?) })))
 }
 
 /// `GET /_matrix/client/v3/pushrules/global/`
@@ -35,18 +35,7 @@ pub async fn get_global(
     State(app): State<App>,
     Authenticated { requester, .. }: Authenticated<get_pushrules_global_scope::v3::Request>,
 ) -> ApiResult<Json<Value>> {
-    Ok(Json(with_all_kinds(&*rules(&app, &requester).await?)?))
-}
-
-/// Clients expect a list for every kind, an empty one if need be.
-fn with_all_kinds(rules: &Ruleset) -> ApiResult<Value> {
-    let mut rules = serde_json::to_value(rules).map_err(|error| ApiError::internal(&error))?;
-    if let Value::Object(kinds) = &mut rules {
-        for kind in ["override", "content", "room", "sender", "underride"] {
-            kinds.entry(kind).or_insert_with(|| json!([]));
-        }
-    }
-    Ok(rules)
+    Ok(Json(push_rules_by_kind(&*rules(&app, &requester).await?)))
 }
 
 /// `GET /_matrix/client/v3/pushrules/global/{kind}/{ruleId}`
