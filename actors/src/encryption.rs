@@ -87,6 +87,10 @@ impl Homeserver {
                 Ok(session) => {
                     self.add_keys(&mut answer, &session, &user_id, &devices, signer.as_ref());
                 }
+                // Clients ask again for users of whom they are told nothing at all.
+                Err(SessionError::NotFound) if signer.is_some() => {
+                    answer.device_keys.entry(user_id).or_default();
+                }
                 Err(SessionError::NotFound) => {}
                 Err(error) => return Err(error),
             }

@@ -160,6 +160,9 @@ async fn keys_are_found_by_others_and_go_with_their_device() {
     let found = query(&bob, &alice.user_id).await;
     assert_eq!(found["device_keys"][&alice.user_id].as_object().unwrap().len(), 1);
     assert_eq!(claim(&bob, &phone).await, Value::Null);
+    // Else clients ask for ever.
+    let found = query(&bob, "@nobody:localhost").await;
+    assert_eq!(found["device_keys"], json!({ "@nobody:localhost": {} }));
 }
 
 fn to_device(txn: &str) -> String {
