@@ -6,6 +6,7 @@ use std::cmp::Reverse;
 
 use engine::{state::StateRoot, visibility::HistoryVisibility};
 use ruma::{OwnedRoomAliasId, OwnedRoomId, RoomAliasId, RoomId, UserId};
+use serde_json::Value;
 pub use storage::schema::PublicFaceRecord;
 use storage::{
     Batch, CommitError, Direction, KeyRange,
@@ -15,7 +16,11 @@ use storage::{
 use crate::{
     homeserver::Homeserver,
     room::{ReadError, RoomError, RoomHandle, RoomStore, content_string, join_rule},
+    upgrade::{split_aliases, state_event},
 };
+
+/// The type of the event by which a room says under which aliases it goes.
+const CANONICAL: &str = "m.room.canonical_alias";
 
 /// Aliases that one room may have here.
 const ALIASES_MAX: usize = 1000;
@@ -76,7 +81,26 @@ impl Homeserver {
             // Removed or moved by someone else in between.
             CommitError::Refused(_) => RoomError::NotFound,
             error => RoomError::Commit(error),
-        })
+        })?;
+        if let Err(error) = self.unname(&record.room_id, alias, user_id).await {
+            // The alias is gone all the same: whoever made it need not have the power to say so in the room.
+            tracing::debug!(%error, room.id = %record.room_id, "the room still names an alias that is gone");
+        }
+        Ok(())
+    }
+
+    /// Takes an alias that is gone out of those that the room goes by.
+    ///
+    /// Spec: client-server API, `DELETE /_matrix/client/v3/directory/room/{roomAlias}`.
+    async fn unname(&self, room_id: &RoomId, alias: &RoomAliasId, user_id: &UserId) -> Result<(), RoomError> {
+        let room = self.room(room_id).await?;
+        let Some(event) = room.current(CANONICAL, "").await? else { return Ok(()) };
+        let content = serde_json::from_str(event.pdu.content().get()).unwrap_or_default();
+        let (stays, goes) = split_aliases(content, &[alias.to_string()]);
+        if !goes.is_empty() {
+            room.send(state_event(user_id, CANONICAL, &Value::Object(stays))?).await?;
+        }
+        Ok(())
     }
 
     /// Points an alias at another room, if it still is where it was.
@@ -103,7 +127,7 @@ impl Homeserver {
         let room = self.room(room_id).await?;
         let powers = room.powers().await?;
         let is_joined = room.access(user_id).await?.joined_from.is_some();
-        Ok(is_joined && powers.is_some_and(|powers| powers.may_send_state(user_id, "m.room.canonical_alias")))
+        Ok(is_joined && powers.is_some_and(|powers| powers.may_send_state(user_id, CANONICAL)))
     }
 
     /// Whether the directory lists a room.

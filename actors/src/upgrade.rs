@@ -151,7 +151,10 @@ impl Homeserver {
 }
 
 /// The content of a canonical alias without the aliases that have moved, and with nothing but those.
-fn split_aliases(content: Map<String, Value>, moved: &[String]) -> (Map<String, Value>, Map<String, Value>) {
+pub(crate) fn split_aliases(
+    content: Map<String, Value>,
+    moved: &[String],
+) -> (Map<String, Value>, Map<String, Value>) {
     let has_moved =
         |alias: &Value| alias.as_str().is_some_and(|alias| moved.iter().any(|other| other == alias));
     let (mut stays, mut goes) = (Map::new(), Map::new());
@@ -259,7 +262,8 @@ async fn silence(old: &RoomHandle, user_id: &UserId) -> Result<(), RoomError> {
     Ok(())
 }
 
-fn state_event(sender: &UserId, kind: &str, content: &Value) -> Result<Send, RoomError> {
+/// A state event without a state key.
+pub(crate) fn state_event(sender: &UserId, kind: &str, content: &Value) -> Result<Send, RoomError> {
     let draft =
         Draft { kind: kind.into(), state_key: Some(String::new()), content: raw(content)?, redacts: None };
     Ok(Send { sender: sender.to_owned(), draft, sent_by: None })

@@ -78,9 +78,20 @@ async fn aliases_are_made_found_and_removed_by_those_who_may() {
     assert_eq!(aliases["aliases"], json!(["#tea:localhost"]));
     let lie = json!({ "alias": "#elsewhere:localhost" });
     alice.set_state(&room, "m.room.canonical_alias", "", &lie).await.is(400, "M_BAD_ALIAS");
+    let known_as = json!({ "alias": "#tea:localhost", "alt_aliases": ["#tea:localhost"], "org.example": 1 });
+    alice.set_state(&room, "m.room.canonical_alias", "", &known_as).await.ok();
     bob.delete(&path, &json!({})).await.is(403, "M_FORBIDDEN");
     alice.delete(&path, &json!({})).await.ok();
     alice.get(&path).await.is(404, "M_NOT_FOUND");
+    let known_as = alice.state(&room, "m.room.canonical_alias", "").await.ok();
+    assert_eq!(known_as, json!({ "org.example": 1 }), "the room does not go by an alias that is gone");
+    // Whoever made an alias may remove it, with or without the power to say so in the room.
+    let his = format!("/_matrix/client/v3/directory/room/{}", segment("#coffee:localhost"));
+    bob.put(&his, &json!({ "room_id": room })).await.ok();
+    let known_as = json!({ "alias": "#coffee:localhost" });
+    alice.set_state(&room, "m.room.canonical_alias", "", &known_as).await.ok();
+    bob.delete(&his, &json!({})).await.ok();
+    assert_eq!(alice.state(&room, "m.room.canonical_alias", "").await.ok(), known_as);
 }
 
 #[tokio::test]
