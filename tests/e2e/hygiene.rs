@@ -51,6 +51,12 @@ async fn unknown_values_of_enumerations_are_refused() {
     alice.put(&listed, &json!({ "visibility": "hazy" })).await.is(400, "M_BAD_JSON");
     alice.get("/_matrix/client/v3/sync?set_presence=dizzy").await.is(400, "M_INVALID_PARAM");
     alice.get("/_matrix/client/v3/sync?filter=%7B%22room").await.is(400, "M_INVALID_PARAM");
+    let filter = json!({ "event_format": "verbose" });
+    let path = format!("/_matrix/client/v3/user/{}/filter", tests::segment(&alice.user_id));
+    alice.post(&path, &filter).await.is(400, "M_BAD_JSON");
+    let path = format!("/_matrix/client/v3/sync?filter={}", tests::segment(&filter.to_string()));
+    alice.get(&path).await.is(400, "M_INVALID_PARAM");
+    alice.get(&Client::room(&room, "state/m.room.create?format=short")).await.is(400, "M_INVALID_PARAM");
     alice.post("/_matrix/client/v3/register?kind=robot", &json!({})).await.is(400, "M_INVALID_PARAM");
     let rule = "/_matrix/client/v3/pushrules/global/content/cake";
     let with = |action: &str| json!({ "pattern": "cake", "actions": [action] });

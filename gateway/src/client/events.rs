@@ -203,7 +203,8 @@ pub async fn get_state_event(
             let rendered = room.render(&[event], &viewer(requester), RoomIdField::Present).await?;
             rendered.into_iter().next().ok_or_else(|| ApiError::not_found("the room has no such state"))?
         }
-        _ => event.pdu.content().to_owned(),
+        get_state_event_for_key::v3::StateEventFormat::Content => event.pdu.content().to_owned(),
+        _ => return Err(ApiError::invalid_param("format is content or event")),
     };
     Ok(Matrix(get_state_event_for_key::v3::Response::new(answer)))
 }

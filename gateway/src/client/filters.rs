@@ -3,7 +3,7 @@
 //! Spec: client-server API, "Filtering".
 
 use axum::extract::State;
-use ruma::api::client::filter::{create_filter, get_filter};
+use ruma::api::client::filter::{EventFormat, FilterDefinition, create_filter, get_filter};
 
 use super::profile::own;
 use crate::{
@@ -18,9 +18,18 @@ pub async fn create_filter(
     Authenticated { requester, request }: Authenticated<create_filter::v3::Request>,
 ) -> ApiResult<Matrix<create_filter::v3::Response>> {
     own(request.user_id.as_str(), &requester)?;
+    check(&request.filter).map_err(ApiError::bad_json)?;
     let session = app.homeserver().session(&requester.user_id).await?;
     let filter_id = session.add_filter(&request.filter).await?;
     Ok(Matrix(create_filter::v3::Response::new(filter_id)))
+}
+
+/// Refuses a form of events that the specification does not know.
+pub(super) fn check(filter: &FilterDefinition) -> Result<(), &'static str> {
+    match filter.event_format {
+        EventFormat::Client | EventFormat::Federation => Ok(()),
+        _ => Err("event_format is client or federation"),
+    }
 }
 
 /// `GET /_matrix/client/v3/user/{userId}/filter/{filterId}`

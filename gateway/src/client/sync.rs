@@ -15,7 +15,7 @@ use ruma::api::client::{
     sync::sync_events::v3::{self, Filter},
 };
 
-use super::presence::check_state;
+use super::{filters, presence::check_state};
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
@@ -62,7 +62,10 @@ pub fn parse_since(since: &str) -> ApiResult<(Position, Option<Position>)> {
 async fn filter(app: &App, requester: &Requester, filter: Option<Filter>) -> ApiResult<FilterDefinition> {
     match filter {
         None => Ok(FilterDefinition::default()),
-        Some(Filter::FilterDefinition(filter)) => Ok(filter),
+        Some(Filter::FilterDefinition(filter)) => {
+            filters::check(&filter).map_err(ApiError::invalid_param)?;
+            Ok(filter)
+        }
         // An ID never begins like that: these are the remains of a filter that could not be read.
         Some(Filter::FilterId(id)) if id.starts_with('{') => {
             Err(ApiError::invalid_param("the filter is not a filter in JSON"))
