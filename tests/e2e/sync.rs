@@ -172,7 +172,8 @@ async fn lazy_loading_sends_the_members_who_matter() {
     let server = Server::start().await;
     let (alice, bob, carol) =
         (server.client("alice").await, server.client("bob").await, server.client("carol").await);
-    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    // A room with a name has no heroes, who would come along.
+    let room = alice.create_room(json!({ "preset": "public_chat", "name": "tea" })).await;
     for user in [&bob, &carol] {
         user.join(&room).await.ok();
     }
@@ -275,6 +276,48 @@ async fn a_room_without_a_name_has_heroes() {
     bob.leave(&room).await.ok();
     let sync = alice.sync_until(&since, |sync| sync["rooms"]["join"][&room].is_object()).await;
     assert_eq!(sync["rooms"]["join"][&room]["summary"]["m.joined_member_count"], 1);
+}
+
+/// Clients that load members lazily could not say who they are.
+#[tokio::test]
+async fn heroes_come_with_their_membership() {
+    let server = Server::start().await;
+    let [alice, bob, carol] = server.clients(["alice", "bob", "carol"]).await;
+    let room = alice.create_room(json!({ "invite": [bob.user_id] })).await;
+    for number in 0..5 {
+        alice.say(&room, &number.to_string(), "is anybody there").await;
+    }
+    let members = |joined: &Value, state: &str| -> Vec<String> {
+        let events = joined[state]["events"].as_array().unwrap().iter();
+        let members = events.filter(|event| event["type"] == "m.room.member");
+        members.map(|event| event["state_key"].as_str().unwrap().to_owned()).collect()
+    };
+    let lazy = json!({ "room": { "state": { "lazy_load_members": true }, "timeline": { "limit": 3 } } });
+    let filter = segment(&lazy.to_string());
+    for (more, state) in [("", "state"), ("&use_state_after=true", "state_after")] {
+        let joined = joined_with(&alice, &room, lazy.clone(), more).await;
+        assert_eq!(joined["summary"]["m.heroes"], json!([bob.user_id]));
+        assert!(members(&joined, state).contains(&bob.user_id), "{joined}");
+    }
+    // Those who come later bring their events with them; the others are sent again.
+    let since = alice.token_of_sync().await;
+    alice.moderate("invite", &room, &carol.user_id).await.ok();
+    let sync = alice.sync(&format!("since={since}&timeout=0&filter={filter}")).await;
+    let joined = &sync["rooms"]["join"][&room];
+    assert_eq!(joined["summary"]["m.heroes"], json!([bob.user_id, carol.user_id]));
+    assert!(!members(joined, "state").contains(&carol.user_id), "{joined}");
+    // Nobody came or went: there is nothing to say of them.
+    let since = alice.token_of_sync().await;
+    alice.say(&room, "6", "hello").await;
+    let sync = alice.sync(&format!("since={since}&timeout=0&filter={filter}")).await;
+    assert_eq!(sync["rooms"]["join"][&room]["summary"], json!({}));
+    // A room that loses its name has heroes again.
+    alice.set_state(&room, "m.room.name", "", &json!({ "name": "tea" })).await.ok();
+    let since = alice.token_of_sync().await;
+    alice.set_state(&room, "m.room.name", "", &json!({ "name": "" })).await.ok();
+    let sync = alice.sync(&format!("since={since}&timeout=0")).await;
+    let summary = &sync["rooms"]["join"][&room]["summary"];
+    assert_eq!(summary["m.heroes"], json!([bob.user_id, carol.user_id]));
 }
 
 #[tokio::test]

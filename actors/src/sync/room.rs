@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use super::{
     Events, JoinedRoom, LeftRoom, Pass, Summary, Timeline,
     ephemeral::{READ, READ_PRIVATE, receipt_event, typing_event},
-    state::{Delta, Span},
+    state::{Delta, NAMING, Span},
     typed,
 };
 use crate::{
@@ -66,10 +66,13 @@ impl Pass<'_> {
             end,
         };
         stretch.events = self.without_losers(&room, &span, stretch.events).await?;
-        let delta = self.state_delta(&room, &span, &stretch.events).await?;
-        let members_changed = is_new
-            || delta.events.iter().chain(&stretch.events).any(|event| event.pdu.kind() == "m.room.member");
-        let summary = if members_changed { self.summary(&room).await? } else { Summary::default() };
+        let mut delta = self.state_delta(&room, &span, &stretch.events).await?;
+        let is_renamed =
+            is_new || delta.renames || stretch.events.iter().any(|event| NAMING.contains(&event.pdu.kind()));
+        let summary = if is_renamed { self.summary(&room).await? } else { Summary::default() };
+        if let Some(heroes) = &summary.heroes {
+            self.add_heroes(&room, &span, &stretch.events, heroes, &mut delta).await?;
+        }
         let unread = self.session.unread(&room).await?;
         let wants_threads = self.request.filter.room.timeline.unread_thread_notifications;
         let (unread_notifications, unread_thread_notifications) =

@@ -10,6 +10,8 @@ use engine::{
     state::StateRoot,
 };
 
+use ruma::OwnedUserId;
+
 use super::{Pass, State};
 use crate::{
     filter,
@@ -30,7 +32,12 @@ pub(super) struct Span {
 #[derive(Default)]
 pub(super) struct Delta {
     pub(super) events: Vec<Arc<StoredEvent>>,
+    /// Whether something has changed that clients name the room after.
+    pub(super) renames: bool,
 }
+
+/// The types of state that a room's name depends on, if only by its members.
+pub(super) const NAMING: [&str; 3] = ["m.room.member", "m.room.name", "m.room.canonical_alias"];
 
 impl Pass<'_> {
     /// The state that the client lacks.
@@ -53,8 +60,7 @@ impl Pass<'_> {
             Some(index) => room.root_at(index).await?,
             None => StateRoot::default(),
         };
-        let target = if self.request.use_state_after { span.end } else { span.start };
-        let to = room.root_at(target).await?;
+        let to = room.root_at(self.told_at(span)).await?;
         let is_lazy = !filter.lazy_load_options.is_disabled();
         let senders = if is_lazy { senders(timeline) } else { BTreeSet::new() };
         let mut shorts = BTreeMap::<(String, String), ShortEventId>::new();
@@ -65,6 +71,7 @@ impl Pass<'_> {
             let unseen = room.state_diff(to, end).await?.into_iter();
             changes.extend(unseen.filter(|change| change.after.is_some_and(|after| !shown.contains(&after))));
         }
+        let renames = changes.iter().any(|change| NAMING.contains(&change.kind.as_str()));
         for change in changes {
             let leaves_out = is_lazy
                 && span.from.is_none()
@@ -88,7 +95,38 @@ impl Pass<'_> {
             }
         }
         events.retain(|event| filter::passes(filter, &event.pdu));
-        Ok(Delta { events })
+        Ok(Delta { events, renames })
+    }
+
+    /// Where the state that is told is the room's.
+    fn told_at(&self, span: &Span) -> TimelineIndex {
+        if self.request.use_state_after { span.end } else { span.start }
+    }
+
+    /// With lazy loading, the members that the room is named after come along, whether they said something or not.
+    ///
+    /// Spec: client-server API, `GET /_matrix/client/v3/sync`, `m.heroes`.
+    pub(super) async fn add_heroes(
+        &self,
+        room: &RoomHandle,
+        span: &Span,
+        timeline: &[Arc<StoredEvent>],
+        heroes: &[OwnedUserId],
+        delta: &mut Delta,
+    ) -> Result<(), RoomError> {
+        let filter = &self.request.filter.room.state;
+        if !self.is_lazy() || !filter::applies_to_room(filter, &room.snapshot().room_id) {
+            return Ok(());
+        }
+        let root = room.root_at(self.told_at(span)).await?;
+        for hero in heroes {
+            let member = room.state_event(root, "m.room.member", hero.as_str()).await?;
+            let Some(member) = member.filter(|member| filter::passes(filter, &member.pdu)) else { continue };
+            if !delta.events.iter().chain(timeline).any(|event| event.short == member.short) {
+                delta.events.push(member);
+            }
+        }
+        Ok(())
     }
 
     /// A timeline without the state events that lost to older ones: clients that apply it would keep the wrong state.
