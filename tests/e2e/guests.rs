@@ -39,6 +39,28 @@ async fn until_membership(of: &Client, as_seen_by: &Client, room: &str, expected
 }
 
 #[tokio::test]
+async fn guests_choose_nothing_but_the_name_of_their_device() {
+    let server = with_guests().await;
+    let path = "/_matrix/client/v3/register?kind=guest";
+    let body = json!({
+        "username": "alice",
+        "password": "secret",
+        "device_id": "MINE",
+        "initial_device_display_name": "kiosk",
+        "inhibit_login": true,
+        "refresh_token": true,
+    });
+    let answer = server.anonymous().post(path, &body).await.ok();
+    assert_ne!(answer["user_id"], "@alice:localhost");
+    assert!(answer["device_id"].is_string() && answer["device_id"] != "MINE", "{answer}");
+    assert!(answer["access_token"].is_string() && answer.get("refresh_token").is_none(), "{answer}");
+    let mut guest = server.anonymous();
+    guest.log_in_as(&answer);
+    let device = format!("/_matrix/client/v3/devices/{}", segment(&guest.device_id));
+    assert_eq!(guest.get(&device).await.ok()["display_name"], "kiosk");
+}
+
+#[tokio::test]
 async fn guests_leave_a_room_that_closes_to_them() {
     let mut server = with_guests().await;
     let [alice, bob] = server.clients(["alice", "bob"]).await;

@@ -33,11 +33,12 @@ pub async fn register(
         RegistrationKind::User => false,
         _ => return Err(ApiError::invalid_param("kind is user or guest").into()),
     };
-    let user_id = match request.username.as_deref().filter(|_| !is_guest) {
+    let request = if is_guest { of_guest(request) } else { request };
+    let user_id = match request.username.as_deref() {
         Some(name) => chosen_id(&app, name)?,
         None => generated_id(&app)?,
     };
-    let guest = match request.guest_access_token.as_deref().filter(|_| !is_guest) {
+    let guest = match request.guest_access_token.as_deref() {
         Some(token) => Some(guest(&app, token, &user_id).await?),
         None => None,
     };
@@ -46,7 +47,7 @@ pub async fn register(
         homeserver.check_free(&user_id).await?;
     }
     check_allowed(&app, is_guest, request.auth.as_ref()).await?;
-    let password_hash = match request.password.filter(|_| !is_guest) {
+    let password_hash = match request.password {
         Some(password) => Some(hash(&app, password).await?),
         None => None,
     };
@@ -75,6 +76,16 @@ pub async fn register(
         }
     }
     Ok(Json(response))
+}
+
+/// A request without what has to be ignored of guests.
+///
+/// Spec: client-server API, `POST /_matrix/client/v3/register`.
+fn of_guest(request: register::v3::Request) -> register::v3::Request {
+    let mut kept = register::v3::Request::new();
+    kept.kind = request.kind;
+    kept.initial_device_display_name = request.initial_device_display_name;
+    kept
 }
 
 /// The guest of an access token, whose account is to become an ordinary one under the same name.
