@@ -8,7 +8,7 @@ use engine::{
     auth,
     pdu::{self, Pdu},
 };
-use ruma::EventId;
+use ruma::{EventId, UserId};
 use storage::schema;
 
 use super::{ActiveRoom, RoomError, StoredEvent, change::Change};
@@ -21,7 +21,7 @@ impl ActiveRoom {
     /// The event that a local user's redaction is to strip, if it is known and the sender may.
     ///
     /// Servers accept redactions from the target's server, whoever of its users sends them: each server sees to it that
-    /// its users redact but their own events, unless they have the power to redact those of others.
+    /// its users redact but their own events, unless they have the power to redact those of others, or are its administrators.
     /// Spec: client-server API, "Redactions"; room version 3, "Handling redactions".
     pub(super) async fn redaction_target(
         &self,
@@ -38,13 +38,23 @@ impl ActiveRoom {
             return Err(RoomError::EventNotFound);
         };
         let Some(powers) = self.powers(change).await? else { return Err(RoomError::NotFound) };
-        if redaction.sender() != target.pdu.sender() && !powers.may_redact(redaction.sender()) {
+        let may_redact = redaction.sender() == target.pdu.sender() || powers.may_redact(redaction.sender());
+        if !may_redact && !self.administers(redaction.sender(), target.pdu.sender()).await? {
             return Err(RoomError::NotAllowed("you may not redact this event".to_owned()));
         }
         if VITAL.contains(&target.pdu.kind()) && target.pdu.state_key().is_some() {
             return Err(RoomError::NotAllowed("the room could not go on without this event".to_owned()));
         }
         Ok(Some(target))
+    }
+
+    /// Whether a local user is an administrator of another one's server, who may redact what its users send.
+    async fn administers(&self, user_id: &UserId, other: &UserId) -> Result<bool, RoomError> {
+        if other.server_name() != self.shared.server_name {
+            return Ok(false);
+        }
+        let account = self.shared.store.storage().get(&schema::ACCOUNTS, user_id).await?;
+        Ok(account.is_some_and(|account| account.is_admin))
     }
 
     /// Strips an event in place: its ID, hashes and signatures hold for the stripped form too.
