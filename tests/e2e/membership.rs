@@ -116,6 +116,27 @@ async fn a_reason_is_kept_with_each_change() {
     assert_eq!(act(&bob, "leave", None).await, "leave");
 }
 
+/// Clients that try again must not ring twice.
+#[tokio::test]
+async fn the_same_again_is_no_event() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let room = alice.create_room(json!({ "preset": "private_chat" })).await;
+    let event = async || {
+        let path = format!("state/m.room.member/{}?format=event", segment(&bob.user_id));
+        alice.get(&Client::room(&room, &path)).await.ok()["event_id"].clone()
+    };
+    for verb in ["invite", "ban"] {
+        alice.moderate(verb, &room, &bob.user_id).await.ok();
+        let first = event().await;
+        alice.moderate(verb, &room, &bob.user_id).await.ok();
+        assert_eq!(event().await, first, "{verb}");
+        let body = json!({ "user_id": bob.user_id, "reason": "really" });
+        alice.post(&Client::room(&room, verb), &body).await.ok();
+        assert_ne!(event().await, first, "{verb}: there is a reason now");
+    }
+}
+
 #[tokio::test]
 async fn what_makes_no_sense_is_refused() {
     let server = Server::start().await;

@@ -58,6 +58,8 @@ impl ActiveRoom {
     ) -> Result<Option<OwnedEventId>, RoomError> {
         let sender = request.sender.clone();
         match self.membership_draft(change, request, Repeated::Nothing).await? {
+            // Who invites or bans a user twice in the same words tells nobody anything new.
+            Some(draft) if self.same_state(change, &sender, &draft).await?.is_some() => Ok(None),
             Some(draft) => self.append(change, &sender, draft, None).await.map(Some),
             None => Ok(None),
         }

@@ -79,7 +79,7 @@ impl ActiveRoom {
     }
 
     /// The present event of the draft's key, if the draft would only repeat it.
-    async fn same_state(
+    pub(super) async fn same_state(
         &self,
         change: &Change,
         sender: &UserId,
