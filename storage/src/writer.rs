@@ -33,7 +33,11 @@ const GROUP_BYTES_MAX: usize = 8 << 20;
 const QUIET: Duration = Duration::from_secs(10);
 
 /// Most commits within [`QUIET`] for which it is: a checkpoint takes a tenth of a second or more, and one of them may wait for it.
+/// With each look in vain so many more are borne.
 const QUIET_COMMITS: usize = 100;
+
+/// Most commits that are borne at last; a server that is busier than that has no checkpoints until it is not.
+const BUSY_COMMITS: usize = 1000;
 
 /// When a batch counts as committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,9 +105,28 @@ pub(crate) struct Writer {
     failure: Option<StoreError>,
     /// When the oldest commit that is not on the disk has to be.
     sync_due: Option<Instant>,
-    /// The next look at whether things are quiet, if a checkpoint is due, and how many commits there were since the last one.
-    look: Option<(Instant, usize)>,
+    /// Set while a checkpoint is due.
+    look: Option<Look>,
     metrics: CommitMetrics,
+}
+
+/// The next look at whether things are quiet.
+struct Look {
+    at: Instant,
+    /// Commits since the last look, or since the checkpoint is due.
+    commits: usize,
+    /// How many of them are borne.
+    borne: usize,
+}
+
+impl Look {
+    fn first() -> Self {
+        Self { at: Instant::now() + QUIET, commits: 0, borne: QUIET_COMMITS }
+    }
+
+    fn again(&self) -> Self {
+        Self { borne: (self.borne + QUIET_COMMITS).min(BUSY_COMMITS), ..Self::first() }
+    }
 }
 
 impl Writer {
@@ -133,7 +156,7 @@ impl Writer {
     /// Waits for work; an empty group means that it is time for something else.
     async fn next_group(&mut self) -> Option<Group> {
         let mut group = Group::default();
-        let look = self.look.map(|(at, _)| at);
+        let look = self.look.as_ref().map(|look| look.at);
         if let Some(due) = self.sync_due.into_iter().chain(look).min() {
             tokio::select! {
                 biased;
@@ -220,8 +243,8 @@ impl Writer {
                 verdicts.truncate(count);
                 self.note_sync(sync);
                 match &mut self.look {
-                    Some((_, commits)) => *commits += 1,
-                    None if self.store.checkpoint_due() => self.look = Some((Instant::now() + QUIET, 0)),
+                    Some(look) => look.commits += 1,
+                    None if self.store.checkpoint_due() => self.look = Some(Look::first()),
                     None => {}
                 }
                 if let Some(ceiling) = ceiling {
@@ -247,12 +270,11 @@ impl Writer {
 
     async fn checkpoint_if_quiet(&mut self) {
         let now = Instant::now();
-        let Some((_, commits)) = self.look.filter(|(at, _)| *at <= now) else { return };
-        if commits > QUIET_COMMITS {
-            self.look = Some((now + QUIET, 0));
+        let Some(look) = self.look.take_if(|look| look.at <= now) else { return };
+        if look.commits > look.borne {
+            self.look = Some(look.again());
             return;
         }
-        self.look = None;
         match self.store.checkpoint().await {
             Ok(()) => tracing::debug!(took = ?now.elapsed(), "the store made a checkpoint"),
             Err(error) => {

@@ -12,7 +12,7 @@ use engine::id::Position;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use super::{GROUP_BATCHES_MAX, QUIET, QUIET_COMMITS};
+use super::{BUSY_COMMITS, GROUP_BATCHES_MAX, QUIET, QUIET_COMMITS};
 use crate::{
     Batch, CommitError, Direction, Durability, KeyRange, MemoryStore, Refused, Storage, Store, StoreError,
     Table,
@@ -314,21 +314,32 @@ async fn a_steady_stream_does_not_put_off_the_sync() {
 async fn a_due_checkpoint_waits_for_a_quiet_moment() {
     let store = Gated::checkpointed(false);
     let storage = Storage::open(store.clone(), Durability::Always).await.unwrap();
-    let busy = QUIET / (u32::try_from(QUIET_COMMITS).unwrap() + 10);
-    for number in 0..1_000 {
-        storage.commit(letter(number, "a")).await.unwrap();
-        tokio::time::sleep(busy).await;
-    }
+    commits_for(&storage, 2 * BUSY_COMMITS, 12).await;
     assert_eq!(store.checkpoints(), 0, "not while there is much to do");
     tokio::time::sleep(2 * QUIET).await;
     assert_eq!(store.checkpoints(), 1);
     tokio::time::sleep(10 * QUIET).await;
     assert_eq!(store.checkpoints(), 1, "nothing was written since");
-    for number in 0..20 {
-        storage.commit(letter(number, "b")).await.unwrap();
-        tokio::time::sleep(QUIET / 10).await;
-    }
+    commits_for(&storage, QUIET_COMMITS / 2, 2).await;
     assert_eq!(store.checkpoints(), 2, "a little to do is quiet enough");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_never_quiet_gets_its_checkpoint_late() {
+    let store = Gated::checkpointed(false);
+    let storage = Storage::open(store.clone(), Durability::Always).await.unwrap();
+    commits_for(&storage, 5 * QUIET_COMMITS / 2, 2).await;
+    assert_eq!(store.checkpoints(), 0, "not at the first two looks");
+    commits_for(&storage, 5 * QUIET_COMMITS / 2, 2).await;
+    assert_eq!(store.checkpoints(), 1);
+}
+
+/// So many commits between two looks, for as long as some looks take.
+async fn commits_for(storage: &Storage, each: usize, looks: usize) {
+    for number in 0..each * looks {
+        storage.commit(letter(u64::try_from(number).unwrap(), "a")).await.unwrap();
+        tokio::time::sleep(QUIET / u32::try_from(each).unwrap()).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
