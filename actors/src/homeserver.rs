@@ -77,6 +77,8 @@ pub struct ConversationConfig {
     pub notices: Option<NoticeConfig>,
     /// How long messages are kept.
     pub retention: RetentionConfig,
+    /// Whether users subscribe to threads.
+    pub thread_subscriptions: bool,
 }
 
 /// A running server. Cloning shares it.
@@ -164,7 +166,10 @@ impl Homeserver {
             }
             _ => None,
         };
-        let session_shared = Arc::new(SessionShared::new(env.clone(), storage.clone(), room_shared.clone()));
+        let has_threads = config.conversation.thread_subscriptions;
+        let session_shared =
+            SessionShared::new(env.clone(), storage.clone(), room_shared.clone(), has_threads);
+        let session_shared = Arc::new(session_shared);
         let searching = Searching::start(&room_shared, config.search);
         let homeserver = Self(Arc::new(Inner {
             server_name: config.server_name,

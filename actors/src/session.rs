@@ -1,8 +1,8 @@
 //! A local user's session: the single writer of the account and all that belongs to it.
 //!
 //! Owns the user's rows in `ACCOUNTS`, `DEVICES`, `TOKENS`, `OPENID_TOKENS`, `LOGIN_TOKENS`, `ACCOUNT_DATA`, `PROFILES`,
-//! `FILTERS`, `PRIVATE_RECEIPTS`, `SLIDING_CONNECTIONS` and `PUSHERS`, and all that serves end-to-end encryption. It exists
-//! only for users who have an account. The directory starts it
+//! `FILTERS`, `PRIVATE_RECEIPTS`, `THREAD_SUBSCRIPTIONS`, `SLIDING_CONNECTIONS` and `PUSHERS`, and all that serves
+//! end-to-end encryption. It exists only for users who have an account. The directory starts it
 //! under the session supervisor and passivates it when it is idle or memory is short; whoever waits in
 //! `/sync` holds a lease on it. A restart costs one read of each of those ranges and of the user's
 //! memberships; what was not durable has not been seen by anybody. The backlog limit is `[actors]`'s.
@@ -34,6 +34,7 @@ mod sliding;
 pub(crate) mod tags;
 #[cfg(test)]
 mod tests;
+mod threads;
 mod token;
 mod unread;
 
@@ -69,6 +70,7 @@ pub use self::{
     push_rules::by_kind as push_rules_by_kind,
     pushers::{NewPusher, PusherKey},
     sliding::{ConnectionKey, RoomFacts, Told},
+    threads::{ThreadChange, ThreadChanges, ThreadWish, Threads},
     token::{AuthenticationFailure, Requester, hash_token},
     unread::{Unread, UnreadCounts},
 };
@@ -99,11 +101,13 @@ pub struct SessionShared {
     pub(crate) presence: Presence,
     background: Background,
     push_events: PushEvents,
+    /// Whether threads can be subscribed to here.
+    has_threads: bool,
 }
 
 impl SessionShared {
     /// What the sessions of a server share.
-    pub fn new(env: Env, storage: Storage, rooms: Arc<RoomShared>) -> Self {
+    pub fn new(env: Env, storage: Storage, rooms: Arc<RoomShared>, has_threads: bool) -> Self {
         Self {
             env,
             storage,
@@ -113,6 +117,7 @@ impl SessionShared {
             presence: Presence::default(),
             background: Background::default(),
             push_events: PushEvents::new(),
+            has_threads,
         }
     }
 

@@ -13,7 +13,7 @@ mod tests;
 use std::{cell::OnceCell, collections::BTreeMap};
 
 use ruma::{
-    OwnedRoomId, OwnedUserId, UserId,
+    EventId, OwnedRoomId, OwnedUserId, UserId,
     power_levels::NotificationPowerLevelsKey,
     push::{
         Action, AnyPushRuleRef, PredefinedContentRuleId, PredefinedOverrideRuleId, PushCondition,
@@ -77,6 +77,7 @@ pub struct CompiledRules {
     paths: Paths,
     overrides: Vec<Rule>,
     content: Vec<Rule>,
+    postcontent: Vec<Rule>,
     rooms: BTreeMap<OwnedRoomId, Outcome>,
     senders: BTreeMap<OwnedUserId, Outcome>,
     underrides: Vec<Rule>,
@@ -99,6 +100,7 @@ enum Condition {
     DisplayName { body: usize },
     MemberCount(RoomMemberCountIs),
     MayNotify(NotificationPowerLevelsKey),
+    Thread { rel_type: usize, root: usize, is_subscribed: bool },
     Never,
 }
 
@@ -174,6 +176,10 @@ impl CompiledRules {
             AnyPushRuleRef::Sender(rule) => {
                 self.senders.insert(rule.rule_id.clone(), outcome);
             }
+            AnyPushRuleRef::PostContent(rule) => {
+                let conditions = self.conditions(&rule.conditions);
+                self.postcontent.push(Rule { is_legacy_mention: false, conditions, outcome });
+            }
             AnyPushRuleRef::Underride(rule) => {
                 let conditions = self.conditions(&rule.conditions);
                 self.underrides.push(Rule { is_legacy_mention: false, conditions, outcome });
@@ -200,6 +206,11 @@ impl CompiledRules {
             PushCondition::ContainsDisplayName => Condition::DisplayName { body: self.paths.number(BODY) },
             PushCondition::RoomMemberCount(data) => Condition::MemberCount(data.is),
             PushCondition::SenderNotificationPermission(data) => Condition::MayNotify(data.key.clone()),
+            PushCondition::ThreadSubscription(data) => Condition::Thread {
+                rel_type: self.paths.number(r"content.m\.relates_to.rel_type"),
+                root: self.paths.number(r"content.m\.relates_to.event_id"),
+                is_subscribed: data.subscribed,
+            },
             // "Unrecognised conditions MUST NOT match any events."
             _ => Condition::Never,
         }
@@ -215,38 +226,58 @@ impl CompiledRules {
     }
 
     /// What the first matching rule does; none matches a user's own events.
-    pub fn evaluate<'a>(&'a self, event: &PushEvent, context: &PushConditionRoomCtx) -> Option<&'a Outcome> {
+    ///
+    /// Without `subscribed`, conditions on threads are among those that this server does not know.
+    pub fn evaluate<'a>(
+        &'a self,
+        event: &PushEvent,
+        context: &PushConditionRoomCtx,
+        subscribed: Option<Subscribed<'_>>,
+    ) -> Option<&'a Outcome> {
         let sender = event.sender();
         if sender == Some(context.user_id.as_str()) {
             return None;
         }
-        let look = Look::new(self, event, context);
+        let look = Look::new(self, event, context, subscribed);
         let first =
             |rules: &'a [Rule]| rules.iter().find(|rule| look.applies(rule)).map(|rule| &rule.outcome);
         let sender = sender.and_then(|sender| <&UserId>::try_from(sender).ok());
         first(&self.overrides)
             .or_else(|| first(&self.content))
+            .or_else(|| first(&self.postcontent))
             .or_else(|| self.rooms.get(&context.room_id))
             .or_else(|| self.senders.get(sender?))
             .or_else(|| first(&self.underrides))
     }
 }
 
+/// Whether the user is subscribed to the room's thread with this root.
+///
+/// Spec: MSC4306.
+pub type Subscribed<'a> = &'a dyn Fn(&EventId) -> bool;
+
 /// One event under one user's eyes: remembers what was looked up.
 struct Look<'a> {
     paths: &'a Paths,
     event: &'a PushEvent,
     context: &'a PushConditionRoomCtx,
+    subscribed: Option<Subscribed<'a>>,
     has_mentions: bool,
     lowered: Vec<OnceCell<Option<String>>>,
 }
 
 impl<'a> Look<'a> {
-    fn new(rules: &'a CompiledRules, event: &'a PushEvent, context: &'a PushConditionRoomCtx) -> Self {
+    fn new(
+        rules: &'a CompiledRules,
+        event: &'a PushEvent,
+        context: &'a PushConditionRoomCtx,
+        subscribed: Option<Subscribed<'a>>,
+    ) -> Self {
         Self {
             paths: &rules.paths,
             event,
             context,
+            subscribed,
             has_mentions: event.has_mentions(),
             lowered: vec![OnceCell::new(); rules.paths.split.len()],
         }
@@ -279,8 +310,17 @@ impl<'a> Look<'a> {
                 std::ops::RangeBounds::contains(count, &self.context.member_count)
             }
             Condition::MayNotify(key) => self.may_notify(key),
+            Condition::Thread { rel_type, root, is_subscribed } => {
+                self.value(*rel_type).and_then(Value::as_str) == Some("m.thread")
+                    && self.is_subscribed(*root) == Some(*is_subscribed)
+            }
             Condition::Never => false,
         }
+    }
+
+    fn is_subscribed(&self, root: usize) -> Option<bool> {
+        let root = self.value(root)?.as_str()?;
+        Some(self.subscribed?(<&EventId>::try_from(root).ok()?))
     }
 
     fn may_notify(&self, key: &NotificationPowerLevelsKey) -> bool {

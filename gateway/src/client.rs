@@ -33,6 +33,7 @@ pub mod summary;
 pub mod sync;
 pub mod third_party_ids;
 pub mod third_party_networks;
+pub mod threads;
 pub mod timeline;
 pub mod to_device;
 pub mod uia_fallback;

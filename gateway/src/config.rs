@@ -149,6 +149,8 @@ section! {
     Rooms {
         /// The version of new rooms that name none.
         default_version: RoomVersionId = engine::room_version::DEFAULT,
+        /// Whether users subscribe to threads, and hear of no others.
+        thread_subscriptions: bool = false,
     }
 }
 section! {

@@ -268,6 +268,9 @@ impl From<SessionError> for ApiError {
             SessionError::PushRule(InsertPushRuleError::UnknownRuleId) => {
                 Self::bad_request("M_UNKNOWN", message)
             }
+            SessionError::UnsubscribedSince => {
+                Self::new(StatusCode::CONFLICT, "IO.ELEMENT.MSC4306.M_CONFLICTING_UNSUBSCRIPTION", message)
+            }
             SessionError::ProfileKeyTooLarge => Self::bad_request("M_KEY_TOO_LARGE", message),
             SessionError::ProfileTooLarge => Self::bad_request("M_PROFILE_TOO_LARGE", message),
             SessionError::InvalidDeviceId

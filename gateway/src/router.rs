@@ -17,8 +17,8 @@ use crate::{
         account, account_data, delayed_events, devices, directory, ephemeral, events, filters, key_backup,
         keys, login, login_page, media, membership, moderation, old, openid, presence, profile, push_rules,
         pushers, register, relations, rendezvous, reporting, rooms, search, sliding_sync, spaces, summary,
-        sync, third_party_ids, third_party_networks, timeline, to_device, uia_fallback, user_directory, voip,
-        well_known,
+        sync, third_party_ids, third_party_networks, threads, timeline, to_device, uia_fallback,
+        user_directory, voip, well_known,
     },
     error::ApiError,
     federation, metrics, unread,
@@ -79,6 +79,7 @@ fn client_routes() -> Router<App> {
         .nest("/rooms/{room}", room_routes())
         .nest("/thirdparty", third_party_routes())
         .nest("/org.matrix.msc4140", delayed_routes())
+        .merge(thread_routes())
         .merge(account_routes())
         .merge(encryption_routes());
     let v1 = Router::new()
@@ -119,6 +120,12 @@ fn delayed_routes() -> Router<App> {
         .route("/delayed_events", get(delayed_events::list))
         .route("/delayed_events/{delay}", get(delayed_events::get).post(delayed_events::manage))
         .route("/delayed_events/{delay}/{action}", post(delayed_events::manage_by_path))
+}
+
+fn thread_routes() -> Router<App> {
+    let subscription = "/io.element.msc4306/rooms/{room}/thread/{root}/subscription";
+    let handlers = get(threads::subscription).put(threads::subscribe).delete(threads::unsubscribe);
+    Router::new().route(subscription, handlers)
 }
 
 /// The page for clients that know no way to log in, and sessions for signing in with a QR code.
@@ -304,7 +311,7 @@ pub fn alias(mut request: Request) -> Request {
 
 /// `GET /_matrix/client/versions`
 async fn versions(State(app): State<App>) -> Json<serde_json::Value> {
-    let unstable_features = json!({
+    let mut unstable_features = json!({
         "org.matrix.msc3814": true,
         "org.matrix.msc4108": true,
         "org.matrix.msc4140": !app.homeserver().delay_max().is_zero(),
@@ -312,6 +319,9 @@ async fn versions(State(app): State<App>) -> Json<serde_json::Value> {
         "org.matrix.simplified_msc3575": true,
         "uk.half-shot.msc2666.query_mutual_rooms": true,
     });
+    if app.homeserver().has_thread_subscriptions() {
+        unstable_features["org.matrix.msc4306"] = true.into();
+    }
     Json(json!({ "versions": VERSIONS, "unstable_features": unstable_features }))
 }
 

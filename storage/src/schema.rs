@@ -376,6 +376,11 @@ tables! {
     /// Key: user, room ID, thread (empty: the whole room). Writer: `SessionActor`. Changes: overwritten.
     27 => PRIVATE_RECEIPTS: (OwnedUserId, OwnedRoomId, String) => ReceiptRecord;
 
+    /// What a user wants to hear of threads, once they said so.
+    ///
+    /// Key: user, room ID, the thread's root. Writer: `SessionActor`. Changes: overwritten.
+    186 => THREAD_SUBSCRIPTIONS: (OwnedUserId, OwnedRoomId, OwnedEventId) => ThreadSubscriptionRecord;
+
     /// What each sliding-sync connection has sent to its client.
     ///
     /// Key: user, device, connection ID. Writer: `SessionActor`. Changes: overwritten; deletion with the device.

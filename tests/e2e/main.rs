@@ -46,4 +46,5 @@ mod server_notices;
 mod sliding_sync;
 mod spaces;
 mod sync;
+mod thread_subscriptions;
 mod user_directory;

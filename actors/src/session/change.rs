@@ -18,7 +18,7 @@ use storage::{
 };
 
 use super::{
-    LoginTokenKey, NewPusher, PusherKey, Restriction, SessionData, SessionError, Upload,
+    LoginTokenKey, NewPusher, PusherKey, Restriction, SessionData, SessionError, ThreadChange, Upload,
     backup::BackupChange,
     data::{PUSH_RULES, stored_json},
     inbox::ReceivedId,
@@ -71,6 +71,8 @@ pub enum SessionChange {
     SetFullyRead(OwnedRoomId, Arc<RawValue>),
     /// Set a private receipt; an older one than the present is ignored.
     SetPrivateReceipt(OwnedRoomId, Box<Receipt>),
+    /// Subscribe to a thread, or unsubscribe.
+    Thread(ThreadChange),
     /// Keep a filter.
     AddFilter {
         /// A hash of the filter.
@@ -288,6 +290,7 @@ impl Draft {
                 self.set_push_rules(rules);
                 Ok(())
             }
+            SessionChange::Thread(change) => self.change_thread(change),
             SessionChange::SetPusher(new) => self.set_pusher(*new),
             SessionChange::RemovePusher(key, set) => {
                 self.remove_pusher(&key, set);

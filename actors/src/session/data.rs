@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use storage::schema::{AccountRecord, DeviceRecord, PusherRecord, SlidingConnectionRecord};
 
 use super::{
-    IGNORED_USERS, Ignored, Keys, PusherKey, push_rules,
+    IGNORED_USERS, Ignored, Keys, PusherKey, Threads, push_rules,
     sliding::{self, ConnectionKey, Connections},
 };
 use crate::room::{INVITE_PERMISSION, Receipt, blocks_invites};
@@ -28,6 +28,9 @@ pub struct SessionData {
     pub(super) private_receipts: imbl::OrdMap<(OwnedRoomId, String), Receipt>,
     pub(super) keys: Keys,
     pub(super) pushers: imbl::OrdMap<PusherKey, Arc<PusherRecord>>,
+    pub(super) threads: Threads,
+    /// Whether threads can be subscribed to here.
+    pub(super) has_threads: bool,
     ignored: Arc<Ignored>,
     push_rules: Arc<Ruleset>,
     /// The rules, compiled when they are first applied.
@@ -37,7 +40,7 @@ pub struct SessionData {
 
 impl SessionData {
     /// An account that has nothing yet but the predefined push rules.
-    pub(super) fn new(user_id: OwnedUserId, account: AccountRecord) -> Self {
+    pub(super) fn new(user_id: OwnedUserId, account: AccountRecord, has_threads: bool) -> Self {
         let mut data = Self {
             ignored: Arc::default(),
             push_rules: Arc::default(),
@@ -51,9 +54,11 @@ impl SessionData {
             sliding: Connections::new(),
             keys: Keys::default(),
             pushers: imbl::OrdMap::new(),
+            threads: Threads::default(),
+            has_threads,
         };
         // Before everything that a client may have seen: it is news to a first sync only.
-        data.set_push_rules(Ruleset::server_default(&data.user_id), Position(1));
+        data.set_push_rules(push_rules::predefined(&data.user_id, has_threads), Position(1));
         data
     }
 
@@ -151,6 +156,11 @@ impl SessionData {
         self.private_receipts.range(from..).take_while(move |((room, _), _)| room == room_id).map(|(_, r)| r)
     }
 
+    /// The threads that the user has subscribed to or unsubscribed from.
+    pub fn threads(&self) -> &Threads {
+        &self.threads
+    }
+
     /// What a sliding-sync connection of a device has sent.
     pub fn sliding_connection(&self, key: &ConnectionKey) -> Option<&Arc<SlidingConnectionRecord>> {
         self.sliding.get(key)
@@ -177,6 +187,7 @@ impl SessionData {
             + self.profile.size() as u64
             + self.account_data.weight
             + self.keys.weight()
+            + self.threads.weight()
     }
 }
 

@@ -267,6 +267,7 @@ impl Draft {
         for ((room_id, thread), _) in std::mem::take(&mut self.data.private_receipts) {
             self.batch.delete(&schema::PRIVATE_RECEIPTS, &(self.data.user_id.clone(), room_id, thread));
         }
+        self.forget_threads();
     }
 }
 

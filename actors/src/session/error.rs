@@ -88,6 +88,9 @@ pub enum SessionError {
     /// There is no such push rule.
     #[error("push rule not found")]
     PushRuleNotFound,
+    /// The user has unsubscribed from the thread since what a client would subscribe them for.
+    #[error("the user has unsubscribed from the thread since")]
+    UnsubscribedSince,
     /// One of the server's own push rules cannot be removed.
     #[error("a predefined push rule cannot be removed")]
     PredefinedPushRule,

@@ -51,7 +51,7 @@ impl ActiveSession {
 impl SessionShared {
     async fn load_data(&self, user_id: &OwnedUserId) -> Result<SessionData, SessionError> {
         let account = self.storage.get(&schema::ACCOUNTS, user_id).await?.ok_or(SessionError::NotFound)?;
-        let mut data = SessionData::new(user_id.clone(), account);
+        let mut data = SessionData::new(user_id.clone(), account, self.has_threads);
         let devices = self
             .storage
             .range(&schema::DEVICES, KeyRange::prefix(&(user_id,)), Direction::Ascending, usize::MAX)
@@ -60,6 +60,12 @@ impl SessionShared {
         data.profile = self.load_profile(user_id).await?;
         self.load_account_data(&mut data).await?;
         self.load_private_receipts(&mut data).await?;
+        let all = KeyRange::prefix(&(user_id,));
+        let rows =
+            self.storage.range(&schema::THREAD_SUBSCRIPTIONS, all, Direction::Ascending, usize::MAX).await?;
+        for ((_, room_id, root), record) in rows {
+            data.threads.insert(room_id, root, record);
+        }
         let all = KeyRange::prefix(&(user_id,));
         let rows =
             self.storage.range(&schema::SLIDING_CONNECTIONS, all, Direction::Ascending, usize::MAX).await?;
@@ -88,8 +94,8 @@ impl SessionShared {
         let rows = self.storage.range(&schema::ACCOUNT_DATA, all, Direction::Ascending, usize::MAX).await?;
         for ((_, room_id, kind), record) in rows {
             if room_id.is_empty() && kind == PUSH_RULES {
-                let rules =
-                    push_rules::load(&data.user_id, &record.content).map_err(|error| damaged(&error))?;
+                let rules = push_rules::load(&data.user_id, &record.content, self.has_threads)
+                    .map_err(|error| damaged(&error))?;
                 data.set_push_rules(rules, record.position);
                 continue;
             }
@@ -217,7 +223,10 @@ impl SessionData {
             .private_receipts
             .iter()
             .map(|((room_id, _), receipt)| (Some(room_id.clone()), receipt.position));
-        self.account_data.positions().chain(receipts)
+        let threads = self.threads.marks().flat_map(|(room_id, position)| {
+            [(None, position), (Some(room_id.clone()), position)].into_iter()
+        });
+        self.account_data.positions().chain(receipts).chain(threads)
     }
 }
 

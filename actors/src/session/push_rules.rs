@@ -2,7 +2,10 @@
 //!
 //! Spec: client-server API, "Push Rules".
 
-use ruma::push::{InsertPushRuleError, NewPushRule, RuleKind, Ruleset};
+use ruma::{
+    UserId,
+    push::{InsertPushRuleError, NewPushRule, RuleKind, Ruleset},
+};
 use serde_json::{Value, json};
 
 use super::{SessionData, SessionError};
@@ -22,6 +25,10 @@ pub(super) fn insert(
         return Err(SessionError::TooMany("push rules"));
     }
     let (kind, rule_id) = (rule.kind(), rule.rule_id().to_owned());
+    if kind == RuleKind::PostContent {
+        // Spec: MSC4306, "New Push Rules".
+        return Err(SessionError::Invalid("there can be no other rules of this kind".to_owned()));
+    }
     if [after, before].contains(&Some(rule_id.as_str())) {
         return Err(InsertPushRuleError::UnknownRuleId.into());
     }
@@ -49,14 +56,33 @@ pub fn by_kind(rules: &Ruleset) -> Value {
     rules
 }
 
+/// The rules that everybody has.
+///
+/// Those of MSC4306 silence threads that nobody subscribed to: they are for servers where that can be done.
+pub(super) fn predefined(user_id: &UserId, has_threads: bool) -> Ruleset {
+    let mut rules = Ruleset::server_default(user_id);
+    if !has_threads {
+        rules.postcontent.clear();
+    }
+    rules
+}
+
 /// The user's rules as stored, brought up to date with the predefined ones.
-pub(super) fn load(user_id: &ruma::UserId, json: &[u8]) -> Result<Ruleset, serde_json::Error> {
+pub(super) fn load(user_id: &UserId, json: &[u8], has_threads: bool) -> Result<Ruleset, serde_json::Error> {
     #[derive(serde::Deserialize)]
     struct Content {
         global: Ruleset,
     }
     let Content { global: mut rules } = serde_json::from_slice(json)?;
-    rules.update_with_server_default(Ruleset::server_default(user_id));
+    let mut predefined = predefined(user_id, has_threads);
+    let former = std::mem::take(&mut rules.postcontent);
+    rules.postcontent = std::mem::take(&mut predefined.postcontent);
+    for rule in former {
+        // One that is not there any more has nothing to keep.
+        let _ = rules.set_enabled(RuleKind::PostContent, &rule.rule_id, rule.enabled);
+        let _ = rules.set_actions(RuleKind::PostContent, &rule.rule_id, rule.actions);
+    }
+    rules.update_with_server_default(predefined);
     // The master switch comes first even if an older store says otherwise: rules are placed after it.
     debug_assert!(rules.get(RuleKind::Override, ".m.rule.master").is_some());
     Ok(rules)

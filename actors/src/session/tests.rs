@@ -276,6 +276,9 @@ async fn a_deactivated_account_is_empty_and_stays_taken() {
     let login = alice.log_in(Login::default()).await.unwrap();
     let room_id = world.room(alice_id(), &[]).await;
     world.homeserver.set_profile_field(alice_id(), "displayname", Some(raw(&json!("Alice")))).await.unwrap();
+    let root = owned_event_id!("$root");
+    alice.change_thread(room_id.clone(), root.clone(), ThreadWish::Subscribe).await.unwrap();
+    assert_eq!(alice.data().threads().subscription(&room_id, &root), Some(false));
     world.homeserver.deactivate(alice_id(), true).await.unwrap();
     world.homeserver.session_shared().finish_background().await;
     assert!(world.authenticate(&login.access_token).await.is_err());
@@ -287,6 +290,8 @@ async fn a_deactivated_account_is_empty_and_stays_taken() {
     let data = world.session(alice_id()).await.data();
     assert!(data.account().is_deactivated && data.account().is_erased);
     assert_eq!((data.devices().count(), data.profile().fields().count()), (0, 0));
+    let threads = data.threads().changes(Position(0), Position(u64::MAX), 1);
+    assert!(threads.changes.is_empty() && threads.rest.is_none());
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //!
 //! Counted when somebody asks, from the newest event back to the user's receipts, and kept: the next
 //! count looks at newer events only. A receipt takes events away without a look at them; a change of the
-//! push rules starts the count over. A room that has gone unread for long is not walked to the end: a
+//! push rules, or of the threads that the user wants to hear of, starts the count over. A room that has gone unread for long is not walked to the end: a
 //! count covers at most the newest [`SCAN_MAX`] events.
 //!
 //! An event belongs to the thread that its relations lead to (`RoomHandle::thread_root`), or to the main timeline.
@@ -12,15 +12,15 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use engine::{
-    id::{ShortEventId, ShortRoomId, TimelineIndex},
-    push::{Outcome, PushEvent},
+    id::{Position, ShortEventId, ShortRoomId, TimelineIndex},
+    push::{Outcome, PushEvent, Subscribed},
     state::StateRoot,
 };
 use js_int::UInt;
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 use ruma::{
-    OwnedUserId,
+    EventId, OwnedUserId, RoomId,
     events::room::power_levels::{RoomPowerLevels, RoomPowerLevelsSource},
     push::{PushConditionPowerLevelsCtx, PushConditionRoomCtx, Ruleset},
 };
@@ -110,6 +110,8 @@ struct Counted {
     rules: Arc<Ruleset>,
     /// Whom the user ignored.
     ignored: Arc<Ignored>,
+    /// When the user last subscribed to a thread of the room, or unsubscribed.
+    threads: Position,
     /// How far the user had read.
     read: ReadUpTo,
     /// Oldest first.
@@ -118,10 +120,18 @@ struct Counted {
 }
 
 impl Counted {
-    fn new(data: &SessionData, read: ReadUpTo) -> Self {
+    fn new(data: &SessionData, room_id: &RoomId, read: ReadUpTo) -> Self {
         let (notices, unread) = (imbl::Vector::new(), Unread::default());
         let (rules, ignored) = (data.push_rules().clone(), data.ignored().clone());
-        Self { upto: read.whole, rules, ignored, read, notices, unread }
+        let threads = data.threads().changed(room_id);
+        Self { upto: read.whole, rules, ignored, threads, read, notices, unread }
+    }
+
+    /// Whether the user's settings are still those that events were looked at with.
+    fn is_current(&self, data: &SessionData, room_id: &RoomId) -> bool {
+        Arc::ptr_eq(&self.rules, data.push_rules())
+            && Arc::ptr_eq(&self.ignored, data.ignored())
+            && self.threads == data.threads().changed(room_id)
     }
 
     /// Takes a notice into account, and lets go of the oldest if there are too many.
@@ -169,10 +179,8 @@ impl UnreadCache {
         let Some(entry) = view.room(&snapshot.room_id) else { return Ok(Unread::default()) };
         let read = ReadUpTo::new(data, room, entry.since);
         let known = self.0.lock().get(&snapshot.room).cloned();
-        let known = known.filter(|known| {
-            Arc::ptr_eq(&known.rules, data.push_rules()) && Arc::ptr_eq(&known.ignored, data.ignored())
-        });
-        let mut counted = known.unwrap_or_else(|| Counted::new(data, read.clone()));
+        let known = known.filter(|known| known.is_current(data, &snapshot.room_id));
+        let mut counted = known.unwrap_or_else(|| Counted::new(data, &snapshot.room_id, read.clone()));
         if counted.read != read {
             counted.drop_where(|notice| notice.index <= read.upto(notice.thread.as_deref()));
             counted.upto = counted.upto.max(read.whole);
@@ -359,7 +367,9 @@ pub(super) fn judge<'a>(
     if sender == data.user_id() || is_hidden || data.ignores(sender) {
         return None;
     }
-    let outcome = data.compiled_rules().evaluate(&*events.get(event)?, context)?;
+    let subscribed = |root: &EventId| data.threads().subscription(&context.room_id, root).is_some();
+    let subscribed = data.has_threads.then_some(&subscribed as Subscribed<'_>);
+    let outcome = data.compiled_rules().evaluate(&*events.get(event)?, context, subscribed)?;
     outcome.notifies.then_some(outcome)
 }
 

@@ -25,7 +25,11 @@ fn oracle(rules: &Ruleset, event: &Value, context: &PushConditionRoomCtx) -> Vec
 fn ours(rules: &Ruleset, event: &Value, context: &PushConditionRoomCtx) -> Vec<String> {
     let event = PushEvent::parse(event.to_string().as_bytes()).unwrap();
     let compiled = CompiledRules::new(rules);
-    compiled.evaluate(&event, context).map(|outcome| names(&outcome.actions)).unwrap_or_default()
+    let subscribed: Subscribed<'_> = &|root| root == SUBSCRIBED;
+    compiled
+        .evaluate(&event, context, Some(subscribed))
+        .map(|outcome| names(&outcome.actions))
+        .unwrap_or_default()
 }
 
 fn names(actions: &[Action]) -> Vec<String> {
@@ -41,7 +45,11 @@ fn context(members: u32, name: &str) -> PushConditionRoomCtx {
     let room = owned_room_id!("!room:a");
     PushConditionRoomCtx::new(room, UInt::from(members), owned_user_id!("@me:a"), name.to_owned())
         .with_power_levels(levels)
+        .with_has_thread_subscription_fn(|root| Box::pin(async move { root == SUBSCRIBED }))
 }
+
+/// The root of the thread that the user is subscribed to.
+const SUBSCRIBED: &str = "$mine";
 
 const PATHS: &[&str] = &[
     "type",
@@ -95,6 +103,9 @@ fn condition() -> impl Strategy<Value = Value> {
             .prop_map(|(key, value)| json!({"kind": "event_property_contains", "key": key, "value": value})),
         count.prop_map(|(sign, count)| json!({"kind": "room_member_count", "is": format!("{sign}{count}")})),
         Just(json!({"kind": "contains_display_name"})),
+        any::<bool>().prop_map(
+            |subscribed| json!({"kind": "io.element.msc4306.thread_subscription", "subscribed": subscribed})
+        ),
         select(vec!["room", "other"])
             .prop_map(|key| json!({"kind": "sender_notification_permission", "key": key})),
         Just(json!({"kind": "org.example.unknown", "key": "room"})),
@@ -132,14 +143,15 @@ fn ruleset() -> impl Strategy<Value = Ruleset> {
     (
         conditional("o"),
         conditional("u"),
+        conditional("p"),
         content,
         simple(vec!["!room:a", "!other:a"]),
         simple(vec!["@boss:a", "@he:a"]),
         any::<bool>(),
     )
-        .prop_map(|(over, under, content, room, sender, predefined)| {
+        .prop_map(|(over, under, post, content, room, sender, predefined)| {
             let mut rules: Ruleset = serde_json::from_value(json!({
-                "override": over, "underride": under, "content": content, "room": room, "sender": sender,
+                "override": over, "underride": under, "content": content, "postcontent": post, "room": room, "sender": sender,
             }))
             .unwrap();
             if predefined {
@@ -164,14 +176,21 @@ fn event() -> impl Strategy<Value = Value> {
         vec(scalar(), 0..3),
         scalar(),
         proptest::option::of(select(vec!["", "@me:a"])),
+        proptest::option::of((
+            select(vec!["m.thread", "m.replace"]),
+            select(vec![json!(SUBSCRIBED), json!("$other"), json!("no ID"), json!(7)]),
+        )),
     )
-        .prop_map(|(sender, kind, body, mentions, list, number, state_key)| {
+        .prop_map(|(sender, kind, body, mentions, list, number, state_key, relation)| {
             let mut event = json!({
                 "type": kind, "sender": sender, "room_id": "!room:a", "event_id": "$e",
                 "content": {"body": body, "msgtype": "m.text", "list": list, "number": number},
             });
             if let Some(mentions) = mentions {
                 event["content"]["m.mentions"] = mentions;
+            }
+            if let Some((rel_type, target)) = relation {
+                event["content"]["m.relates_to"] = json!({"rel_type": rel_type, "event_id": target});
             }
             if let Some(state_key) = state_key {
                 event["state_key"] = state_key.into();

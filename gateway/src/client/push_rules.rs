@@ -12,7 +12,7 @@ use ruma::{
         get_pushrules_all, get_pushrules_global_scope, set_pushrule, set_pushrule_actions,
         set_pushrule_enabled,
     },
-    push::{Action, NewPushRule, RuleKind, Ruleset},
+    push::{Action, AnyPushRuleRef, NewPushRule, RuleKind, Ruleset},
 };
 use serde_json::{Value, json};
 
@@ -138,5 +138,9 @@ async fn rules(app: &App, requester: &Requester) -> ApiResult<Arc<Ruleset>> {
 
 fn find(rules: &Ruleset, kind: RuleKind, rule_id: &str) -> ApiResult<PushRule> {
     let rule = rules.get(kind, rule_id).ok_or_else(|| ApiError::not_found("there is no such push rule"))?;
-    Ok(rule.to_owned().into())
+    Ok(match rule {
+        // ruma's conversion of any rule panics here.
+        AnyPushRuleRef::PostContent(rule) => rule.clone().into(),
+        rule => rule.to_owned().into(),
+    })
 }

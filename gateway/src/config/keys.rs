@@ -18,6 +18,7 @@ pub const KEYS: &[&str] = &[
     "registration.shared_secret",
     "registration.guests",
     "rooms.default_version",
+    "rooms.thread_subscriptions",
     "federation.enabled",
     "federation.extra_ca",
     "federation.allow_private_addresses",

@@ -226,6 +226,7 @@ fn conversation(config: &Config) -> ConversationConfig {
     let (notices, retention) = (&config.server_notices, &config.retention);
     let span = |span: &Option<config::Span>| span.map(|span| span.0);
     ConversationConfig {
+        thread_subscriptions: config.rooms.thread_subscriptions,
         delay_max: config.delayed_events.max_delay.0,
         notices: notices.user.clone().map(|user| NoticeConfig {
             user,

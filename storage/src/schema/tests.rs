@@ -359,6 +359,8 @@ fn user_rows() -> Vec<String> {
         required: vec![vec![("m.room.name".to_owned(), String::new())]],
         rooms: [(ROOM, sent)].into(),
     };
+    let thread =
+        ThreadSubscriptionRecord { position: Position(5), status: ThreadStatus::Unsubscribed(Position(6)) };
     let sliding = SlidingConnectionRecord { touched: Position(701), generations: vec![generation] };
     vec![
         row(&ACCOUNTS, &alice(), &account),
@@ -373,7 +375,8 @@ fn user_rows() -> Vec<String> {
         row(&DELAYED_OF_USERS, &(alice(), "delay".to_owned()), &()),
         row(&DELAYED_DUE, &(1_005_000, "delay".to_owned()), &()),
         row(&NOTICE_ROOMS, &alice(), &room_id),
-        row(&PRIVATE_RECEIPTS, &(alice(), room_id, "main".to_owned()), &receipt),
+        row(&PRIVATE_RECEIPTS, &(alice(), room_id.clone(), "main".to_owned()), &receipt),
+        row(&THREAD_SUBSCRIPTIONS, &(alice(), room_id, owned_event_id!("$event")), &thread),
         row(&SLIDING_CONNECTIONS, &(alice(), phone(), "main".to_owned()), &sliding),
     ]
 }

@@ -88,6 +88,26 @@ pub struct AccountDataRecord {
     pub position: Position,
 }
 
+/// Whether a user wants to hear of a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThreadSubscriptionRecord {
+    /// When that last changed.
+    pub position: Position,
+    /// Whether they do.
+    pub status: ThreadStatus,
+}
+
+/// Whether, and why, a user hears of a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ThreadStatus {
+    /// The user subscribed.
+    Manual,
+    /// A client subscribed on its own.
+    Automatic,
+    /// The user unsubscribed, the last time at this position.
+    Unsubscribed(Position),
+}
+
 /// A sliding-sync connection: what its client was sent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlidingConnectionRecord {
@@ -154,5 +174,9 @@ impl Record for TokenRecord {
 }
 
 impl Record for AccountDataRecord {
+    const VERSION: u8 = 1;
+}
+
+impl Record for ThreadSubscriptionRecord {
     const VERSION: u8 = 1;
 }
