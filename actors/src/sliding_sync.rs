@@ -16,6 +16,7 @@ mod required;
 mod response;
 mod room;
 pub mod stable;
+pub mod threads;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -300,6 +301,7 @@ impl Turn<'_> {
         self.extend(&mut response, &matched, &known).await;
         response.extensions.to_device = self.to_device().await?;
         response.extensions.e2ee = self.encryption().await?;
+        response.extensions.thread_subscriptions = self.threads();
         Ok(Outcome { response, generation, told, upto: self.upto })
     }
 

@@ -125,7 +125,8 @@ fn delayed_routes() -> Router<App> {
 fn thread_routes() -> Router<App> {
     let subscription = "/io.element.msc4306/rooms/{room}/thread/{root}/subscription";
     let handlers = get(threads::subscription).put(threads::subscribe).delete(threads::unsubscribe);
-    Router::new().route(subscription, handlers)
+    let changes = get(threads::changes);
+    Router::new().route(subscription, handlers).route("/io.element.msc4308/thread_subscriptions", changes)
 }
 
 /// The page for clients that know no way to log in, and sessions for signing in with a QR code.
@@ -321,6 +322,7 @@ async fn versions(State(app): State<App>) -> Json<serde_json::Value> {
     });
     if app.homeserver().has_thread_subscriptions() {
         unstable_features["org.matrix.msc4306"] = true.into();
+        unstable_features["org.matrix.msc4308"] = true.into();
     }
     Json(json!({ "versions": VERSIONS, "unstable_features": unstable_features }))
 }

@@ -1,6 +1,8 @@
 //! Threads that users subscribe to, MSC4306 and MSC4308.
 
 mod notifications;
+mod sdk;
+mod sync;
 
 use serde_json::{Value, json};
 use tests::{Answer, Client, Server, segment};

@@ -110,6 +110,19 @@ pub struct Extensions {
     pub to_device: ToDevice,
     /// Device lists and key counts.
     pub e2ee: PerRoom,
+    /// Threads that the user subscribed to.
+    #[serde(rename = "io.element.msc4308.thread_subscriptions")]
+    pub thread_subscriptions: ThreadSubscriptions,
+}
+
+/// Threads that the user subscribed to, or unsubscribed from.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ThreadSubscriptions {
+    /// Whether they are wanted.
+    pub enabled: Option<bool>,
+    /// How many changes a response may hold.
+    pub limit: Option<u64>,
 }
 
 /// Messages to the device.

@@ -6,6 +6,7 @@ use ruma::{OwnedRoomId, OwnedUserId};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use super::threads::ThreadSubscriptions;
 use crate::sync::DeviceLists;
 
 /// The whole response.
@@ -139,6 +140,9 @@ pub struct Extensions {
     /// Device lists and key counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub e2ee: Option<Encryption>,
+    /// Threads that the user subscribed to, or unsubscribed from.
+    #[serde(rename = "io.element.msc4308.thread_subscriptions", skip_serializing_if = "Option::is_none")]
+    pub thread_subscriptions: Option<ThreadSubscriptions>,
 }
 
 impl Extensions {
@@ -147,7 +151,7 @@ impl Extensions {
         let has_keys =
             self.e2ee.as_ref().is_some_and(|e2ee| e2ee.has_new_counts || !e2ee.device_lists.is_empty());
         let no_events = self.account_data.is_empty() && self.receipts.is_empty() && self.typing.is_empty();
-        no_events && !has_messages && !has_keys
+        no_events && !has_messages && !has_keys && self.thread_subscriptions.is_none()
     }
 }
 

@@ -1,25 +1,30 @@
 //! Threads that users subscribe to.
 //!
-//! Spec: MSC4306.
+//! Spec: MSC4306, MSC4308.
 
 use std::sync::Arc;
 
 use actors::{
     room::{RoomHandle, StoredEvent},
     session::{SessionHandle, ThreadWish},
+    sliding_sync::threads::{LIMIT_MAX, ThreadSubscriptions},
+    token::Token,
 };
-use axum::extract::State;
+use axum::{Json, extract::State};
+use engine::id::Position;
 use http::StatusCode;
 use ruma::{
     EventId, RoomId,
     api::client::threads::{get_thread_subscription, subscribe_thread, unsubscribe_thread},
 };
+use serde::Deserialize;
+use serde_json::{Value, json};
 
 use super::events::{event_not_found, room_of};
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::{Authenticated, Matrix, Requester},
+    extract::{Authenticated, Matrix, Query, Requester},
 };
 
 /// `PUT /_matrix/client/unstable/io.element.msc4306/rooms/{roomId}/thread/{eventId}/subscription`
@@ -64,6 +69,52 @@ pub async fn subscription(
     let automatic = session.data().threads().subscription(&request.room_id, &request.thread_root);
     let automatic = automatic.ok_or_else(|| ApiError::not_found("you are not subscribed to this thread"))?;
     Ok(Matrix(get_thread_subscription::unstable::Response::new(automatic)))
+}
+
+/// The query of [`changes`].
+#[derive(Deserialize)]
+pub struct ChangesQuery {
+    dir: Option<String>,
+    from: Option<String>,
+    to: Option<String>,
+    limit: Option<u64>,
+}
+
+/// `GET /_matrix/client/unstable/io.element.msc4308/thread_subscriptions`
+pub async fn changes(
+    State(app): State<App>,
+    requester: Requester,
+    Query(query): Query<ChangesQuery>,
+) -> ApiResult<Json<Value>> {
+    let session = session(&app, &requester).await?;
+    match query.dir.as_deref() {
+        Some("b") => {}
+        Some(_) => return Err(ApiError::invalid_param("dir must be b")),
+        None => return Err(ApiError::missing_param("dir is missing")),
+    }
+    let limit = query.limit.map_or(LIMIT_MAX, |limit| usize::try_from(limit).unwrap_or(LIMIT_MAX));
+    if limit == 0 {
+        return Err(ApiError::invalid_param("limit must be greater than 0"));
+    }
+    let newest = position(query.from.as_deref())?.unwrap_or(Position(u64::MAX));
+    let known = position(query.to.as_deref())?.unwrap_or_default();
+    let found = session.data().threads().changes(known, newest, limit.min(LIMIT_MAX));
+    let ThreadSubscriptions { subscribed, unsubscribed, prev_batch } = found.into();
+    // matrix-sdk takes no answer that lacks one of the two.
+    let mut answer = json!({ "subscribed": subscribed, "unsubscribed": unsubscribed });
+    if let Some(end) = prev_batch {
+        answer["end"] = end.into();
+    }
+    Ok(Json(answer))
+}
+
+/// The moment of a token: of this endpoint, or a sliding sync's `pos` or `prev_batch`.
+fn position(token: Option<&str>) -> ApiResult<Option<Position>> {
+    match token.map(str::parse).transpose() {
+        Ok(None) => Ok(None),
+        Ok(Some(Token::Sync(position))) => Ok(Some(position)),
+        _ => Err(ApiError::invalid_param("from and to are tokens of sliding sync")),
+    }
 }
 
 /// The asker's session, unless this server has no such endpoints.
