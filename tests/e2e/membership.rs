@@ -116,6 +116,19 @@ async fn a_reason_is_kept_with_each_change() {
     assert_eq!(act(&bob, "leave", None).await, "leave");
 }
 
+#[tokio::test]
+async fn nobody_is_invited_from_servers_that_cannot_be_reached() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({})).await;
+    let foreign = "@bob:example.org";
+    alice.moderate("invite", &room, foreign).await.is(403, "M_FORBIDDEN");
+    let create = "/_matrix/client/v3/createRoom";
+    alice.post(create, &json!({ "invite": [foreign] })).await.is(403, "M_FORBIDDEN");
+    // Some rooms are closed to those who may come one day.
+    alice.moderate("ban", &room, foreign).await.ok();
+}
+
 /// Clients that try again must not ring twice.
 #[tokio::test]
 async fn the_same_again_is_no_event() {

@@ -162,6 +162,7 @@ pub async fn invite_user(
             "this server has no identity server to invite third-party identifiers with",
         ));
     };
+    check_invited(&app, &recipient.user_id)?;
     let action = MembershipAction::Invite;
     change(&app, &requester.user_id, recipient.user_id, &request.room_id, action, recipient.reason).await?;
     Ok(Matrix(invite_user::v3::Response::new()))
@@ -252,6 +253,15 @@ pub async fn resolve(app: &App, id: OwnedRoomOrAliasId) -> ApiResult<(OwnedRoomI
     };
     let found = app.homeserver().find_alias(&alias).await?;
     found.ok_or_else(|| ApiError::not_found("room alias not found"))
+}
+
+/// Refuses invites that would reach nobody: to users of other servers, if no other server can be reached.
+pub fn check_invited(app: &App, user_id: &UserId) -> ApiResult<()> {
+    let homeserver = app.homeserver();
+    if user_id.server_name() == homeserver.server_name() || homeserver.federates() {
+        return Ok(());
+    }
+    Err(ApiError::forbidden(format!("{user_id} cannot be invited: this server does not federate")))
 }
 
 async fn change(

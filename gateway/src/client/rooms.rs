@@ -18,7 +18,7 @@ use ruma::{
 };
 use serde_json::{Map, Value};
 
-use super::directory::is_public;
+use super::{directory::is_public, membership::check_invited};
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
@@ -41,6 +41,9 @@ pub async fn create_room(
     }
     if request.invite.len() > INVITES_MAX {
         return Err(ApiError::invalid_param(format!("a new room may have at most {INVITES_MAX} invites")));
+    }
+    for invited in &request.invite {
+        check_invited(&app, invited)?;
     }
     let homeserver = app.homeserver();
     let is_direct = request.is_direct;
