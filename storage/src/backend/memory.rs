@@ -22,11 +22,30 @@ pub struct MemoryStore {
 #[derive(Debug, Default)]
 struct State {
     /// Copies share their structure: the simulator starts thousands of hosts from one.
-    rows: imbl::OrdMap<(TableId, Bytes), Bytes>,
+    rows: imbl::OrdMap<RowKey, Bytes>,
     /// What the rows changed since the last sync were before.
     unsynced: Writes,
     /// Commits that will fail.
     failures: u32,
+}
+
+/// A table and a key, in the order of tables and keys: most comparisons are made by the head alone, without looking at
+/// the key's bytes elsewhere in memory.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct RowKey {
+    /// The table, and the key's first 15 bytes; zeros where it is shorter.
+    head: [u8; 16],
+    key: Bytes,
+}
+
+impl RowKey {
+    fn new(table: TableId, key: Bytes) -> Self {
+        let mut head = [0; 16];
+        head[0] = table.0;
+        let length = key.len().min(15);
+        head[1..=length].copy_from_slice(&key[..length]);
+        Self { head, key }
+    }
 }
 
 impl MemoryStore {
@@ -60,13 +79,13 @@ impl State {
     /// Writes a row and answers what it was.
     fn set(&mut self, key: (TableId, Bytes), value: Option<Bytes>) -> Option<Bytes> {
         match value {
-            Some(value) => self.rows.insert(key, value),
-            None => self.rows.remove(&key),
+            Some(value) => self.rows.insert(RowKey::new(key.0, key.1), value),
+            None => self.rows.remove(&RowKey::new(key.0, key.1)),
         }
     }
 
     fn read(&self, table: TableId, key: &Bytes) -> Option<Bytes> {
-        self.rows.get(&(table, key.clone())).cloned()
+        self.rows.get(&RowKey::new(table, key.clone())).cloned()
     }
 
     fn scan(&self, scan: &Scan) -> Vec<Row> {
@@ -74,17 +93,17 @@ impl State {
             return Vec::new();
         }
         let lower = match &scan.lower {
-            Bound::Unbounded => Bound::Included((scan.table, Bytes::new())),
-            bound => bound.clone().map(|key| (scan.table, key)),
+            Bound::Unbounded => Bound::Included(RowKey::new(scan.table, Bytes::new())),
+            bound => bound.clone().map(|key| RowKey::new(scan.table, key)),
         };
         let upper = match &scan.upper {
             Bound::Unbounded => match scan.table.0.checked_add(1) {
-                Some(next) => Bound::Excluded((TableId(next), Bytes::new())),
+                Some(next) => Bound::Excluded(RowKey::new(TableId(next), Bytes::new())),
                 None => Bound::Unbounded,
             },
-            bound => bound.clone().map(|key| (scan.table, key)),
+            bound => bound.clone().map(|key| RowKey::new(scan.table, key)),
         };
-        let rows = self.rows.range((lower, upper)).map(|((_, key), value)| (key.clone(), value.clone()));
+        let rows = self.rows.range((lower, upper)).map(|(row, value)| (row.key.clone(), value.clone()));
         match scan.direction {
             Direction::Ascending => rows.take(scan.limit).collect(),
             Direction::Descending => rows.rev().take(scan.limit).collect(),
@@ -127,7 +146,7 @@ impl Store for MemoryStore {
 
     async fn size(&self) -> Result<u64, StoreError> {
         let state = self.state.lock();
-        let bytes: usize = state.rows.iter().map(|((_, key), value)| 1 + key.len() + value.len()).sum();
+        let bytes: usize = state.rows.iter().map(|(row, value)| 1 + row.key.len() + value.len()).sum();
         Ok(bytes.try_into().unwrap_or(u64::MAX))
     }
 
