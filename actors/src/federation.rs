@@ -1,6 +1,7 @@
 //! Talking to other servers: what the actors need of it. The gateway implements it with HTTP, the simulator with its network.
 
 mod announce;
+mod askers;
 mod device_lists;
 mod edus;
 mod history;

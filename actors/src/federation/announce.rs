@@ -93,6 +93,8 @@ impl Homeserver {
             let known = std::mem::take(&mut servers);
             servers = self.servers_in(self.room_number(room_id).await?).await?;
             servers.retain(|server| !known.contains(server));
+        } else if let Some(federation) = self.federation() {
+            servers.extend(federation.askers.of(user_id, self.env().clock.now_ms()));
         }
         servers.remove(self.server_name());
         let mut batch = Batch::default();

@@ -7,6 +7,7 @@ use ruma::OwnedServerName;
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{
+    askers::Askers,
     device_lists::DeviceLists,
     inbound::Inbound,
     keys::KeyRing,
@@ -29,6 +30,7 @@ pub(crate) struct Federation {
     /// What goes on for as long as the server runs.
     tasks: Mutex<Vec<JoinHandle<()>>>,
     pub(super) device_lists: DeviceLists,
+    pub(super) askers: Askers,
     pub(super) profiles: Profiles,
     pub(super) shares_device_names: bool,
     sends_presence: bool,
@@ -69,6 +71,7 @@ impl Federation {
             resuming,
             tasks: Mutex::default(),
             device_lists: DeviceLists::default(),
+            askers: Askers::default(),
             profiles: profiles(),
             shares_device_names: config.shares_device_names,
             sends_presence: config.sends_presence,

@@ -26,8 +26,9 @@ use crate::{
 pub async fn devices(
     State(app): State<App>,
     Path(user_id): Path<OwnedUserId>,
-    _: Signed,
+    signed: Signed,
 ) -> ApiResult<Json<OwnDevices>> {
+    app.homeserver().asked_for_devices(&signed.origin, [&user_id]);
     Ok(Json(app.homeserver().own_devices(&user_id).await?))
 }
 
@@ -40,6 +41,7 @@ struct Query {
 pub async fn query(State(app): State<App>, signed: Signed) -> ApiResult<Json<Value>> {
     let Query { device_keys } = signed.json()?;
     check_number(device_keys.len())?;
+    app.homeserver().asked_for_devices(&signed.origin, device_keys.keys());
     let mut found = app.homeserver().query_keys(Viewpoint::Server, device_keys, Duration::ZERO).await?;
     Ok(Json(json!({
         "device_keys": found.device_keys,
