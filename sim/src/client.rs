@@ -55,8 +55,8 @@ pub enum CallError {
     /// The host is down; nothing happened.
     #[error("the host is down")]
     Down,
-    /// The host went down before it answered; what was asked may have been done.
-    #[error("the host went down before it answered")]
+    /// No answer came; what was asked may have been done.
+    #[error("no answer came")]
     Lost,
     /// The server says no.
     #[error("{status} {errcode}: {error}")]
@@ -153,15 +153,20 @@ impl Client {
         let (parts, body) = response.into_parts();
         let body = axum::body::to_bytes(body, usize::MAX).await.map_err(|_| CallError::Lost)?;
         let (user, status, print) = (&self.user_id, parts.status, fingerprint(&body));
-        self.trace.note(format_args!("{user} {method} {path} {} {print:x}", status.as_u16()));
+        let is_lost = self.host.is_mute();
+        let fate = if is_lost { ", lost" } else { "" };
+        self.trace.note(format_args!("{user} {method} {path} {} {print:x}{fate}", status.as_u16()));
         let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+        if status == StatusCode::INTERNAL_SERVER_ERROR && !self.host.has_failed() {
+            self.verdict.fail("answers", format!("{user} {method} {path} is answered with {status}: {body}"));
+        }
+        if is_lost {
+            return Err(CallError::Lost);
+        }
         if status.is_success() {
             return Ok(body);
         }
         let text = |key: &str| body[key].as_str().unwrap_or_default().to_owned();
-        if status == StatusCode::INTERNAL_SERVER_ERROR && !self.host.has_failed() {
-            self.verdict.fail("answers", format!("{user} {method} {path} is answered with {status}: {body}"));
-        }
         Err(CallError::Refused { status, errcode: text("errcode"), error: text("error") })
     }
 

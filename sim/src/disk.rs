@@ -58,6 +58,11 @@ impl Disk {
         self.rows.lose_unsynced_writes();
     }
 
+    /// Writes rows before any server runs on the disk.
+    pub async fn write(&self, batch: Batch) -> Result<(), StoreError> {
+        self.rows.commit(vec![batch], Sync::Now).await.map(drop)
+    }
+
     /// A disk with the same rows.
     #[must_use]
     pub fn copy(&self) -> Self {

@@ -7,7 +7,10 @@ use rand::{RngExt, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::{network::Trouble, world::World};
+use crate::{network::Trouble, seed::Seed, world::World};
+
+/// Moments of a run at which the answers of a host to its clients get lost, at most.
+const MUTE_MAX: usize = 3;
 
 /// One fault. Each ends by itself, so that any can be left out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +83,11 @@ pub enum Kind {
         /// The host.
         host: usize,
     },
+    /// A host does what its clients ask for, and its answers get lost.
+    Mute {
+        /// The host.
+        host: usize,
+    },
 }
 
 /// Which faults a scenario can bear.
@@ -87,14 +95,37 @@ pub enum Kind {
 pub enum Profile {
     /// None.
     Nothing,
-    /// Of the network.
+    /// Of the network, that to clients among it.
     Network,
+    /// Hosts stop and lose power; the network works.
+    Hosts,
     /// Of the network and of hosts.
     Everything,
 }
 
-/// Draws the faults of a run that lasts this long.
-pub fn draw(random: &mut ChaCha8Rng, profile: Profile, hosts: usize, lasts: Duration) -> Vec<Fault> {
+/// Draws the faults of a run that lasts this long, in their order.
+pub fn draw(seed: Seed, profile: Profile, hosts: usize, lasts: Duration) -> Vec<Fault> {
+    let mut faults = draw_faults(&mut seed.stream("faults"), profile, hosts, lasts);
+    faults.extend(draw_mute(&mut seed.stream("lost answers"), profile, hosts, lasts));
+    faults.sort_by_key(|fault| fault.at_ms);
+    faults
+}
+
+/// Moments at which clients get no answers: short ones, since a client that gets none makes the same request again.
+fn draw_mute(random: &mut ChaCha8Rng, profile: Profile, hosts: usize, lasts: Duration) -> Vec<Fault> {
+    if profile == Profile::Nothing {
+        return Vec::new();
+    }
+    let lasts_ms = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX).max(1);
+    (0..random.random_range(0..=MUTE_MAX))
+        .map(|_| {
+            let (at_ms, for_ms) = (random.random_range(0..lasts_ms), random.random_range(100..=4000));
+            Fault { at_ms, for_ms, kind: Kind::Mute { host: random.random_range(0..hosts) } }
+        })
+        .collect()
+}
+
+fn draw_faults(random: &mut ChaCha8Rng, profile: Profile, hosts: usize, lasts: Duration) -> Vec<Fault> {
     if profile == Profile::Nothing || hosts < 2 {
         return Vec::new();
     }
@@ -102,19 +133,20 @@ pub fn draw(random: &mut ChaCha8Rng, profile: Profile, hosts: usize, lasts: Dura
     // From none to about one in ten seconds.
     let most = usize::try_from(lasts_ms / 10_000).unwrap_or(0).clamp(2, 60);
     let count = random.random_range(0..=most);
-    let mut faults: Vec<_> = (0..count)
+    (0..count)
         .map(|_| {
             let at_ms = random.random_range(0..lasts_ms);
             let for_ms = random.random_range(100..=(lasts_ms / 3).clamp(200, 120_000));
             Fault { at_ms, for_ms, kind: draw_kind(random, profile, hosts) }
         })
-        .collect();
-    faults.sort_by_key(|fault| fault.at_ms);
-    faults
+        .collect()
 }
 
 fn draw_kind(random: &mut ChaCha8Rng, profile: Profile, hosts: usize) -> Kind {
     let host = random.random_range(0..hosts);
+    if profile == Profile::Hosts {
+        return if random.random_ratio(1, 2) { Kind::Restart { host } } else { Kind::Crash { host } };
+    }
     let kinds = if profile == Profile::Everything { 10 } else { 5 };
     match random.random_range(0..kinds) {
         0 => {
@@ -174,6 +206,7 @@ impl Kind {
             Self::Tls { host } => network.trouble(&world.host(*host).name, Trouble::Tls),
             Self::DiskFull { host } => world.host(*host).fill_disk(),
             Self::Skew { host, by_ms } => world.host(*host).skew(*by_ms),
+            Self::Mute { host } => world.host(*host).set_mute(true),
         }
         Ok(())
     }
@@ -191,6 +224,7 @@ impl Kind {
             Self::Tls { host } => network.end_trouble(&world.host(*host).name, Trouble::Tls),
             Self::DiskFull { host } => world.host(*host).empty_disk().await?,
             Self::Skew { host, .. } => world.host(*host).skew(0),
+            Self::Mute { host } => world.host(*host).set_mute(false),
         }
         Ok(())
     }

@@ -113,7 +113,7 @@ impl Follower {
         if let Err(wrong) = self.log.lock().take_messages(&answer) {
             verdict.fail("devices_told", format!("{} {wrong}", self.client.user_id));
         }
-        if let Err(wrong) = self.log.lock().take(&answer) {
+        if let Err(wrong) = self.log.lock().take(&self.client.user_id, &answer) {
             verdict.fail("sync_in_order", format!("{} {wrong}: {}", self.client.user_id, answer["rooms"]));
         }
         Ok(())
@@ -149,7 +149,7 @@ impl Log {
         Ok(())
     }
 
-    fn take(&mut self, answer: &Value) -> Result<(), String> {
+    fn take(&mut self, user: &UserId, answer: &Value) -> Result<(), String> {
         let next = answer["next_batch"].as_str().ok_or("gets no token")?;
         self.since = Some(next.to_owned());
         for section in ["join", "leave"] {
@@ -157,7 +157,7 @@ impl Log {
             for (room, told) in rooms {
                 let room = OwnedRoomId::try_from(room.as_str()).map_err(|_| "gets a bad room ID")?;
                 let log = self.rooms.entry(room).or_default();
-                if section == "join" && log.was_left {
+                if section == "join" && (log.was_left || log.is_back(user, told)?) {
                     // Who comes back is told of the room from the beginning.
                     *log = RoomLog::default();
                 }
@@ -172,6 +172,16 @@ impl Log {
 }
 
 impl RoomLog {
+    /// Whether the user left and came back since the last answer: they are told of a new join, and of the whole state.
+    fn is_back(&self, user: &UserId, told: &Value) -> Result<bool, String> {
+        let mut now = Self::default();
+        now.apply(&told["state"]["events"])?;
+        let is_whole = now.state.contains_key(&("m.room.create".to_owned(), String::new()));
+        now.apply(&told["timeline"]["events"])?;
+        let own = ("m.room.member".to_owned(), user.to_string());
+        Ok(is_whole && self.state.contains_key(&own) && now.state.get(&own) != self.state.get(&own))
+    }
+
     /// Applies the state events among some events, as clients do.
     fn apply(&mut self, events: &Value) -> Result<(), String> {
         for event in events.as_array().into_iter().flatten() {

@@ -31,7 +31,11 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use ruma::{OwnedServerName, RoomVersionId, ServerName};
 use storage::{Durability, Storage};
-use tokio::{sync::Semaphore, task::AbortHandle, time::Instant};
+use tokio::{
+    sync::{Notify, Semaphore},
+    task::AbortHandle,
+    time::Instant,
+};
 use tower::ServiceExt;
 
 use crate::{
@@ -49,16 +53,28 @@ const STOP_MAX: Duration = Duration::from_secs(20);
 
 /// Whether one boot of a host still runs. What is left of a boot without power reaches nobody.
 #[derive(Default)]
-pub struct Power(AtomicBool);
+pub struct Power {
+    is_off: AtomicBool,
+    changed: Notify,
+}
 
 impl Power {
     /// Whether it was cut.
     pub fn is_off(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.is_off.load(Ordering::Relaxed)
+    }
+
+    /// Waits until it is cut.
+    pub async fn off(&self) {
+        let changed = self.changed.notified();
+        if !self.is_off() {
+            changed.await;
+        }
     }
 
     fn cut(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.is_off.store(true, Ordering::Relaxed);
+        self.changed.notify_waiters();
     }
 }
 
@@ -75,6 +91,8 @@ pub struct HostOptions {
     pub connections_max: Option<usize>,
     /// How long actors that nobody uses stay.
     pub idle_after: Duration,
+    /// Whether others are told who is online.
+    pub sends_presence: bool,
 }
 
 impl Default for HostOptions {
@@ -85,6 +103,7 @@ impl Default for HostOptions {
             memory: 16 << 20,
             connections_max: Some(64),
             idle_after: ClassConfig::default().idle_after,
+            sends_presence: true,
         }
     }
 }
@@ -124,6 +143,8 @@ pub struct Host {
     held_down: AtomicU64,
     /// Whether a commit may have failed since the start, so that errors are no wonder.
     has_failed: AtomicBool,
+    /// Whether its answers do not reach its clients.
+    is_mute: AtomicBool,
 }
 
 struct Keys {
@@ -214,6 +235,7 @@ impl Host {
             changing: tokio::sync::Mutex::default(),
             held_down: AtomicU64::new(0),
             has_failed: AtomicBool::new(false),
+            is_mute: AtomicBool::new(false),
             name,
             seed,
         });
@@ -260,6 +282,16 @@ impl Host {
         Ok(())
     }
 
+    /// Lets answers get lost on the way to clients, or arrive again.
+    pub fn set_mute(&self, is_mute: bool) {
+        self.is_mute.store(is_mute, Ordering::Relaxed);
+    }
+
+    /// Whether answers to clients get lost.
+    pub fn is_mute(&self) -> bool {
+        self.is_mute.load(Ordering::Relaxed)
+    }
+
     /// Whether a commit may have failed since the start.
     pub fn has_failed(&self) -> bool {
         self.has_failed.load(Ordering::Relaxed)
@@ -269,6 +301,7 @@ impl Host {
     pub async fn recover(&self) -> Result<()> {
         self.held_down.store(0, Ordering::Relaxed);
         self.skew_ms.store(0, Ordering::Relaxed);
+        self.set_mute(false);
         if self.disk.is_full() {
             self.empty_disk().await?;
         }
@@ -337,7 +370,7 @@ impl Host {
                 trusted_key_servers: Vec::new(),
                 destinations: class,
                 shares_device_names: true,
-                sends_presence: true,
+                sends_presence: self.options.sends_presence,
             }),
             default_room_version: self.options.room_version.clone(),
             room_memory: self.options.memory,

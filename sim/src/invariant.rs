@@ -160,12 +160,16 @@ const AT_REST: [(&str, Rule); 14] = [
 ];
 
 /// The names of all invariants, with what they say.
-pub const NAMES: [(&str, &str); 17] = [
+pub const NAMES: [(&str, &str); 18] = [
     ("queues_drain", "after healing all durable queues run empty, and no request stays under way"),
     ("same_state", "all servers in a room have the same state of it"),
     ("as_specified", "after a fork the state is what another implementation of state resolution makes of it"),
     ("same_events", "all servers in a room know the same events, and refuse the same ones"),
     ("nothing_lost", "what was acknowledged to a client is still there"),
+    (
+        "arrives",
+        "what was acknowledged arrives at all servers by itself, if only they fail, and not the network",
+    ),
     ("sent_once", "what a client sends again under the same transaction ID is one event"),
     ("forgeries_fail", "no server accepts what a hostile peer forged"),
     (
@@ -194,6 +198,15 @@ pub async fn check_at_rest(world: &World) -> Result<()> {
             world.verdict().fail(name, what);
             return Ok(());
         }
+    }
+    Ok(())
+}
+
+/// Checks that all servers of rooms that nobody left have what was acknowledged, before anybody says more: after that
+/// they would find what they lack by looking for what comes before.
+pub async fn check_arrival(world: &World) -> Result<()> {
+    if let Some(what) = acknowledged::arrived(world).await? {
+        world.verdict().fail("arrives", what);
     }
     Ok(())
 }

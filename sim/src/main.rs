@@ -22,6 +22,10 @@ use sim::{
     storm::{self, Strategy},
 };
 
+/// The server's own: runs of a thousand servers allocate a great deal.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Simulates federations of Ganglion servers, deterministically, from a seed.
 #[derive(Parser)]
 #[command(name = "sim")]

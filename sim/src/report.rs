@@ -17,7 +17,7 @@ use crate::{
     host::HostOptions,
     invariant::History,
     network::Conditions,
-    plant::{self, plant},
+    plant::{self, Planted, plant},
     run, scenario,
     seed::Seed,
     storm::{Storm, Strategy},
@@ -142,7 +142,7 @@ fn options(seed: Seed, servers: usize, lasts: Duration) -> Options {
 
 async fn sized(seed: Seed, servers: usize) -> Result<Size> {
     let options = options(seed, servers, Duration::ZERO);
-    let (disk, room) = plant(&options).await?;
+    let Planted { disk, room, .. } = plant(&options).await?;
     let world = World::asleep(options, |_| disk.copy())?;
     for host in world.hosts() {
         host.start().await?;
@@ -202,8 +202,7 @@ struct Faulty {
 async fn faulty(seed: Seed) -> Result<Faulty> {
     let (seconds, hosts) = FAULTY;
     let mut options = options(seed, hosts, Duration::from_secs(seconds));
-    options.faults =
-        fault::draw(&mut seed.stream("faults"), fault::Profile::Everything, hosts, options.lasts);
+    options.faults = fault::draw(seed, fault::Profile::Everything, hosts, options.lasts);
     let world = World::new(options).await?;
     let users = world.users("user").await?;
     let room = world.public_room(&users).await?;

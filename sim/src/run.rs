@@ -12,6 +12,7 @@ use crate::{
     host::HostOptions,
     invariant::{self, Violation},
     network::{Conditions, Traffic},
+    plant,
     scenario::Scenario,
     seed::Seed,
     world::{Options, World},
@@ -22,6 +23,9 @@ const CLOSING_VOICES: usize = 8;
 
 /// Tasks that the run itself still has when all hosts have stopped.
 const OWN_TASKS: usize = 0;
+
+/// Servers of a run, at most, that tell each other who is online; where there are more, operators switch that off.
+const PRESENCE_SERVERS_MAX: usize = 50;
 
 /// State resets of one host that an outcome keeps.
 const RESETS_MAX: usize = 10;
@@ -88,9 +92,11 @@ pub fn options(scenario: &Scenario, seed: Seed, wish: &Wish) -> Options {
         // Some seeds passivate actors all the time.
         idle_after: Duration::from_secs(if random.random_ratio(1, 4) { 3 } else { 900 }),
         durability: wish.durability.unwrap_or(Durability::Always),
+        // Each message is followed by two changes of presence, which take three of five requests among many servers.
+        sends_presence: servers <= PRESENCE_SERVERS_MAX,
         ..HostOptions::default()
     };
-    let faults = fault::draw(&mut seed.stream("faults"), scenario.profile, servers, lasts);
+    let faults = fault::draw(seed, scenario.profile, servers, lasts);
     Options {
         seed,
         servers,
@@ -116,7 +122,7 @@ pub fn run(scenario: &Scenario, seed: Seed, wish: &Wish) -> Result<Outcome> {
 
 async fn play(scenario: &Scenario, options: Options) -> Result<Outcome> {
     let (seed, servers, faults) = (options.seed, options.servers, options.faults.clone());
-    let world = World::new(options).await?;
+    let world = if scenario.is_planted { plant::grown(options).await? } else { World::new(options).await? };
     let watching = tokio::spawn(invariant::watch(world.clone()));
     let verdict = world.verdict().clone();
     let whole = async {

@@ -21,6 +21,8 @@ pub struct Scenario {
     pub servers: (usize, usize),
     /// How long its workload lasts, unless asked for otherwise.
     pub lasts: Duration,
+    /// Whether all hosts are in a room from the beginning, each with a member.
+    pub is_planted: bool,
     /// What happens.
     pub play: Play,
 }
@@ -29,13 +31,14 @@ pub struct Scenario {
 pub type Play = fn(&World) -> BoxFuture<'_, Result<()>>;
 
 /// All scenarios.
-pub const ALL: [Scenario; 13] = [
+pub const ALL: [Scenario; 15] = [
     Scenario {
         name: "chat",
         about: "a user on each host talks in one room; hosts and network fail",
         profile: Profile::Everything,
         servers: (2, 5),
         lasts: Duration::from_secs(60),
+        is_planted: false,
         play: |world| Box::pin(rooms::chat(world)),
     },
     Scenario {
@@ -44,6 +47,7 @@ pub const ALL: [Scenario; 13] = [
         profile: Profile::Network,
         servers: (2, 4),
         lasts: Duration::from_secs(20),
+        is_planted: false,
         play: |world| Box::pin(rooms::busy_room(world)),
     },
     Scenario {
@@ -52,6 +56,7 @@ pub const ALL: [Scenario; 13] = [
         profile: Profile::Nothing,
         servers: (2, 6),
         lasts: Duration::from_secs(30),
+        is_planted: false,
         play: |world| Box::pin(rooms::chat(world)),
     },
     Scenario {
@@ -60,6 +65,7 @@ pub const ALL: [Scenario; 13] = [
         profile: Profile::Everything,
         servers: (2, 5),
         lasts: Duration::from_secs(60),
+        is_planted: false,
         play: |world| Box::pin(rooms::joins_and_leaves(world)),
     },
     Scenario {
@@ -68,6 +74,7 @@ pub const ALL: [Scenario; 13] = [
         profile: Profile::Network,
         servers: (3, 5),
         lasts: Duration::from_secs(60),
+        is_planted: false,
         play: |world| Box::pin(rooms::bans_racing(world)),
     },
     Scenario {
@@ -76,6 +83,7 @@ pub const ALL: [Scenario; 13] = [
         profile: Profile::Network,
         servers: (2, 5),
         lasts: Duration::from_secs(60),
+        is_planted: false,
         play: |world| Box::pin(rooms::power_fight(world)),
     },
     Scenario {
@@ -84,6 +92,7 @@ pub const ALL: [Scenario; 13] = [
         profile: Profile::Everything,
         servers: (2, 4),
         lasts: Duration::from_secs(60),
+        is_planted: false,
         play: |world| Box::pin(rooms::key_rotation(world)),
     },
     Scenario {
@@ -92,6 +101,7 @@ pub const ALL: [Scenario; 13] = [
         profile: Profile::Network,
         servers: (2, 4),
         lasts: Duration::from_secs(30),
+        is_planted: false,
         play: |world| Box::pin(rooms::large_join(world)),
     },
     Scenario {
@@ -100,6 +110,7 @@ pub const ALL: [Scenario; 13] = [
         profile: Profile::Network,
         servers: (2, 4),
         lasts: Duration::from_secs(30),
+        is_planted: false,
         play: |world| Box::pin(rooms::invite_storm(world)),
     },
     Scenario {
@@ -108,6 +119,7 @@ pub const ALL: [Scenario; 13] = [
         profile: Profile::Network,
         servers: (2, 4),
         lasts: Duration::from_secs(40),
+        is_planted: false,
         play: |world| Box::pin(rooms::hostile_peer(world)),
     },
     Scenario {
@@ -116,6 +128,7 @@ pub const ALL: [Scenario; 13] = [
         profile: Profile::Everything,
         servers: (2, 5),
         lasts: Duration::from_secs(60),
+        is_planted: false,
         play: |world| Box::pin(rooms::noise(world)),
     },
     Scenario {
@@ -124,6 +137,7 @@ pub const ALL: [Scenario; 13] = [
         profile: Profile::Everything,
         servers: (2, 4),
         lasts: Duration::from_secs(60),
+        is_planted: false,
         play: |world| Box::pin(rooms::redactions(world)),
     },
     Scenario {
@@ -132,7 +146,26 @@ pub const ALL: [Scenario; 13] = [
         profile: Profile::Everything,
         servers: (2, 4),
         lasts: Duration::from_secs(60),
+        is_planted: false,
         play: |world| Box::pin(rooms::devices(world)),
+    },
+    Scenario {
+        name: "restarts",
+        about: "the same as chat while hosts stop and lose power: what was said arrives without anybody saying more",
+        profile: Profile::Hosts,
+        servers: (2, 4),
+        lasts: Duration::from_secs(60),
+        is_planted: false,
+        play: |world| Box::pin(rooms::restarts(world)),
+    },
+    Scenario {
+        name: "crowd",
+        about: "hosts that have been in one room for long talk in it, without faults",
+        profile: Profile::Nothing,
+        servers: (10, 20),
+        lasts: Duration::from_secs(15),
+        is_planted: true,
+        play: |world| Box::pin(rooms::crowd(world)),
     },
 ];
 

@@ -13,7 +13,7 @@ use crate::{
     client::Client,
     host::HostOptions,
     network::Conditions,
-    plant::{self, plant},
+    plant::{self, Planted, plant},
     seed::Seed,
     world::{Options, World},
 };
@@ -70,7 +70,7 @@ async fn storm(servers: usize, strategy: Strategy, seed: Seed) -> Result<Storm> 
     let conditions = Conditions::default();
     let lasts = Duration::ZERO;
     let options = Options { seed, servers, lasts, faults: Vec::new(), host, conditions, keep_trace: false };
-    let (disk, room) = plant(&options).await?;
+    let Planted { disk, room, .. } = plant(&options).await?;
     let world = World::asleep(options, |_| disk.copy())?;
     let is_dead = |number: usize| number % 3 == 2;
     let dead = (0..servers).filter(|number| is_dead(*number)).count();

@@ -18,6 +18,7 @@ use crate::{
     host::{Boot, Host, HostOptions},
     invariant::{Ledger, Verdict},
     network::{Conditions, Endpoint, Network},
+    plant,
     seed::Seed,
     trace::Trace,
 };
@@ -171,6 +172,20 @@ impl World {
         let client = self.quiet_user(name, host).await?;
         self.0.followers.lock().push(Follower::start(&client, &self.0.verdict));
         Ok(client)
+    }
+
+    /// The member of a planted room on each host, following with `/sync`.
+    pub async fn planted_users(&self) -> Result<Vec<Arc<Client>>> {
+        let creator = Client::log_in_planted(self, plant::CREATOR, 0).await?;
+        let mut users = vec![creator];
+        for number in 1..self.hosts().len() {
+            // The room was planted, the account was not.
+            users.push(Client::register(self.host(number), plant::MEMBER, self.shared()).await?);
+        }
+        self.0.clients.lock().extend(users.iter().cloned());
+        let followers = users.iter().map(|user| Follower::start(user, &self.0.verdict));
+        self.0.followers.lock().extend(followers);
+        Ok(users)
     }
 
     /// Registers a user who follows nothing.

@@ -28,3 +28,20 @@ pub(super) async fn kept(world: &World, histories: &[History]) -> Result<Option<
     }
     Ok(None)
 }
+
+/// An event that some server does not have.
+pub(super) async fn arrived(world: &World) -> Result<Option<String>> {
+    for (name, boot) in world.boots() {
+        for acknowledged in world.ledger().all() {
+            let (room, event) = (&acknowledged.room, &acknowledged.event);
+            let known = boot.homeserver().room(room).await?.any_event(event).await?;
+            if known.is_none_or(|known| known.standing == Standing::Outlier) {
+                let host = &acknowledged.host;
+                return Ok(Some(format!(
+                    "{room}: {host} acknowledged {event}, and nobody gave it to {name}"
+                )));
+            }
+        }
+    }
+    Ok(None)
+}

@@ -3,7 +3,7 @@
 //!
 //! Written without the engine's authorization rules, so that a mistake in them shows.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use actors::room::StoredEvent;
 use anyhow::Result;
@@ -11,7 +11,7 @@ use engine::{
     id::{Position, TimelineIndex},
     state::StateRoot,
 };
-use ruma::UserId;
+use ruma::{OwnedUserId, UserId};
 use storage::schema::Standing;
 
 use super::{History, Side};
@@ -19,6 +19,7 @@ use super::{History, Side};
 pub(super) async fn silent(histories: &[History]) -> Result<Option<String>> {
     for History { room, sides } in histories {
         for side in sides {
+            let mut known = Known::new();
             for (id, event) in side.with_standing(Standing::Accepted) {
                 let pdu = &event.pdu;
                 let is_allowed: fn(&str) -> bool = match pdu.kind() {
@@ -27,7 +28,7 @@ pub(super) async fn silent(histories: &[History]) -> Result<Option<String>> {
                     "m.room.member" => |membership| membership != "ban",
                     _ => |membership| membership == "join",
                 };
-                let membership = membership(side, event.before, pdu.sender()).await?;
+                let membership = membership(side, &mut known, (event.before, pdu.sender())).await?;
                 if !is_allowed(&membership) {
                     let (host, sender) = (&side.host, pdu.sender());
                     return Ok(Some(format!(
@@ -35,7 +36,7 @@ pub(super) async fn silent(histories: &[History]) -> Result<Option<String>> {
                     )));
                 }
             }
-            if let Some(what) = late(side).await? {
+            if let Some(what) = late(side, &mut known).await? {
                 return Ok(Some(format!("{room}: {what}")));
             }
         }
@@ -44,7 +45,7 @@ pub(super) async fn silent(histories: &[History]) -> Result<Option<String>> {
 }
 
 /// An event that was accepted although its sender was out of the room when it came.
-async fn late(side: &Side) -> Result<Option<String>> {
+async fn late(side: &Side, known: &mut Known) -> Result<Option<String>> {
     let timeline = side.handle.timeline_forward(TimelineIndex(i64::MIN), usize::MAX / 2).await?;
     // What filled a hole has another place than number: it was no news, and its state is that of its own branch.
     let came_now =
@@ -55,7 +56,7 @@ async fn late(side: &Side) -> Result<Option<String>> {
         if pdu.kind() == "m.room.member" {
             continue;
         }
-        let membership = membership(side, before.after, pdu.sender()).await?;
+        let membership = membership(side, known, (before.after, pdu.sender())).await?;
         if ["leave", "ban"].contains(&membership.as_str()) {
             let (id, sender) = (pdu.event_id(), pdu.sender());
             return Ok(Some(format!(
@@ -66,7 +67,16 @@ async fn late(side: &Side) -> Result<Option<String>> {
     Ok(None)
 }
 
-async fn membership(side: &Side, state: StateRoot, user: &UserId) -> Result<String> {
+/// Memberships that were looked up before: most events change no state.
+type Known = BTreeMap<(StateRoot, OwnedUserId), String>;
+
+async fn membership(side: &Side, known: &mut Known, (state, user): (StateRoot, &UserId)) -> Result<String> {
+    let key = (state, user.to_owned());
+    if let Some(membership) = known.get(&key) {
+        return Ok(membership.clone());
+    }
     let member = side.handle.state_event(state, "m.room.member", user.as_str()).await?;
-    Ok(member.map_or("none".to_owned(), |member| actors::room::membership_of(&member.pdu)))
+    let membership = member.map_or("none".to_owned(), |member| actors::room::membership_of(&member.pdu));
+    known.insert(key, membership.clone());
+    Ok(membership)
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use engine::id::TimelineIndex;
+use engine::{id::TimelineIndex, pdu::Pdu};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomId};
 use storage::schema::Standing;
 
@@ -42,14 +42,14 @@ pub struct Side {
 impl History {
     /// Reads a room from all servers that are in it; each first fills the holes of its timeline, as paging back does.
     pub async fn read(world: &World, room: &RoomId) -> Result<Self> {
-        let mut sides = Vec::new();
+        let (mut sides, mut shared) = (Vec::new(), Shared::new());
         for (host, boot) in world.boots() {
             let Ok(handle) = boot.homeserver().room(room).await else { continue };
             if !handle.snapshot().head.has_server(&host) {
                 continue;
             }
             fill_holes(&boot, &handle).await.with_context(|| format!("{host} fills the holes of {room}"))?;
-            let graph = graph(&handle).await?;
+            let graph = graph(&handle, &mut shared).await?;
             let state = handle.state(handle.snapshot().head.root, None).await?;
             let state = state.iter().map(|event| {
                 let key = event.pdu.state_key().unwrap_or_default().to_owned();
@@ -75,7 +75,13 @@ async fn fill_holes(boot: &Boot, room: &RoomHandle) -> Result<()> {
     bail!("it never comes to the end")
 }
 
-async fn graph(handle: &RoomHandle) -> Result<BTreeMap<OwnedEventId, Option<Arc<StoredEvent>>>> {
+/// Events that several servers have alike: a thousand servers' graphs would not fit into memory otherwise.
+type Shared = BTreeMap<OwnedEventId, Arc<Pdu>>;
+
+async fn graph(
+    handle: &RoomHandle,
+    shared: &mut Shared,
+) -> Result<BTreeMap<OwnedEventId, Option<Arc<StoredEvent>>>> {
     let mut graph = BTreeMap::new();
     let mut open: Vec<_> = handle.snapshot().head.tips.iter().map(|tip| tip.pdu.event_id().clone()).collect();
     while let Some(id) = open.pop() {
@@ -83,9 +89,14 @@ async fn graph(handle: &RoomHandle) -> Result<BTreeMap<OwnedEventId, Option<Arc<
             continue;
         }
         let event = handle.any_event(&id).await?.filter(|event| event.standing != Standing::Outlier);
-        if let Some(event) = &event {
+        let event = event.map(|event| {
             open.extend(event.pdu.prev_events().iter().cloned());
-        }
+            let pdu = shared.entry(id.clone()).or_insert_with(|| event.pdu.clone());
+            if pdu.raw() != event.pdu.raw() {
+                return event;
+            }
+            Arc::new(StoredEvent { pdu: pdu.clone(), ..(*event).clone() })
+        });
         graph.insert(id, event);
     }
     Ok(graph)

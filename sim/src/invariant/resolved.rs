@@ -68,6 +68,15 @@ async fn state_of(room: &RoomHandle, event: &StoredEvent) -> Result<State> {
 /// What the states after the prev events of an event resolve to; none if they are all the same, or not known.
 async fn expected(side: &Side, event: &StoredEvent) -> Result<Option<State>> {
     let mut states = BTreeSet::new();
+    // Of messages, that is the state before them; most forks are of messages, and whole states are much to read.
+    let unchanged = |id| {
+        let prev = side.graph.get(id).and_then(Option::as_ref)?;
+        prev.pdu.state_key().is_none().then_some(prev.before)
+    };
+    let roots: BTreeSet<_> = event.pdu.prev_events().iter().map(unchanged).collect();
+    if roots.len() == 1 && !roots.contains(&None) {
+        return Ok(None);
+    }
     for id in event.pdu.prev_events() {
         let Some(Some(prev)) = side.graph.get(id) else { return Ok(None) };
         if !prev.has_state() {

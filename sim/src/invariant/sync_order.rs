@@ -3,7 +3,10 @@
 //! It may leave out state events that lost to others, since clients would take them for the state: `sync_state` says
 //! what they are to know. What it told of a room that lacked members may be refused once they are there.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use actors::room::{StoredEvent, is_dummy};
 use anyhow::Result;
@@ -64,6 +67,7 @@ fn left_out(
 ) -> Vec<Arc<StoredEvent>> {
     let unbroken = &log.events[log.unbroken_from..];
     let Some(from) = unbroken.first().and_then(|first| order.get(first)) else { return Vec::new() };
+    let unbroken: BTreeSet<_> = unbroken.iter().collect();
     // What filled a hole has another place than number, and is not news.
     let arrived =
         timeline[*from..].iter().filter(|event| event.index == Some(TimelineIndex::from(position(event))));

@@ -59,9 +59,17 @@ impl Wire {
         trace.note(format_args!("{from} > {to} {method} {path} {:x}", fingerprint(&body)));
         let (timeout, max) = (request.timeout, request.max_response);
         let exchange = self.exchange(to, request, authorization);
-        let result = tokio::time::timeout(timeout, exchange).await.unwrap_or(Err(FederationError::Timeout));
+        let down = || FederationError::Connect("the host is down".to_owned());
+        let result = tokio::select! {
+            biased;
+            // Its connections end with it.
+            () = self.power.off() => return Err(down()),
+            result = tokio::time::timeout(timeout, exchange) => {
+                result.unwrap_or(Err(FederationError::Timeout))
+            }
+        };
         if self.power.is_off() {
-            return Err(FederationError::Connect("the host is down".to_owned()));
+            return Err(down());
         }
         match &result {
             Ok(answer) => {

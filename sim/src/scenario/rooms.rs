@@ -1,13 +1,14 @@
 //! Scenarios of one room, or of many.
 
 use anyhow::{Context, Result};
-use futures_util::future::{join_all, try_join, try_join_all};
+use futures_util::future::{join_all, try_join, try_join_all, try_join3};
 use rand::RngExt;
 use serde_json::json;
 
 use crate::{
     fault::Kind,
     hostile::{ATTACKS, Mallory},
+    invariant,
     workload::{
         chat, devices as hardware, may_refuse, members, noise as noises, pause, powers, redactions as regrets,
     },
@@ -17,7 +18,29 @@ use crate::{
 pub(super) async fn chat(world: &World) -> Result<()> {
     let users = world.users("user").await?;
     let room = world.public_room(&users).await?;
-    world.under_faults(chat::chat(world, &room, &users, 6000)).await
+    world.under_faults(chat::chat(world, &room, &users, chat::calm(users.len()))).await
+}
+
+pub(super) async fn crowd(world: &World) -> Result<()> {
+    let users = world.planted_users().await?;
+    let room = world.rooms().first().cloned().context("the room is planted")?;
+    world.settle().await?;
+    world.under_faults(chat::chat(world, &room, &users, chat::calm(users.len()))).await
+}
+
+pub(super) async fn restarts(world: &World) -> Result<()> {
+    let users = world.users("user").await?;
+    let room = world.public_room(&users).await?;
+    world.settle().await?;
+    for user in &users {
+        // So that all know each other's keys.
+        user.send(&room, "here I am").await?;
+    }
+    world.settle().await?;
+    world.under_faults(chat::chat(world, &room, &users, chat::calm(users.len()))).await?;
+    world.heal().await?;
+    world.settle().await?;
+    invariant::check_arrival(world).await
 }
 
 pub(super) async fn busy_room(world: &World) -> Result<()> {
@@ -88,10 +111,11 @@ pub(super) async fn key_rotation(world: &World) -> Result<()> {
 pub(super) async fn large_join(world: &World) -> Result<()> {
     let creator = world.user("creator", 0).await?;
     let room = world.public_room(std::slice::from_ref(&creator)).await?;
+    let mut said = Vec::new();
     for number in 0..60 {
         let member = world.quiet_user(&format!("member{number}"), 0).await?;
         member.join(&room, creator.host.name.as_str()).await?;
-        creator.send(&room, &format!("welcome {number}")).await?;
+        said.push(creator.send(&room, &format!("welcome {number}")).await?);
     }
     let mut late = Vec::new();
     for host in 1..world.hosts().len() {
@@ -105,7 +129,9 @@ pub(super) async fn large_join(world: &World) -> Result<()> {
         chat::chat(world, &room, &late, 5000).await
     };
     let talk = chat::chat(world, &room, std::slice::from_ref(&creator), 1000);
-    world.under_faults(async { try_join(work, talk).await.map(drop) }).await
+    // Those who come late hear of the redactions before they hear of what is redacted.
+    let regret = regrets::take_back(world, &room, (&creator, said), 5000);
+    world.under_faults(async { try_join3(work, talk, regret).await.map(drop) }).await
 }
 
 pub(super) async fn invite_storm(world: &World) -> Result<()> {

@@ -14,6 +14,13 @@ pub async fn chat(world: &World, room: &RoomId, users: &[Arc<Client>], pause_ms:
     try_join_all(users.iter().map(|user| talk(world, room, user, pause_ms))).await.map(drop)
 }
 
+/// The longest pause of each of a room's users, with which the room hears something about once a second: people in a room
+/// share one conversation, however many they are. A few are slower than that.
+pub fn calm(users: usize) -> u64 {
+    let users = u64::try_from(users).unwrap_or(u64::MAX);
+    users.saturating_mul(2000).max(6000)
+}
+
 async fn talk(world: &World, room: &RoomId, user: &Client, pause_ms: u64) -> Result<()> {
     let mut random = world.options().seed.stream(&format!("talk {} {room}", user.user_id));
     let mut number = 0;

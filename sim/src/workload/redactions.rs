@@ -18,6 +18,21 @@ pub async fn regret(world: &World, room: &RoomId, users: &[Arc<Client>], pause_m
     try_join_all(users.iter().map(|user| waver(world, room, user, pause_ms))).await.map(drop)
 }
 
+/// A user takes back what they said before, with pauses of up to `pause_ms`.
+pub async fn take_back(
+    world: &World,
+    room: &RoomId,
+    (user, mut said): (&Client, Vec<OwnedEventId>),
+    pause_ms: u64,
+) -> Result<()> {
+    let mut random = world.options().seed.stream(&format!("take back {} {room}", user.user_id));
+    while pause(world, &mut random, pause_ms).await && !said.is_empty() {
+        let event = said.swap_remove(random.random_range(0..said.len()));
+        may_refuse(user.redact(room, &event).await)?;
+    }
+    Ok(())
+}
+
 async fn waver(world: &World, room: &RoomId, user: &Client, pause_ms: u64) -> Result<()> {
     let mut random = world.options().seed.stream(&format!("regret {} {room}", user.user_id));
     let mut said = VecDeque::<OwnedEventId>::new();
