@@ -21,7 +21,7 @@ use futures_util::future::join_all;
 use http::StatusCode;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, ServerName, UserId};
 use serde_json::value::RawValue;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, Semaphore, oneshot};
 
 use super::{FederationError, remote::RawEvents, staging::Joins, verify::Unverified};
 use crate::{
@@ -134,12 +134,21 @@ impl Homeserver {
         if state.under_way.load(Ordering::Relaxed) >= UNDER_WAY_MAX {
             return Err(RoomError::Busy { retry_after: RETRY_AFTER });
         }
-        let staged = self.stage(origin, pdus).await?;
         let results = Arc::new(parking_lot::Mutex::new(Results::new()));
         let (homeserver, origin, collected) = (self.clone(), origin.to_owned(), results.clone());
         let origin_state = state.clone();
-        // On its own, so that it goes on when the sender hangs up; what a shutdown ends is taken up at the next start.
+        let (told, is_staged) = oneshot::channel();
+        // On its own, so that it goes on when the sender hangs up, and no event stays where only the next start would
+        // find it; what a shutdown ends is taken up then.
         let work = tokio::spawn(async move {
+            let staged = match homeserver.stage(&origin, pdus).await {
+                Ok(staged) => staged,
+                Err(error) => {
+                    let _ = told.send(Err(error)); // a sender that hung up tries again
+                    return;
+                }
+            };
+            let _ = told.send(Ok(())); // a sender that hung up does not care
             let rooms = staged.into_iter().map(async |(room_id, events)| {
                 let _under_way = UnderWay::new(origin_state.clone(), events.len());
                 let results = homeserver.deal_with(&origin, room_id, events).await;
@@ -147,6 +156,7 @@ impl Homeserver {
             });
             join_all(rooms).await;
         });
+        is_staged.await.map_err(|_| RoomError::Crashed)??;
         if tokio::time::timeout(ANSWER_MAX, work).await.is_err() {
             tracing::debug!(txn_id, "answered a transaction before all of its events were dealt with");
         }
