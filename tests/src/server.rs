@@ -3,11 +3,12 @@
 use std::{
     fs::{File, OpenOptions},
     net::TcpListener,
+    ops::Range,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{
         OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -288,15 +289,27 @@ impl Drop for Server {
     }
 }
 
+/// Below those that systems choose from by themselves.
+const PORTS: Range<u16> = 20_000..32_000;
+
 /// The environment variable of a setting.
 fn variable(key: &str) -> String {
     format!("GANGLION__{}", key.to_uppercase().replace('.', "__"))
 }
 
-/// A port that nobody listens on just now.
+/// A port that nobody listens on just now, and that this process gives away once.
+///
+/// Not one that the system chooses: it would choose the same again, for a connection of another test, before the server that it is
+/// for listens there or while it is restarted.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("it is bound").port()
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let number = std::process::id().wrapping_mul(997).wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed));
+        let port = PORTS.start + u16::try_from(number % u32::from(PORTS.end - PORTS.start)).expect("a port");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// The folder of this run's build profile, as in `target/debug`.
