@@ -22,6 +22,7 @@ mod error;
 mod event;
 mod extremities;
 mod handle;
+mod heroes;
 mod history;
 mod load;
 mod members;

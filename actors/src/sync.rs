@@ -189,13 +189,16 @@ impl Pass<'_> {
     fn rooms(&self) -> Vec<(ruma::OwnedRoomId, RoomEntry)> {
         let view = self.session.view();
         let wants_all = self.is_initial() || self.request.full_state;
-        let mut rooms = if wants_all { view.rooms() } else { view.rooms_changed(self.since) };
-        let no_invites = self.session.data().blocks_invites();
+        let data = self.session.data();
+        let counts_anew = data.counting_changed() > self.since;
+        let mut rooms = if wants_all || counts_anew { view.rooms() } else { view.rooms_changed(self.since) };
+        let no_invites = data.blocks_invites();
         rooms.retain(|(room_id, entry)| {
             let is_unwanted = no_invites && entry.membership == "invite";
             // The user's other devices learn of the leave that came before.
             let is_gone = entry.forgotten && (self.is_initial() || !self.left_since(entry));
-            !(is_gone || is_unwanted) && filter::room_passes(&self.request.filter.room, room_id)
+            let is_old = !wants_all && !entry.is_joined() && !self.has_news(entry);
+            !(is_gone || is_unwanted || is_old) && filter::room_passes(&self.request.filter.room, room_id)
         });
         rooms
     }
@@ -209,6 +212,8 @@ impl Pass<'_> {
         match entry.membership.as_str() {
             // Who wants all members is told of the room once they are there.
             "join" if !self.is_lazy() && self.homeserver.room(room_id).await?.lacks_members() => {}
+            // Looked at for the sake of its counts alone.
+            "join" if self.only_counts(entry) && !self.counts_changed(room_id).await? => {}
             "join" => {
                 let room = self.joined_room(room_id, entry).await?;
                 if !room.is_empty() || self.is_initial() {
@@ -231,6 +236,21 @@ impl Pass<'_> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Whether something happened in a room after the last response.
+    fn has_news(&self, entry: &RoomEntry) -> bool {
+        entry.latest > self.since
+    }
+
+    fn only_counts(&self, entry: &RoomEntry) -> bool {
+        !(self.is_initial() || self.request.full_state || self.has_news(entry))
+    }
+
+    /// Whether what is unread in a room may be something else than at the last response.
+    async fn counts_changed(&self, room_id: &ruma::RoomId) -> Result<bool, RoomError> {
+        let room = self.homeserver.room(room_id).await?;
+        Ok(self.session.unread(&room).await?.changed() > self.since)
     }
 
     /// Whether members are told of only as far as they are needed.

@@ -47,4 +47,5 @@ mod sliding_sync;
 mod spaces;
 mod sync;
 mod thread_subscriptions;
+mod unread;
 mod user_directory;

@@ -268,14 +268,24 @@ async fn a_room_without_a_name_has_heroes() {
     let summary = alice.sync("timeout=0").await["rooms"]["join"][&room]["summary"].clone();
     assert_eq!(summary["m.joined_member_count"], 2);
     assert_eq!(summary["m.invited_member_count"], 1);
-    let mut heroes: Vec<_> =
-        summary["m.heroes"].as_array().unwrap().iter().map(|hero| hero.as_str().unwrap()).collect();
-    heroes.sort_unstable();
-    assert_eq!(heroes, [bob.user_id.as_str(), carol.user_id.as_str()]);
+    assert_eq!(summary["m.heroes"], json!([carol.user_id, bob.user_id]), "in the order in which they came");
+    let summary = carol.sync("timeout=0").await["rooms"]["invite"][&room].clone();
+    assert!(summary.is_object(), "an invite has no heroes: {summary}");
+    let lists = json!({ "a": { "ranges": [[0, 9]], "timeline_limit": 1, "required_state": [] } });
+    let path = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync?timeout=0";
+    let sync = alice.post(path, &json!({ "lists": lists })).await.ok();
+    let heroes = sync["rooms"][&room]["heroes"].as_array().unwrap();
+    let heroes: Vec<_> = heroes.iter().map(|hero| &hero["user_id"]).collect();
+    assert_eq!(heroes, [&carol.user_id, &bob.user_id]);
     let since = alice.token_of_sync().await;
     bob.leave(&room).await.ok();
     let sync = alice.sync_until(&since, |sync| sync["rooms"]["join"][&room].is_object()).await;
     assert_eq!(sync["rooms"]["join"][&room]["summary"]["m.joined_member_count"], 1);
+    // Those who are gone stand in for a room that is empty.
+    assert_eq!(sync["rooms"]["join"][&room]["summary"]["m.heroes"], json!([carol.user_id]));
+    carol.leave(&room).await.ok();
+    let summary = alice.sync("timeout=0").await["rooms"]["join"][&room]["summary"].clone();
+    assert_eq!(summary["m.heroes"], json!([bob.user_id, carol.user_id]));
 }
 
 /// Clients that load members lazily could not say who they are.

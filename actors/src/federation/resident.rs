@@ -65,12 +65,6 @@ pub struct JoinAnswer {
     pub servers: Vec<OwnedServerName>,
 }
 
-/// Members whom a room without a name is named after.
-const HEROES: usize = 5;
-
-/// Members that are looked at to find those.
-const HERO_CANDIDATES: usize = 100;
-
 /// How long another server waits for a room that this one joined just now.
 const COMPLETE_MAX: Duration = Duration::from_secs(10);
 
@@ -355,7 +349,8 @@ impl RoomHandle {
             event.pdu.state_key() == Some("") && content_string(&event.pdu, field).is_some()
         };
         if !state.iter().any(names_room) {
-            state.extend(self.hero_events(join).await?);
+            let user = join.pdu.state_key().and_then(|user| <&UserId>::try_from(user).ok());
+            state.extend(self.heroes(join.before, user.unwrap_or(join.pdu.sender())).await?);
         }
         let roots = state.iter().flat_map(|event| event.pdu.auth_events());
         let roots: BTreeSet<_> = roots.chain(join.pdu.auth_events()).cloned().collect();
@@ -363,15 +358,6 @@ impl RoomHandle {
         let known: BTreeSet<_> = state.iter().map(|event| event.short).collect();
         auth_chain.retain(|event| !known.contains(&event.short));
         Ok(JoinAnswer { state, auth_chain, servers })
-    }
-
-    async fn hero_events(&self, join: &StoredEvent) -> Result<Vec<Arc<StoredEvent>>, RoomError> {
-        let members = self.state_first(join.before, "m.room.member", HERO_CANDIDATES).await?;
-        let is_hero = |event: &Arc<StoredEvent>| {
-            matches!(membership_of(&event.pdu).as_str(), "join" | "invite")
-                && event.pdu.state_key() != join.pdu.state_key()
-        };
-        Ok(members.into_iter().filter(is_hero).take(HEROES).collect())
     }
 
     /// Some events with everything that authorises them.

@@ -22,7 +22,7 @@ use storage::{
 use super::{
     Backfill, Erasures, MembershipAction, MembershipChange, Published, Receipt, Receipts, Receive, Received,
     RelatedCache, RoomActor, RoomError, RoomMessage, RoomShared, RoomSnapshot, RoomStore, Send, StoredEvent,
-    Typing, send::txn_key,
+    Typing, heroes::HeroesCache, send::txn_key,
 };
 use crate::{directory::Handle, federation::FederationClient, hub::Hub};
 
@@ -253,25 +253,14 @@ impl RoomHandle {
         &self.published.related
     }
 
+    /// The members that the room is named after.
+    pub(super) fn heroes_cache(&self) -> &HeroesCache {
+        &self.published.heroes
+    }
+
     /// The time, in milliseconds since the epoch.
     pub(super) fn now_ms(&self) -> u64 {
         self.shared.env.clock.now_ms()
-    }
-
-    /// The first events of one type in a state, at most `limit`, ordered by state key.
-    pub async fn state_first(
-        &self,
-        root: StateRoot,
-        kind: &str,
-        limit: usize,
-    ) -> Result<Vec<Arc<StoredEvent>>, RoomError> {
-        let page = self
-            .shared
-            .store
-            .with_nodes(|nodes| state::range(nodes, root, Bound::Unbounded, Some(kind), limit))
-            .await?;
-        let shorts: Vec<_> = page.into_iter().map(|entry| entry.event).collect();
-        self.events(&shorts).await
     }
 
     /// One key of the current state.
@@ -333,7 +322,7 @@ impl RoomHandle {
         self.events(&shorts).await
     }
 
-    async fn state_entries(
+    pub(super) async fn state_entries(
         &self,
         root: StateRoot,
         kind: Option<&str>,

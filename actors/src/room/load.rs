@@ -21,7 +21,7 @@ use storage::{
 use super::{
     ActiveRoom, Empty, Published, RECENT_MAX, Receipt, Receipts, RelatedCache, RoomError, RoomHead,
     RoomSnapshot, Typing, early_receipts::EarlyReceipts, ephemeral::Typists, extremities::TidyUp,
-    pending::Pending, send::txn_key,
+    heroes::HeroesCache, pending::Pending, send::txn_key,
 };
 use crate::room::{ReadError, StoredEvent};
 
@@ -135,6 +135,7 @@ impl Empty {
             receipts: ArcSwap::from_pointee(receipts.clone()),
             typing: ArcSwap::from_pointee(Typing::default()),
             related: RelatedCache::default(),
+            heroes: HeroesCache::default(),
         });
         let mut active = ActiveRoom {
             shared: self.shared.clone(),

@@ -15,7 +15,7 @@ use ruma::{
 
 use storage::schema::GapRecord;
 
-use super::{RelatedCache, StoredEvent};
+use super::{RelatedCache, StoredEvent, heroes::HeroesCache};
 
 /// How many events of the timeline an active room keeps in memory.
 pub const RECENT_MAX: usize = 64;
@@ -197,6 +197,8 @@ pub struct Published {
     pub typing: ArcSwap<Typing>,
     /// What relates to the events that were lately looked at.
     pub related: RelatedCache,
+    /// The members that the room is named after if it has no name.
+    pub heroes: HeroesCache,
 }
 
 #[cfg(test)]

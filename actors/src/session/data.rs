@@ -150,6 +150,17 @@ impl SessionData {
         self.account_data.since(room_id, since)
     }
 
+    /// When the user last changed what decides which events count as unread: in all rooms alike.
+    pub fn counting_changed(&self) -> Position {
+        let of = |kind| self.account_data.position(kind);
+        of(PUSH_RULES).max(of(IGNORED_USERS))
+    }
+
+    /// When the user last changed what decides which events of a room count as unread.
+    pub(super) fn settings_changed(&self, room_id: &RoomId) -> Position {
+        self.counting_changed().max(self.threads.changed(room_id))
+    }
+
     /// The private receipts of a room.
     pub fn private_receipts(&self, room_id: &RoomId) -> impl Iterator<Item = &Receipt> {
         let from = (room_id.to_owned(), String::new());
@@ -257,6 +268,11 @@ impl AccountData {
     fn get(&self, room_id: Option<&RoomId>, kind: &str) -> Option<&RawValue> {
         let key = (room_id.map(ToOwned::to_owned), kind.to_owned());
         self.by_key.get(&key).map(|datum| &*datum.content)
+    }
+
+    /// When a global piece was last set; 0 if never.
+    fn position(&self, kind: &str) -> Position {
+        self.by_key.get(&(None, kind.to_owned())).map_or(Position(0), |datum| datum.position)
     }
 
     fn since(&self, room_id: Option<&RoomId>, since: Position) -> impl Iterator<Item = (&str, &RawValue)> {

@@ -51,6 +51,8 @@ pub struct Unread {
     main: UnreadCounts,
     threads: imbl::OrdMap<String, UnreadCounts>,
     missed_calls: u64,
+    /// The newest change that may have led to these counts; older ones may have been others.
+    changed: Position,
 }
 
 impl Unread {
@@ -64,15 +66,27 @@ impl Unread {
         self.missed_calls
     }
 
+    /// When the counts became what they are, or later: who was told before knows other ones, perhaps.
+    pub fn changed(&self) -> Position {
+        self.changed
+    }
+
     /// The main timeline, and each thread that has something unread, by its root's event ID.
     pub fn by_thread(self) -> (UnreadCounts, BTreeMap<String, UnreadCounts>) {
         (self.main, self.threads.into_iter().collect())
     }
 
-    fn of(notices: &imbl::Vector<Notice>) -> Self {
-        let mut unread = Self::default();
+    fn of(notices: &imbl::Vector<Notice>, changed: Position) -> Self {
+        let mut unread = Self { changed, ..Self::default() };
         notices.iter().for_each(|notice| unread.add(notice));
         unread
+    }
+
+    /// Whether others say the same.
+    fn equals(&self, other: &Self) -> bool {
+        let Self { total, main, threads, missed_calls, changed: _ } = self;
+        (*total, *main, *missed_calls) == (other.total, other.main, other.missed_calls)
+            && *threads == other.threads
     }
 
     fn add(&mut self, notice: &Notice) {
@@ -143,7 +157,7 @@ impl Counted {
         self.notices.push_back(notice);
         if self.notices.len() > SCAN_MAX {
             self.notices.pop_front();
-            self.unread = Unread::of(&self.notices);
+            self.unread = Unread::of(&self.notices, self.unread.changed);
         }
     }
 
@@ -158,7 +172,7 @@ impl Counted {
     /// Drops what is read by now, or redacted.
     fn drop_where(&mut self, is_gone: impl Fn(&Notice) -> bool) {
         self.notices.retain(|notice| !is_gone(notice));
-        self.unread = Unread::of(&self.notices);
+        self.unread = Unread::of(&self.notices, self.unread.changed);
     }
 }
 
@@ -179,6 +193,7 @@ impl UnreadCache {
         let Some(entry) = view.room(&snapshot.room_id) else { return Ok(Unread::default()) };
         let read = ReadUpTo::new(data, room, entry.since);
         let known = self.0.lock().get(&snapshot.room).cloned();
+        let before = known.as_ref().map(|known| known.unread.clone());
         let known = known.filter(|known| known.is_current(data, &snapshot.room_id));
         let mut counted = known.unwrap_or_else(|| Counted::new(data, &snapshot.room_id, read.clone()));
         if counted.read != read {
@@ -206,6 +221,11 @@ impl UnreadCache {
             }
         }
         counted.upto = counted.upto.max(snapshot.head.latest);
+        counted.unread.changed = match before {
+            Some(before) if before.equals(&counted.unread) => before.changed,
+            // What they were before is not known: it may be this change or an earlier one that made them what they are.
+            _ => counted.read.changed.max(data.settings_changed(&snapshot.room_id)).max(counted.upto.into()),
+        };
         let unread = counted.unread.clone();
         self.keep(snapshot.room, counted);
         Ok(unread)
@@ -233,14 +253,17 @@ pub(super) struct ReadUpTo {
     /// By receipts for the whole room, and because nothing counts from before the user joined.
     whole: TimelineIndex,
     threads: BTreeMap<String, TimelineIndex>,
+    /// The last receipt.
+    changed: Position,
 }
 
 impl ReadUpTo {
     pub(super) fn new(data: &SessionData, room: &RoomHandle, joined: TimelineIndex) -> Self {
-        let mut read = Self { whole: joined, threads: BTreeMap::new() };
+        let mut read = Self { whole: joined, threads: BTreeMap::new(), changed: Position(0) };
         let public = room.receipts();
         let public = public.by_user(data.user_id());
         for receipt in public.chain(data.private_receipts(&room.snapshot().room_id)) {
+            read.changed = read.changed.max(receipt.position);
             match &receipt.thread {
                 None => read.whole = read.whole.max(receipt.index),
                 Some(thread) => {

@@ -76,7 +76,10 @@ impl Turn<'_> {
         let old_required = sent.map(|sent| self.required_of(sent));
         let grows = sent.is_some_and(|sent| matched.limit > sent.limit)
             || old_required.as_ref().is_some_and(|old| **old != matched.required.0);
-        let is_news = since.is_none_or(|since| entry.latest > since);
+        let data = self.session.data();
+        // Of the rooms where only the counts may have changed, those are told where they have.
+        let counts_anew = |since| entry.is_joined() && data.counting_changed() > since;
+        let is_news = since.is_none_or(|since| entry.latest > since || counts_anew(since));
         if !(is_news || grows || direct_changed) {
             return Ok(None);
         }

@@ -139,6 +139,9 @@ pub struct JoinedRoom {
     /// What the user has not read, by thread.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub unread_thread_notifications: BTreeMap<String, UnreadCounts>,
+    /// Whether these two may have changed.
+    #[serde(skip)]
+    pub has_new_counts: bool,
 }
 
 impl JoinedRoom {
@@ -150,6 +153,7 @@ impl JoinedRoom {
             && !self.timeline.limited
             && self.ephemeral.is_empty()
             && self.account_data.is_empty()
+            && !self.has_new_counts
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     filter::{self, Fields},
-    room::{RoomError, RoomHandle, STRIPPED, StoredEvent, Viewer, membership_of},
+    room::{RoomError, RoomHandle, STRIPPED, StoredEvent, Viewer},
     session::RoomEntry,
     token::Token,
 };
@@ -31,9 +31,6 @@ const TIMELINE_MAX: usize = 100;
 
 /// Events that are looked at, at most, to fill a timeline through a narrow filter.
 const SCAN_MAX: usize = 1000;
-
-/// How many members name a room.
-const HEROES: usize = 5;
 
 /// A stretch of timeline as read, before it is rendered.
 pub(crate) struct Stretch {
@@ -74,6 +71,7 @@ impl Pass<'_> {
             self.add_heroes(&room, &span, &stretch.events, heroes, &mut delta).await?;
         }
         let unread = self.session.unread(&room).await?;
+        let has_new_counts = unread.changed() > self.since;
         let wants_threads = self.request.filter.room.timeline.unread_thread_notifications;
         let (unread_notifications, unread_thread_notifications) =
             if wants_threads { unread.by_thread() } else { (unread.total(), BTreeMap::new()) };
@@ -85,6 +83,7 @@ impl Pass<'_> {
             account_data: self.room_account_data(room_id, is_new),
             unread_notifications,
             unread_thread_notifications,
+            has_new_counts,
         })
     }
 
@@ -270,19 +269,8 @@ impl Pass<'_> {
         room: &RoomHandle,
         root: StateRoot,
     ) -> Result<Vec<OwnedUserId>, RoomError> {
-        // The first members by user ID, not by time: every server of the room shows the same ones.
-        let members = room.state_first(root, "m.room.member", 20 * HEROES).await?;
-        let with = |wanted: &[&str]| -> Vec<OwnedUserId> {
-            members
-                .iter()
-                .filter(|event| wanted.contains(&membership_of(&event.pdu).as_str()))
-                .filter_map(|event| UserId::parse(event.pdu.state_key()?).ok())
-                .filter(|user| *user != self.request.user_id)
-                .take(HEROES)
-                .collect()
-        };
-        let present = with(&["join", "invite"]);
-        Ok(if present.is_empty() { with(&["leave", "ban"]) } else { present })
+        let members = room.heroes(root, &self.request.user_id).await?;
+        Ok(members.iter().filter_map(|member| UserId::parse(member.pdu.state_key()?).ok()).collect())
     }
 
     fn ephemeral(&self, room: &RoomHandle, is_new: bool) -> Events {
