@@ -125,6 +125,8 @@ async fn nobody_is_invited_from_servers_that_cannot_be_reached() {
     alice.moderate("invite", &room, foreign).await.is(403, "M_FORBIDDEN");
     let create = "/_matrix/client/v3/createRoom";
     alice.post(create, &json!({ "invite": [foreign] })).await.is(403, "M_FORBIDDEN");
+    let invite = json!({ "membership": "invite" });
+    alice.set_state(&room, "m.room.member", foreign, &invite).await.is(403, "M_FORBIDDEN");
     // Some rooms are closed to those who may come one day.
     alice.moderate("ban", &room, foreign).await.ok();
 }

@@ -122,7 +122,13 @@ async fn a_redaction_needs_power_or_ownership() {
     let other = server.client("carol").await;
     other.put(&path(&his, "4"), &json!({})).await.is(403, "M_FORBIDDEN");
     alice.put(&path(&his, "5"), &json!({ "reason": "spam" })).await.ok();
-    alice.put(&path("$unknown", "6"), &json!({})).await.is(404, "M_NOT_FOUND");
+    // An event of another room is as unknown as one that nobody has sent.
+    let elsewhere = alice.create_room(json!({})).await;
+    let elsewhere = alice.say(&elsewhere, "1", "elsewhere").await;
+    for unknown in ["$unknown", &elsewhere] {
+        alice.put(&path(unknown, "6"), &json!({})).await.is(404, "M_NOT_FOUND");
+        other.put(&path(unknown, "6"), &json!({})).await.is(403, "M_FORBIDDEN");
+    }
     // Administrators of the server may redact what its users send.
     let root = crate::moderation::administrator(&server, "root").await;
     root.put(&path(&hers, "7"), &json!({})).await.is(403, "M_FORBIDDEN");

@@ -78,6 +78,15 @@ async fn aliases_are_made_found_and_removed_by_those_who_may() {
     assert_eq!(aliases["aliases"], json!(["#tea:localhost"]));
     let lie = json!({ "alias": "#elsewhere:localhost" });
     alice.set_state(&room, "m.room.canonical_alias", "", &lie).await.is(400, "M_BAD_ALIAS");
+    for (alias, errcode) in [("#tea:localhost", "M_BAD_ALIAS"), ("tea", "M_INVALID_PARAM")] {
+        let alt = json!({ "alt_aliases": [alias] });
+        let named = json!({ "type": "m.room.canonical_alias", "state_key": "", "content": alt });
+        let request = json!({ "initial_state": [named], "room_alias_name": "coffee-and-tea" });
+        alice.post("/_matrix/client/v3/createRoom", &request).await.is(400, errcode);
+    }
+    let alt = json!({ "alt_aliases": ["#milk:localhost"] });
+    let named = json!({ "type": "m.room.canonical_alias", "state_key": "", "content": alt });
+    alice.create_room(json!({ "initial_state": [named], "room_alias_name": "milk" })).await;
     let known_as = json!({ "alias": "#tea:localhost", "alt_aliases": ["#tea:localhost"], "org.example": 1 });
     alice.set_state(&room, "m.room.canonical_alias", "", &known_as).await.ok();
     bob.delete(&path, &json!({})).await.is(403, "M_FORBIDDEN");

@@ -11,8 +11,8 @@ use engine::{
 use http::StatusCode;
 use js_int::UInt;
 use ruma::{
-    CanonicalJsonObject, CanonicalJsonValue, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, ServerName,
-    UserId,
+    CanonicalJsonObject, CanonicalJsonValue, OwnedEventId, OwnedServerName, OwnedUserId, RoomId,
+    RoomVersionId, ServerName, UserId, events::TimelineEventType,
 };
 use serde_json::{Map, Value, value::RawValue};
 use tracing::Instrument;
@@ -24,7 +24,8 @@ use super::{
 use crate::{
     homeserver::Homeserver,
     room::{
-        Adopt, Adopted, MembershipChange, Outside, Receive, RoomError, RoomHandle, RoomMessage, RoomSnapshot,
+        Adopt, Adopted, MembershipAction, MembershipChange, Outside, Receive, RoomError, RoomHandle,
+        RoomMessage, RoomSnapshot, Send,
     },
 };
 
@@ -252,8 +253,25 @@ impl Homeserver {
         Ok((version, leave))
     }
 
+    /// The invite of another server's user that an event is to be, if it is one and there is a way to that server.
+    pub fn foreign_invite(&self, send: &Send) -> Option<MembershipChange> {
+        let target = send.draft.state_key.as_deref().and_then(|key| UserId::parse(key).ok())?;
+        let is_member = send.draft.kind == TimelineEventType::RoomMember;
+        if !is_member || !self.federates() || target.server_name() == self.server_name() {
+            return None;
+        }
+        let content: Map<String, Value> = serde_json::from_str(send.draft.content.get()).ok()?;
+        let action = MembershipAction::Invite;
+        let invites = content.get("membership").is_some_and(|membership| membership == "invite");
+        invites.then(|| MembershipChange { sender: send.sender.clone(), target, action, content })
+    }
+
     /// Invites a user of another server: their server signs the invite before it counts.
-    pub async fn invite_remote(&self, room: &RoomHandle, invite: MembershipChange) -> Result<(), RoomError> {
+    pub async fn invite_remote(
+        &self,
+        room: &RoomHandle,
+        invite: MembershipChange,
+    ) -> Result<OwnedEventId, RoomError> {
         let snapshot = room.snapshot();
         let server = invite.target.server_name().to_owned();
         let pdu = room.recommended(room.prepare_membership(invite).await?).await?;
@@ -271,8 +289,10 @@ impl Homeserver {
         let pdu = signed.pop().ok_or_else(|| {
             FederationError::BadBody("the invited server returned another event".to_owned())
         })?;
+        let event_id = pdu.event_id().to_owned();
         let receive = Receive { relay: true, ..Receive::new(pdu, self.server_name().to_owned()) };
-        room.accept(receive).await
+        room.accept(receive).await?;
+        Ok(event_id)
     }
 
     /// The invite, signed by the invited user's server.

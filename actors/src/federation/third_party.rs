@@ -156,7 +156,7 @@ impl Homeserver {
         if is_local {
             room.change_membership(change).await.map(drop)
         } else {
-            self.invite_remote(&room, change).await
+            self.invite_remote(&room, change).await.map(drop)
         }
     }
 

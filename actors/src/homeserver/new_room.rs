@@ -7,16 +7,20 @@ use engine::{
     room::create::{self, NewRoom},
     room_version::{self, RoomVersion},
 };
-use ruma::{MilliSecondsSinceUnixEpoch, OwnedRoomId, UserId};
+use futures_util::{StreamExt, stream};
+use ruma::{MilliSecondsSinceUnixEpoch, OwnedRoomId, RoomId, UserId};
 use storage::schema;
 
 use super::Homeserver;
 use crate::room::{Create, MembershipChange, RoomError, RoomMessage};
 
+/// Invites to other servers that are under way at the same time.
+const INVITES_AT_A_TIME: usize = 10;
+
 impl Homeserver {
     /// Creates a room and returns its ID.
     ///
-    /// `is_direct` marks the invites; `member_content` is the profile that goes into an invitee's event.
+    /// An invite of another server's user that does not come about is an error although the room is there.
     ///
     /// Spec: client-server API, "Room creation".
     pub async fn create_room(
@@ -26,6 +30,9 @@ impl Homeserver {
         is_public: bool,
     ) -> Result<OwnedRoomId, RoomError> {
         let plan = create::plan(&new)?;
+        let is_foreign = |invite: &MembershipChange| invite.target.server_name() != self.server_name();
+        let (foreign, invites) =
+            invites.into_iter().partition(|invite| self.federates() && is_foreign(invite));
         let rules = room_version::rules(&new.version)
             .ok_or_else(|| create::NewRoomError::UnsupportedVersion(new.version.clone()))?;
         let event = self.create_event(&new.creator, plan.create, rules).await?;
@@ -41,7 +48,21 @@ impl Homeserver {
         };
         let actor = self.0.rooms.get(&room_id).await.map_err(RoomError::Activate)?;
         actor.call(|reply| RoomMessage::Create(Box::new(create), reply)).await??;
+        self.invite_others(&room_id, foreign).await?;
         Ok(room_id)
+    }
+
+    /// Invites users of other servers to a new room, whose servers sign the invites first.
+    ///
+    /// One that fails leaves the room as it is, and everybody else invited.
+    async fn invite_others(&self, room_id: &RoomId, invites: Vec<MembershipChange>) -> Result<(), RoomError> {
+        if invites.is_empty() {
+            return Ok(());
+        }
+        let room = self.room(room_id).await?;
+        let sent = stream::iter(invites).map(|invite| self.invite_remote(&room, invite));
+        let outcomes: Vec<_> = sent.buffered(INVITES_AT_A_TIME).collect().await;
+        outcomes.into_iter().try_for_each(|outcome| outcome.map(drop))
     }
 
     /// The create event of a new room.

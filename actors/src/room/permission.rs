@@ -24,10 +24,16 @@ pub(crate) fn blocks_invites(content: &[u8]) -> bool {
 }
 
 impl RoomShared {
-    /// Refuses an invite of a local user who wants none; users of other servers are their servers' affair.
+    /// Refuses an invite of a local user who wants none, and one that would reach nobody, since this server does not
+    /// federate; else users of other servers are their servers' affair.
     pub(crate) async fn check_invitable(&self, user: &UserId) -> Result<(), RoomError> {
         if user.server_name() != self.server_name {
-            return Ok(());
+            return match self.client {
+                Some(_) => Ok(()),
+                None => Err(RoomError::NotAllowed(format!(
+                    "{user} cannot be invited: this server does not federate"
+                ))),
+            };
         }
         let key = (user, "", INVITE_PERMISSION);
         match self.store.storage().get(&schema::ACCOUNT_DATA, &key).await? {

@@ -15,7 +15,7 @@ use axum::{
 };
 use engine::pdu::{Draft, client::RoomIdField};
 use ruma::{
-    OwnedEventId, OwnedRoomId, RoomAliasId, RoomId,
+    OwnedEventId, OwnedRoomAliasId, OwnedRoomId, RoomAliasId, RoomId,
     api::client::{
         membership::{get_member_events, joined_members},
         message::send_message_event,
@@ -123,7 +123,11 @@ async fn send(
     }
     let sent_by = txn_id.map(|txn_id| SentBy { device_id, txn_id });
     app.homeserver().note_activity(&user_id);
-    Ok(room.send(Send { sender: user_id, draft, sent_by }).await?)
+    let send = Send { sender: user_id, draft, sent_by };
+    match app.homeserver().foreign_invite(&send) {
+        Some(invite) => Ok(app.homeserver().invite_remote(&room, invite).await?),
+        None => Ok(room.send(send).await?),
+    }
 }
 
 /// Events' content is an object, whatever else ruma's types let through.
@@ -139,26 +143,45 @@ pub(super) fn object(content: Box<RawValue>) -> ApiResult<Box<RawValue>> {
 ///
 /// Spec: client-server API, `PUT …/state/m.room.canonical_alias`, `M_BAD_ALIAS`.
 async fn check_aliases(app: &App, room_id: &OwnedRoomId, content: &RawValue) -> ApiResult<()> {
-    #[derive(Default, serde::Deserialize)]
+    let held = app.homeserver().room(room_id).await?.current("m.room.canonical_alias", "").await?;
+    let held = held.and_then(|event| parse_aliases(event.pdu.content()).ok()).unwrap_or_default();
+    let new: Vec<_> = parse_aliases(content)?.into_iter().filter(|alias| !held.contains(alias)).collect();
+    for alias in parsed(new)? {
+        if !leads_to(app, &alias, room_id).await? {
+            return Err(bad_alias(&alias));
+        }
+    }
+    Ok(())
+}
+
+/// The aliases that the content of an `m.room.canonical_alias` names.
+pub(super) fn aliases_of(content: &RawValue) -> ApiResult<Vec<OwnedRoomAliasId>> {
+    parsed(parse_aliases(content)?)
+}
+
+/// The error for an alias that does not lead to the room that is to go by it.
+pub(super) fn bad_alias(alias: &RoomAliasId) -> ApiError {
+    ApiError::bad_request("M_BAD_ALIAS", format!("{alias} does not lead to this room"))
+}
+
+fn parse_aliases(content: &RawValue) -> ApiResult<Vec<String>> {
+    #[derive(serde::Deserialize)]
     struct Content {
         alias: Option<String>,
         #[serde(default)]
         alt_aliases: Vec<String>,
     }
-    let parse = |json: &str| serde_json::from_str::<Content>(json);
-    let new = parse(content.get()).map_err(|error| ApiError::bad_json(error.to_string()))?;
-    let held = app.homeserver().room(room_id).await?.current("m.room.canonical_alias", "").await?;
-    let held = held.and_then(|event| parse(event.pdu.content().get()).ok()).unwrap_or_default();
-    let known: Vec<String> = held.alias.into_iter().chain(held.alt_aliases).collect();
-    for alias in new.alias.into_iter().chain(new.alt_aliases).filter(|alias| !alias.is_empty()) {
-        let Ok(parsed) = RoomAliasId::parse(&alias) else {
-            return Err(ApiError::invalid_param(format!("{alias} is not a room alias")));
-        };
-        if !known.contains(&alias) && !leads_to(app, &parsed, room_id).await? {
-            return Err(ApiError::bad_request("M_BAD_ALIAS", format!("{alias} does not lead to this room")));
-        }
-    }
-    Ok(())
+    let Content { alias, alt_aliases } =
+        serde_json::from_str(content.get()).map_err(|error| ApiError::bad_json(error.to_string()))?;
+    Ok(alias.into_iter().chain(alt_aliases).filter(|alias| !alias.is_empty()).collect())
+}
+
+fn parsed(aliases: Vec<String>) -> ApiResult<Vec<OwnedRoomAliasId>> {
+    let parse = |alias: String| {
+        RoomAliasId::parse(&alias)
+            .map_err(|_| ApiError::invalid_param(format!("{alias} is not a room alias")))
+    };
+    aliases.into_iter().map(parse).collect()
 }
 
 /// Whether an alias, of this server or another one, leads to a room.

@@ -162,7 +162,6 @@ pub async fn invite_user(
             "this server has no identity server to invite third-party identifiers with",
         ));
     };
-    check_invited(&app, &recipient.user_id)?;
     let action = MembershipAction::Invite;
     change(&app, &requester.user_id, recipient.user_id, &request.room_id, action, recipient.reason).await?;
     Ok(Matrix(invite_user::v3::Response::new()))
@@ -255,15 +254,6 @@ pub async fn resolve(app: &App, id: OwnedRoomOrAliasId) -> ApiResult<(OwnedRoomI
     found.ok_or_else(|| ApiError::not_found("room alias not found"))
 }
 
-/// Refuses invites that would reach nobody: to users of other servers, if no other server can be reached.
-pub fn check_invited(app: &App, user_id: &UserId) -> ApiResult<()> {
-    let homeserver = app.homeserver();
-    if user_id.server_name() == homeserver.server_name() || homeserver.federates() {
-        return Ok(());
-    }
-    Err(ApiError::forbidden(format!("{user_id} cannot be invited: this server does not federate")))
-}
-
 async fn change(
     app: &App,
     sender: &OwnedUserId,
@@ -284,7 +274,8 @@ async fn change(
     let is_foreign = target.server_name() != homeserver.server_name();
     let change = MembershipChange { sender: sender.clone(), target, action, content };
     if action == MembershipAction::Invite && is_foreign && homeserver.federates() {
-        return Ok(homeserver.invite_remote(&room, change).await?);
+        homeserver.invite_remote(&room, change).await?;
+        return Ok(());
     }
     room.change_membership(change).await?;
     Ok(())

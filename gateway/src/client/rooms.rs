@@ -18,7 +18,10 @@ use ruma::{
 };
 use serde_json::{Map, Value};
 
-use super::{directory::is_public, membership::check_invited};
+use super::{
+    directory::is_public,
+    events::{aliases_of, bad_alias},
+};
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
@@ -41,9 +44,6 @@ pub async fn create_room(
     }
     if request.invite.len() > INVITES_MAX {
         return Err(ApiError::invalid_param(format!("a new room may have at most {INVITES_MAX} invites")));
-    }
-    for invited in &request.invite {
-        check_invited(&app, invited)?;
     }
     let homeserver = app.homeserver();
     let is_direct = request.is_direct;
@@ -76,7 +76,14 @@ async fn new_room(
         .initial_state
         .iter()
         .map(|event| initial_state(event.json().get()))
-        .collect::<ApiResult<_>>()?;
+        .collect::<ApiResult<Vec<_>>>()?;
+    for event in initial_state.iter().filter(|event| event.kind == "m.room.canonical_alias") {
+        // No alias leads to a room that is yet to be, but for the one that is made with it.
+        let stray = aliases_of(&event.content)?.into_iter().find(|named| Some(named) != alias.as_ref());
+        if let Some(stray) = stray {
+            return Err(bad_alias(&stray));
+        }
+    }
     Ok(NewRoom {
         version: request.room_version.unwrap_or_else(|| homeserver.default_room_version().clone()),
         creator: creator.to_owned(),

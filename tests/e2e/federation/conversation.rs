@@ -267,3 +267,27 @@ async fn two_ganglions_share_rooms() {
     ask_to_be_let_in(&bob, &alice, two.name()).await;
     everything_in_a_room(&alice, &bob, one.name()).await;
 }
+
+/// A direct chat begins so. The invited user's server has to sign the invite, however it comes about.
+#[tokio::test]
+async fn a_new_room_reaches_those_whom_it_invites() {
+    let (one, two) = (Server::start_federating("").await, Server::start_federating("").await);
+    let (alice, bob) = (User(one.client("alice").await), User(two.client("bob").await));
+    let direct = json!({ "preset": "trusted_private_chat", "invite": [bob.id()], "is_direct": true });
+    let room = alice.0.create_room(direct).await;
+    let invite = bob.is_invited(&room).await;
+    let events = invite["invite_state"]["events"].as_array().unwrap();
+    let own = events.iter().find(|event| event["state_key"] == bob.id()).unwrap();
+    assert_eq!((&own["sender"], &own["content"]["is_direct"]), (&json!(alice.id()), &json!(true)));
+    bob.0.join(&room).await.ok();
+    bob.say(&room, "hello").await;
+    alice.hears(&room, "hello").await;
+    // A state event that invites is an invite, too.
+    let room = alice.create("11", json!({ "preset": "private_chat" })).await;
+    alice.set(&room, "m.room.member", bob.id(), &json!({ "membership": "invite", "reason": "tea" })).await;
+    let invite = bob.is_invited(&room).await;
+    let events = invite["invite_state"]["events"].as_array().unwrap();
+    let own = events.iter().find(|event| event["state_key"] == bob.id()).unwrap();
+    assert_eq!(own["content"]["reason"], "tea");
+    bob.0.join(&room).await.ok();
+}
