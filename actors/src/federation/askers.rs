@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use parking_lot::Mutex;
 use ruma::{OwnedServerName, OwnedUserId, ServerName, UserId};
+use storage::schema;
 
-use crate::homeserver::Homeserver;
+use crate::{homeserver::Homeserver, session::SessionError};
 
 /// How long a server counts as one that asked: longer than it takes to hear of a join from servers that answer.
 const ASKED_FOR_MS: u64 = 30 * 60 * 1000;
@@ -51,17 +52,21 @@ impl Askers {
 }
 
 impl Homeserver {
-    /// Notes that a server asked for the devices of users.
-    pub fn asked_for_devices<'a>(
+    /// Notes that a server asked for the devices of users; those who have no account here do not count, of whom there
+    /// could be any number.
+    pub async fn asked_for_devices<'a>(
         &self,
         server: &ServerName,
         users: impl IntoIterator<Item = &'a OwnedUserId>,
-    ) {
-        let Some(federation) = self.federation() else { return };
+    ) -> Result<(), SessionError> {
+        let Some(federation) = self.federation() else { return Ok(()) };
         let now_ms = self.env().clock.now_ms();
         for user_id in users.into_iter().filter(|user_id| user_id.server_name() == self.server_name()) {
-            federation.askers.note(user_id, server, now_ms);
+            if self.storage().get(&schema::ACCOUNTS, user_id).await?.is_some() {
+                federation.askers.note(user_id, server, now_ms);
+            }
         }
+        Ok(())
     }
 }
 

@@ -28,7 +28,7 @@ pub async fn devices(
     Path(user_id): Path<OwnedUserId>,
     signed: Signed,
 ) -> ApiResult<Json<OwnDevices>> {
-    app.homeserver().asked_for_devices(&signed.origin, [&user_id]);
+    app.homeserver().asked_for_devices(&signed.origin, [&user_id]).await?;
     Ok(Json(app.homeserver().own_devices(&user_id).await?))
 }
 
@@ -41,7 +41,7 @@ struct Query {
 pub async fn query(State(app): State<App>, signed: Signed) -> ApiResult<Json<Value>> {
     let Query { device_keys } = signed.json()?;
     check_number(device_keys.len())?;
-    app.homeserver().asked_for_devices(&signed.origin, device_keys.keys());
+    app.homeserver().asked_for_devices(&signed.origin, device_keys.keys()).await?;
     let mut found = app.homeserver().query_keys(Viewpoint::Server, device_keys, Duration::ZERO).await?;
     Ok(Json(json!({
         "device_keys": found.device_keys,
