@@ -10,7 +10,6 @@ use std::{
 use engine::{id::TimelineIndex, pdu::Pdu};
 use ruma::{EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedServerName};
 
-use super::missing::lacks_any;
 use crate::{
     homeserver::Homeserver,
     room::{Backfill, PageDirection, RoomError, RoomHandle, StoredEvent},
@@ -25,7 +24,7 @@ const SERVERS_MAX: usize = 5;
 /// Holes that are filled to get to an event, at most.
 const FILLS_MAX: usize = 10;
 
-/// Events whose state is fetched, since what comes before them is not known.
+/// Events of a page whose state is fetched, since it does not follow from what is known.
 const EDGES_MAX: usize = 20;
 
 impl Homeserver {
@@ -143,13 +142,12 @@ impl Homeserver {
         if events.is_empty() {
             return Ok(0);
         }
+        let around = events.iter().flat_map(|pdu| pdu.prev_events().iter().chain([pdu.event_id()]));
+        let known = room.known_events(&around.cloned().collect()).await?;
         let mut states = BTreeMap::new();
-        for (edge, prev_events) in edges(&events) {
+        for edge in edges(&events, &known) {
             if states.len() == EDGES_MAX {
                 break;
-            }
-            if !lacks_any(room, &prev_events).await {
-                continue;
             }
             match self.fetch_state_before(room, server, &edge).await {
                 Ok(state) => drop(states.insert(edge, state)),
@@ -170,13 +168,23 @@ impl Homeserver {
     }
 }
 
-/// The events whose prev events are not among the others, oldest first, with their prev events.
-fn edges(events: &[Pdu]) -> Vec<(OwnedEventId, Vec<OwnedEventId>)> {
+/// The events of a page before which the state does not follow from the page itself and from what is known here, oldest
+/// first; what has its place already needs none.
+///
+/// Nothing follows from events whose states lack members: after them comes what happened once this server had left a room
+/// before its members came.
+fn edges(events: &[Pdu], known: &BTreeMap<OwnedEventId, Arc<StoredEvent>>) -> Vec<OwnedEventId> {
     let own: BTreeSet<_> = events.iter().map(Pdu::event_id).collect();
+    let placed = |id: &OwnedEventId| known.get(id).filter(|event| event.has_place());
+    let leads_on = |id: &OwnedEventId| placed(id).map_or_else(|| own.contains(id), |event| event.has_state());
     let mut edges: Vec<_> = events
         .iter()
-        .filter(|pdu| pdu.kind() != "m.room.create" && pdu.prev_events().iter().any(|id| !own.contains(id)))
+        .filter(|pdu| pdu.kind() != "m.room.create" && placed(pdu.event_id()).is_none())
+        .filter(|pdu| !pdu.prev_events().iter().all(leads_on))
         .collect();
     edges.sort_by_key(|pdu| (pdu.depth(), pdu.origin_server_ts()));
-    edges.into_iter().map(|pdu| (pdu.event_id().clone(), pdu.prev_events().to_vec())).collect()
+    edges.into_iter().map(|pdu| pdu.event_id().clone()).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -139,7 +139,7 @@ async fn loose(room: &RoomHandle, found: &Found, newest: &Pdu) -> BTreeSet<Owned
 }
 
 /// Whether some events have no place in the graph.
-pub(super) async fn lacks_any(room: &RoomHandle, ids: &[OwnedEventId]) -> bool {
+async fn lacks_any(room: &RoomHandle, ids: &[OwnedEventId]) -> bool {
     for id in ids {
         if !matches!(room.is_placed(id).await, Ok(true)) {
             return true;

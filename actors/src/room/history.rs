@@ -2,7 +2,10 @@
 //!
 //! Spec: server-server API, "Backfilling and retrieving missing events".
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use engine::{
     id::{ShortEventId, TimelineIndex},
@@ -114,6 +117,19 @@ impl ActiveRoom {
 }
 
 impl RoomHandle {
+    /// Those of some events that are known here, wherever they stand.
+    pub(crate) async fn known_events(
+        &self,
+        ids: &BTreeSet<OwnedEventId>,
+    ) -> Result<BTreeMap<OwnedEventId, Arc<StoredEvent>>, RoomError> {
+        let room = self.snapshot().room;
+        let ids = ids.iter().cloned();
+        let shorts = self.storage().get_many(&schema::EVENT_IDS, ids).await?;
+        let events = self.events(&shorts.into_iter().flatten().collect::<Vec<_>>()).await?;
+        let own = events.into_iter().filter(|event| event.room == room);
+        Ok(own.map(|event| (event.pdu.event_id().clone(), event)).collect())
+    }
+
     /// The depth of the deepest event after a hole of the timeline, of those after the newest `limit` holes.
     pub(crate) async fn hole_depth(&self, limit: usize) -> Result<Option<u64>, RoomError> {
         let snapshot = self.snapshot();

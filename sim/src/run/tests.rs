@@ -11,7 +11,7 @@ use crate::{fault::Kind, minimise::minimise, scenario};
 const SEEDS: u64 = 200;
 
 /// Scenarios with seeds that found a bug: docs/simulation.md says which.
-const FOUND: [(&str, u64); 24] = [
+const FOUND: [(&str, u64); 27] = [
     ("quiet-network", 4),
     ("large-join", 2),
     ("hostile-peer", 9),
@@ -35,6 +35,9 @@ const FOUND: [(&str, u64); 24] = [
     ("devices", 6),
     ("devices", 113),
     ("devices", 155),
+    ("devices", 175),
+    ("devices", 183),
+    ("devices", 231),
     ("devices", 242),
 ];
 

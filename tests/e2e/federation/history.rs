@@ -4,7 +4,7 @@
 
 use http::Method;
 use serde_json::json;
-use tests::{Server, Stranger, Synapse, segment};
+use tests::{Link, Server, Stranger, Synapse, segment};
 
 use super::{User, path};
 
@@ -55,4 +55,26 @@ async fn a_server_that_has_left_gives_what_it_has_to_those_who_were_in_the_room_
     let user = segment(&format!("@other:{}", guest.name()));
     let answer = guest.get(&server, &format!("{v1}/make_join/{}/{user}?ver=11", segment(&room))).await;
     assert_eq!(answer.status, 404);
+}
+
+/// What happens after the leave comes after an event whose state lacks members.
+#[tokio::test]
+async fn what_happens_after_a_server_left_before_it_had_all_members_is_there_once_it_is_back() {
+    let link = Link::start().await;
+    let (server, other) = (Server::start_behind(&link).await, Server::start_federating("").await);
+    let (alice, bob) = (User(server.client("alice").await), User(other.client("bob").await));
+    let room = alice.create("11", json!({})).await;
+    link.hold("/state_ids/");
+    bob.join(&room, server.name()).await;
+    bob.leave(&room).await;
+    alice.sees(&room, &bob, "leave").await;
+    alice.say(&room, "bob is away").await;
+    alice.say(&room, "still away").await;
+    link.heal();
+    bob.join(&room, server.name()).await;
+    bob.hears(&room, "still away").await;
+    bob.hears(&room, "bob is away").await;
+    let events = bob.0.all_messages(&room).await;
+    let said: Vec<_> = events.iter().filter_map(|event| event["content"]["body"].as_str()).collect();
+    assert_eq!(said, ["bob is away", "still away"]);
 }
