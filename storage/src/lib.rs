@@ -44,7 +44,7 @@ pub use record::{Record, Value};
 pub use schema::Table;
 pub use sequencer::Ticket;
 pub use signal::{Signal, Watcher};
-pub use store::{Batch, CommitError, Direction, Refused, Store, StoreError};
+pub use store::{Batch, CommitError, Direction, Due, Refused, Store, StoreError};
 pub use writer::Durability;
 
 use sequencer::Sequencer;

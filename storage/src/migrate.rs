@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// The schema this build reads and writes.
-pub const SCHEMA_VERSION: u64 = 1;
+pub const SCHEMA_VERSION: u64 = 3;
 
 /// Row of [`META`] with the schema version.
 const SCHEMA_VERSION_ROW: &str = "schema_version";
@@ -30,7 +30,35 @@ pub(crate) trait Step: Send + std::marker::Sync {
 }
 
 /// All steps, oldest first; the first schema needs none.
-const STEPS: &[&dyn Step] = &[];
+const STEPS: &[&dyn Step] = &[&Announce(2), &Rearrange(3)];
+
+/// Changes nothing: builds that do not know what the next step does are kept out before it begins.
+struct Announce(u64);
+
+#[async_trait]
+impl Step for Announce {
+    fn to(&self) -> u64 {
+        self.0
+    }
+
+    async fn run(&self, _: &dyn Store) -> Result<(), OpenError> {
+        Ok(())
+    }
+}
+
+/// Brings rows into the form in which their back end keeps them now.
+struct Rearrange(u64);
+
+#[async_trait]
+impl Step for Rearrange {
+    fn to(&self) -> u64 {
+        self.0
+    }
+
+    async fn run(&self, store: &dyn Store) -> Result<(), OpenError> {
+        Ok(store.rearrange().await?)
+    }
+}
 
 /// Checks the store's version, migrates an older one, and tells the position above which positions go on.
 pub(crate) async fn prepare(store: &dyn Store) -> Result<u64, OpenError> {

@@ -26,6 +26,18 @@ pub use self::{delayed::*, federation::*, keys::*, media::*, push::*, reports::*
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TableId(pub u8);
 
+impl TableId {
+    /// Whether each event adds rows to the table, which mostly stay as they are and follow others of their kind: a back end may
+    /// keep many of them together. So it may those of the odd tables of tests.
+    pub(crate) fn is_packed(self) -> bool {
+        if self.0 >= TEST_TABLES {
+            return self.0 % 2 == 1;
+        }
+        let packed = [EVENT_IDS.id, EVENTS.id, TIMELINE.id, TXN_IDS.id, EVENTS_BY_TIME.id];
+        packed.contains(&self)
+    }
+}
+
 impl fmt::Display for TableId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match TABLES.iter().find(|table| table.id == *self) {

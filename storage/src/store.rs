@@ -35,6 +35,17 @@ pub enum Sync {
     Later,
 }
 
+/// When something is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// There is no need.
+    NotYet,
+    /// When little is going on.
+    WhenQuiet,
+    /// Whatever is going on.
+    Now,
+}
+
 /// One page of a table.
 #[derive(Clone, Debug)]
 pub struct Scan {
@@ -85,14 +96,20 @@ pub trait Store: Send + std::marker::Sync + 'static {
     async fn sync(&self) -> Result<(), StoreError>;
 
     /// Whether so much was written since the last checkpoint that opening the store would take a while.
-    fn checkpoint_due(&self) -> bool {
-        false
+    fn checkpoint_due(&self) -> Due {
+        Due::NotYet
     }
 
     /// Does what makes the next opening quick. Reads and commits wait meanwhile, so this is for when little is going on.
     ///
     /// After an error the store has to be opened again; all that was durable still is.
     async fn checkpoint(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// Brings rows that an older build has stored into the form in which this one looks for them; it may be interrupted and run
+    /// again.
+    async fn rearrange(&self) -> Result<(), StoreError> {
         Ok(())
     }
 

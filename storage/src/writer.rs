@@ -20,7 +20,7 @@ use crate::{
     migrate::POSITION_CEILING,
     schema::META,
     sequencer::{Sequencer, Ticket},
-    store::{Batch, CommitError, Store, StoreError, Sync},
+    store::{Batch, CommitError, Due, Store, StoreError, Sync},
 };
 
 /// Most batches in a group, so that the first of a flood is not kept waiting for the last.
@@ -36,7 +36,7 @@ const QUIET: Duration = Duration::from_secs(10);
 /// With each look in vain so many more are borne.
 const QUIET_COMMITS: usize = 100;
 
-/// Most commits that are borne at last; a server that is busier than that has no checkpoints until it is not.
+/// Most commits that are borne at last; a server that is busier than that has checkpoints when the store can wait no more.
 const BUSY_COMMITS: usize = 1000;
 
 /// When a batch counts as committed.
@@ -122,6 +122,11 @@ struct Look {
 impl Look {
     fn first() -> Self {
         Self { at: Instant::now() + QUIET, commits: 0, borne: QUIET_COMMITS }
+    }
+
+    /// One that finds it quiet whatever it sees.
+    fn now() -> Self {
+        Self { at: Instant::now(), commits: 0, borne: usize::MAX }
     }
 
     fn again(&self) -> Self {
@@ -242,10 +247,11 @@ impl Writer {
                 self.metrics.committed(size, start.elapsed());
                 verdicts.truncate(count);
                 self.note_sync(sync);
-                match &mut self.look {
-                    Some(look) => look.commits += 1,
-                    None if self.store.checkpoint_due() => self.look = Some(Look::first()),
-                    None => {}
+                match (self.store.checkpoint_due(), &mut self.look) {
+                    (Due::Now, _) => self.look = Some(Look::now()),
+                    (Due::WhenQuiet, None) => self.look = Some(Look::first()),
+                    (_, Some(look)) => look.commits += 1,
+                    (Due::NotYet, None) => {}
                 }
                 if let Some(ceiling) = ceiling {
                     self.sequencer.raise_ceiling(ceiling);

@@ -13,7 +13,7 @@ use parking_lot::{Mutex, RwLock};
 use super::{OpenError, home::Home};
 use crate::{
     schema::TableId,
-    store::{Batch, Refused, Row, Scan, Store, StoreError, Sync, Writes, settle},
+    store::{Batch, Due, Refused, Row, Scan, Store, StoreError, Sync, Writes, settle},
 };
 
 /// A library that keeps rows in files, called from threads that may block.
@@ -36,9 +36,14 @@ pub(super) trait Engine: Send + std::marker::Sync + Sized + 'static {
 
     fn size(&self) -> Result<u64, StoreError>;
 
+    /// As [`Store::rearrange`]; nothing else is under way.
+    fn rearrange(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// As [`Store::checkpoint_due`].
-    fn checkpoint_due(&self) -> bool {
-        false
+    fn checkpoint_due(&self) -> Due {
+        Due::NotYet
     }
 
     /// As [`Store::checkpoint`]; no commit is under way.
@@ -159,7 +164,7 @@ impl<E: Engine> Handle<E> {
 
     fn finish(&self) -> Result<(), StoreError> {
         self.sync()?;
-        if self.engine.checkpoint_due() { self.checkpoint() } else { Ok(()) }
+        if self.engine.checkpoint_due() == Due::NotYet { Ok(()) } else { self.checkpoint() }
     }
 }
 
@@ -181,13 +186,18 @@ impl<E: Engine> Store for Embedded<E> {
         self.call(Handle::sync).await
     }
 
-    fn checkpoint_due(&self) -> bool {
+    fn checkpoint_due(&self) -> Due {
         let open = self.open.try_read();
-        open.is_some_and(|open| open.as_ref().is_some_and(|open| open.engine.checkpoint_due()))
+        let due = open.and_then(|open| open.as_ref().map(|open| open.engine.checkpoint_due()));
+        due.unwrap_or(Due::NotYet)
     }
 
     async fn checkpoint(&self) -> Result<(), StoreError> {
         self.call(Handle::checkpoint).await
+    }
+
+    async fn rearrange(&self) -> Result<(), StoreError> {
+        self.call(|open| open.engine.rearrange()).await
     }
 
     async fn size(&self) -> Result<u64, StoreError> {

@@ -17,7 +17,7 @@ use crate::{
     Batch, CommitError, Direction, Durability, KeyRange, MemoryStore, Refused, Storage, Store, StoreError,
     Table,
     schema::{TEST_TABLES, TableId},
-    store::{Row, Scan, Sync},
+    store::{Due, Row, Scan, Sync},
 };
 
 static LETTERS: Table<u64, Bytes> = Table::new(TEST_TABLES, "LETTERS");
@@ -51,8 +51,10 @@ struct Gated {
     inner: MemoryStore,
     permits: Semaphore,
     commits: Mutex<Vec<(usize, Sync)>>,
-    /// Checkpoints so far, if one is always due.
-    checkpoints: Option<AtomicUsize>,
+    /// What it says of checkpoints.
+    due: Due,
+    /// Checkpoints so far.
+    checkpoints: AtomicUsize,
     checkpoint_fails: bool,
 }
 
@@ -62,24 +64,26 @@ impl Gated {
             inner: MemoryStore::new(),
             permits: Semaphore::new(permits),
             commits: Mutex::default(),
-            checkpoints: None,
+            due: Due::NotYet,
+            checkpoints: AtomicUsize::new(0),
             checkpoint_fails: false,
         })
     }
 
     /// One without a gate, in which a checkpoint is always due.
-    fn checkpointed(checkpoint_fails: bool) -> Arc<Self> {
+    fn checkpointed(due: Due, checkpoint_fails: bool) -> Arc<Self> {
         Arc::new(Self {
             inner: MemoryStore::new(),
             permits: Semaphore::new(Semaphore::MAX_PERMITS),
             commits: Mutex::default(),
-            checkpoints: Some(AtomicUsize::new(0)),
+            due,
+            checkpoints: AtomicUsize::new(0),
             checkpoint_fails,
         })
     }
 
     fn checkpoints(&self) -> usize {
-        self.checkpoints.as_ref().unwrap().load(Ordering::Relaxed)
+        self.checkpoints.load(Ordering::Relaxed)
     }
 }
 
@@ -103,12 +107,12 @@ impl Store for Gated {
         self.inner.sync().await
     }
 
-    fn checkpoint_due(&self) -> bool {
-        self.checkpoints.is_some()
+    fn checkpoint_due(&self) -> Due {
+        self.due
     }
 
     async fn checkpoint(&self) -> Result<(), StoreError> {
-        self.checkpoints.as_ref().unwrap().fetch_add(1, Ordering::Relaxed);
+        self.checkpoints.fetch_add(1, Ordering::Relaxed);
         if self.checkpoint_fails { Err(StoreError::Closed) } else { Ok(()) }
     }
 
@@ -312,7 +316,7 @@ async fn a_steady_stream_does_not_put_off_the_sync() {
 
 #[tokio::test(start_paused = true)]
 async fn a_due_checkpoint_waits_for_a_quiet_moment() {
-    let store = Gated::checkpointed(false);
+    let store = Gated::checkpointed(Due::WhenQuiet, false);
     let storage = Storage::open(store.clone(), Durability::Always).await.unwrap();
     commits_for(&storage, 2 * BUSY_COMMITS, 12).await;
     assert_eq!(store.checkpoints(), 0, "not while there is much to do");
@@ -326,7 +330,7 @@ async fn a_due_checkpoint_waits_for_a_quiet_moment() {
 
 #[tokio::test(start_paused = true)]
 async fn a_server_that_is_never_quiet_gets_its_checkpoint_late() {
-    let store = Gated::checkpointed(false);
+    let store = Gated::checkpointed(Due::WhenQuiet, false);
     let storage = Storage::open(store.clone(), Durability::Always).await.unwrap();
     commits_for(&storage, 5 * QUIET_COMMITS / 2, 2).await;
     assert_eq!(store.checkpoints(), 0, "not at the first two looks");
@@ -342,9 +346,21 @@ async fn commits_for(storage: &Storage, each: usize, looks: usize) {
     }
 }
 
+#[tokio::test]
+async fn a_checkpoint_that_cannot_wait_follows_the_commit() {
+    let store = Gated::checkpointed(Due::Now, false);
+    let storage = Storage::open(store.clone(), Durability::Always).await.unwrap();
+    let before = store.checkpoints();
+    for number in 1..=3 {
+        storage.commit(letter(number, "a")).await.unwrap();
+    }
+    storage.flush().await.unwrap();
+    assert!(store.checkpoints() >= before + 3);
+}
+
 #[tokio::test(start_paused = true)]
 async fn nothing_is_stored_after_a_checkpoint_that_failed() {
-    let store = Gated::checkpointed(true);
+    let store = Gated::checkpointed(Due::WhenQuiet, true);
     let storage = Storage::open(store.clone(), Durability::Always).await.unwrap();
     storage.commit(letter(1, "a")).await.unwrap();
     tokio::time::sleep(2 * QUIET).await;
