@@ -11,7 +11,7 @@ use crate::{fault::Kind, minimise::minimise, scenario};
 const SEEDS: u64 = 200;
 
 /// Scenarios with seeds that found a bug: docs/simulation.md says which.
-const FOUND: [(&str, u64); 27] = [
+const FOUND: [(&str, u64); 28] = [
     ("quiet-network", 4),
     ("large-join", 2),
     ("hostile-peer", 9),
@@ -26,6 +26,7 @@ const FOUND: [(&str, u64); 27] = [
     ("noise", 43),
     ("large-join", 51),
     ("joins-and-leaves", 58),
+    ("joins-and-leaves", 164),
     ("bans-racing", 147),
     ("power-fight", 192),
     ("bans-racing", 202),
