@@ -106,6 +106,15 @@ impl Stranger {
         self.script.lock().handler = Some(Box::new(handler));
     }
 
+    /// Has `handler` answer requests from now on; where it says nothing they are answered as before.
+    pub fn on_first(&self, mut handler: impl FnMut(&Heard) -> Option<Reply> + Send + 'static) {
+        let mut script = self.script.lock();
+        let mut before = script.handler.take();
+        script.handler = Some(Box::new(move |heard| {
+            handler(heard).or_else(|| before.as_mut().and_then(|before| before(heard)))
+        }));
+    }
+
     /// The requests so far whose path contains something.
     pub fn heard(&self, part: &str) -> Vec<Heard> {
         self.script.lock().heard.iter().filter(|heard| heard.uri.contains(part)).cloned().collect()

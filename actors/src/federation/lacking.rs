@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use engine::pdu::Pdu;
 use futures_util::future::join_all;
+use http::StatusCode;
 use ruma::{OwnedEventId, ServerName};
 
 use super::{
@@ -154,7 +155,7 @@ impl Homeserver {
                 match answer {
                     Ok(event) => answers.extend(event),
                     // It does not have the event, or does not give it.
-                    Err(FederationError::Status { status, .. }) if !may_pass(status) => {}
+                    Err(FederationError::Status { status, .. }) if is_about_event(status) => {}
                     Err(error) => lost = Some(error),
                 }
             }
@@ -170,9 +171,15 @@ impl Homeserver {
         if !found.is_empty() {
             room.keep_outliers(found.into_values().collect()).await?;
         }
-        // A state without what merely got lost on the way would be another state.
+        // A state without what merely got lost on the way, or is not for us now, would be another state.
         lost.map_or(Ok(()), |error| Err(error.into()))
     }
+}
+
+/// Whether a server that answers so to the question for an event would answer others so, too: `M_FORBIDDEN` says that the
+/// asker is not in the room (any more), and not that there is no such event.
+fn is_about_event(status: StatusCode) -> bool {
+    !may_pass(status) && !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
 }
 
 /// The auth events of some events that are not among them.

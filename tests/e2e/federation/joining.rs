@@ -2,11 +2,17 @@
 //!
 //! Spec: server-server API, `PUT /_matrix/federation/v2/send_join/{roomId}/{eventId}`, `omit_members`.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use engine::pdu::Pdu;
 use serde_json::{Value, json};
-use tests::{Link, Server, Stranger, Synapse, segment};
+use tests::{Link, Reply, Server, Stranger, Synapse, segment};
 
 use super::{User, eventually, path};
 
@@ -241,6 +247,33 @@ async fn events_that_came_before_the_members_are_judged_anew() {
         auth.contains(levels.event_id().as_str()) && !auth.contains(silence.event_id().as_str()),
         "{sent}"
     );
+}
+
+/// A state without a member whose event is refused, since this server left meanwhile, say, would be another state.
+#[tokio::test]
+async fn a_room_is_not_complete_without_the_members_that_are_refused() {
+    let founder = Stranger::start().await;
+    let server = Server::start_federating("").await;
+    let alice = User(server.client("alice").await);
+    let mut room = founder.found_room("founder");
+    founder.let_in(&mut room, &founder, "bob");
+    *founder.host_without_members(&room).lock() = true;
+    let bob = format!("@bob:{}", founder.name());
+    let member = room.state[&("m.room.member".to_owned(), bob.clone())].event_id();
+    let (uri, is_refused) = (format!("/event/{}", segment(member.as_str())), Arc::new(AtomicBool::new(true)));
+    let (part, refuses) = (uri.clone(), is_refused.clone());
+    founder.on_first(move |heard| {
+        let error = json!({ "errcode": "M_FORBIDDEN", "error": "your server is not in the room" });
+        (heard.uri.contains(&part) && refuses.load(Ordering::Relaxed)).then_some(Reply::Json(403, error))
+    });
+    let id = room.room_id.to_string();
+    alice.join(&id, founder.name()).await;
+    eventually("bob is asked for", async || (!founder.heard(&uri).is_empty()).then_some(())).await;
+    let waiting = tokio::time::timeout(Duration::from_millis(500), members(&alice, &id)).await;
+    assert!(waiting.is_err(), "{waiting:?}");
+    is_refused.store(false, Ordering::Relaxed);
+    eventually("all members are there", async || members(&alice, &id).await.contains(&bob).then_some(()))
+        .await;
 }
 
 /// How long it takes to join a room of Synapse: until it can be used, and until all members are there.
