@@ -57,15 +57,18 @@ impl ActiveRoom {
         for pdu in by_age(events) {
             let pdu = Arc::new(pdu);
             let given = roots.get(pdu.event_id()).copied();
-            let (standing, placement) =
+            let (standing, reason, placement) =
                 match self.decide(change, |room| room.receive_old(&pdu, given)).await? {
                     OldStep::Wait => continue,
                     OldStep::Done => {
                         hole.missing.remove(pdu.event_id());
                         continue;
                     }
-                    OldStep::Settle { standing, placement } => (standing, placement),
+                    OldStep::Settle { standing, reason, placement } => (standing, reason, placement),
                 };
+            if let Some(reason) = reason {
+                tracing::debug!(event_id = %pdu.event_id(), %reason, "rejected an older event");
+            }
             hole.missing.remove(pdu.event_id());
             hole.missing.extend(placement.missing.iter().cloned());
             if standing == Standing::Rejected {

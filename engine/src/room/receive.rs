@@ -87,6 +87,8 @@ pub enum OldStep {
     Settle {
         /// Accepted or rejected; whether the present state allows it is not asked.
         standing: Standing,
+        /// The rule that it broke, if it is rejected.
+        reason: Option<AuthFailure>,
         /// Its place in the graph; `missing` are the events that lead on into the hole.
         placement: Placement,
     },
@@ -250,7 +252,9 @@ impl Room<'_> {
         let before = if pdu.kind() == "m.room.create" {
             StateRoot::default()
         } else if lacking.is_empty() && !prevs.is_empty() {
-            self.state_after_all(&prevs)?
+            let before = self.state_after_all(&prevs)?;
+            // What is rejected stays so, once all members are there, too.
+            if self.head.lacks_members { self.with_members_of(before, &auth_events)? } else { before }
         } else if let Some(given) = given {
             given
         } else {
@@ -258,11 +262,14 @@ impl Room<'_> {
             return Ok(OldStep::Wait);
         };
         let verdict = self.judge(pdu, known.as_deref(), &auth_events, before)?;
-        let is_rejected = matches!(verdict, Verdict::Rejected(_));
-        let standing = if is_rejected { Standing::Rejected } else { Standing::Accepted };
+        let (standing, reason) = match verdict {
+            Verdict::Rejected(reason) => (Standing::Rejected, Some(reason)),
+            Verdict::SoftFailed(_) | Verdict::Accepted => (Standing::Accepted, None),
+        };
         let short = known.map(|known| known.short);
         Ok(OldStep::Settle {
             standing,
+            reason,
             placement: Placement { before, rank: rank_of(&auth_events), short, missing },
         })
     }

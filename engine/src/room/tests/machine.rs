@@ -194,7 +194,8 @@ fn an_older_event_waits_for_its_state_and_moves_nothing() {
     let mut other = copy(&owner);
     let topic = owner.send(ALICE, "m.room.topic", Some(""), json!({ "topic": "tea" }));
     assert_eq!(other.ask(|room| room.receive_old(&said.pdu, None)), OldStep::Done, "it has its place");
-    let OldStep::Settle { standing, placement } = other.ask(|room| room.receive_old(&topic.pdu, None)) else {
+    let OldStep::Settle { standing, placement, .. } = other.ask(|room| room.receive_old(&topic.pdu, None))
+    else {
         panic!("it can be judged")
     };
     assert_eq!((standing, placement.before), (Standing::Accepted, other.root));
@@ -284,6 +285,23 @@ fn a_member_whom_the_state_lacks_is_taken_from_the_auth_events_until_all_are_the
     let again = owner.ask(|room| room.judge_again(&known, &since, None));
     let Again::Refused(refused, _) = again else { panic!("{again:?}") };
     assert_eq!(refused.standing, Standing::SoftFailed);
+}
+
+/// What is rejected stays so, once all members are there, too.
+#[test]
+fn an_older_event_is_not_rejected_for_want_of_a_member() {
+    let (mut owner, join, _, said) = partial();
+    let name = |id: &ruma::OwnedEventId| id.as_str()[1..].to_owned();
+    let names: Vec<_> = said.pdu.auth_events().iter().map(name).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let join = name(join.pdu.event_id());
+    let older = Event::new("older", BOB, "m.room.message", json!({})).after(&[&join]).by(&names).arc();
+    for (lacks_members, expected) in [(true, Standing::Accepted), (false, Standing::Rejected)] {
+        owner.lacks_members = lacks_members;
+        let step = owner.ask(|room| room.receive_old(&older, None));
+        let OldStep::Settle { standing, reason, .. } = step else { panic!("{step:?}") };
+        assert_eq!((standing, reason.is_some()), (expected, expected == Standing::Rejected));
+    }
 }
 
 #[test]
