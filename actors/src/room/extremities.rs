@@ -17,7 +17,7 @@ use engine::{
 use ractor::ActorRef;
 use ruma::{OwnedUserId, UserId};
 use serde_json::value::RawValue;
-use tokio::time::Instant;
+use tokio::{task::AbortHandle, time::Instant};
 
 use super::{ActiveRoom, RoomError, RoomMessage, StoredEvent, change::Change, receive::Source};
 
@@ -53,6 +53,16 @@ const MEMBERS_MAX: usize = 100_000;
 pub(super) struct TidyUp {
     is_due: bool,
     not_before: Option<Instant>,
+    timer: Option<AbortHandle>,
+}
+
+impl Drop for TidyUp {
+    fn drop(&mut self) {
+        // A room that is not active any more is not to be told, and the pause may be long.
+        if let Some(timer) = &self.timer {
+            timer.abort();
+        }
+    }
 }
 
 /// Whether an event only ties the graph together.
@@ -69,7 +79,8 @@ impl ActiveRoom {
         let now = Instant::now();
         let wait = self.tidy_up.not_before.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
         self.tidy_up.is_due = true;
-        myself.send_after(wait.max(SETTLE), || RoomMessage::ExtremitiesDue);
+        let timer = myself.send_after(wait.max(SETTLE), || RoomMessage::ExtremitiesDue);
+        self.tidy_up.timer = Some(timer.abort_handle());
     }
 
     /// Ties forward extremities together, if there are too many still and a local user may do it.
