@@ -11,7 +11,7 @@ use crate::{fault::Kind, minimise::minimise, scenario};
 const SEEDS: u64 = 200;
 
 /// Scenarios with seeds that found a bug: docs/simulation.md says which.
-const FOUND: [(&str, u64); 28] = [
+const FOUND: [(&str, u64); 32] = [
     ("quiet-network", 4),
     ("large-join", 2),
     ("hostile-peer", 9),
@@ -26,7 +26,11 @@ const FOUND: [(&str, u64); 28] = [
     ("noise", 43),
     ("large-join", 51),
     ("joins-and-leaves", 58),
+    ("joins-and-leaves", 11),
+    ("joins-and-leaves", 150),
     ("joins-and-leaves", 164),
+    ("large-join", 106),
+    ("large-join", 145),
     ("bans-racing", 147),
     ("power-fight", 192),
     ("bans-racing", 202),
