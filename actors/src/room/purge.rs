@@ -81,7 +81,7 @@ impl ActiveRoom {
             ..**event
         });
         change.replace(&stripped);
-        change.head.recent.retain(|known| known.short != event.short);
+        change.head.keep_recent(|known| known.short != event.short);
         change.batch.delete(&schema::TIMELINE, &(self.room, index));
         change.batch.delete(&schema::EVENTS_BY_TIME, &(self.room, sent_ms, event.short));
         if event.pdu.kind() == "m.room.message" {

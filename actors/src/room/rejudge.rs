@@ -141,7 +141,7 @@ impl ActiveRoom {
             let sent_ms = u64::from(event.pdu.origin_server_ts().get());
             change.batch.delete(&schema::TIMELINE, &(self.room, index));
             change.batch.delete(&schema::EVENTS_BY_TIME, &(self.room, sent_ms, event.short));
-            change.head.recent.retain(|known| known.short != event.short);
+            change.head.keep_recent(|known| known.short != event.short);
         }
         event.after = event.before;
         event.replaces = None;

@@ -67,6 +67,13 @@ impl RoomHead {
         }
     }
 
+    /// Lets go of recent events.
+    ///
+    /// `Vector::retain` mixes elements up, and reads past them, in `imbl` up to 7.0.2.
+    pub fn keep_recent(&mut self, keep: impl Fn(&StoredEvent) -> bool) {
+        self.recent = self.recent.iter().filter(|event| keep(event)).cloned().collect();
+    }
+
     /// About how much memory the recent events take, in bytes.
     pub fn weight(&self) -> u64 {
         self.recent.iter().map(|event| event.weight()).sum()

@@ -171,7 +171,8 @@ impl Counted {
 
     /// Drops what is read by now, or redacted.
     fn drop_where(&mut self, is_gone: impl Fn(&Notice) -> bool) {
-        self.notices.retain(|notice| !is_gone(notice));
+        // `Vector::retain` mixes elements up, and reads past them, in `imbl` up to 7.0.2.
+        self.notices = self.notices.iter().filter(|notice| !is_gone(notice)).cloned().collect();
         self.unread = Unread::of(&self.notices, self.unread.changed);
     }
 }
@@ -416,4 +417,37 @@ async fn notice(
 /// Spec: client-server API, "Voice over IP".
 fn ends_call(data: &SessionData, event: &StoredEvent) -> bool {
     event.pdu.sender() == data.user_id() && ["m.call.answer", "m.call.reject"].contains(&event.pdu.kind())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// More notices than are kept in one piece, of which the oldest gave way: this is where they were mixed up.
+    #[test]
+    fn reading_up_to_somewhere_keeps_what_comes_after() {
+        for count in [10, 64, 65, 200, 1000] {
+            let notice = |index| Notice {
+                index: TimelineIndex(index),
+                thread: None,
+                highlights: false,
+                is_missed_call: false,
+            };
+            let read = ReadUpTo { whole: TimelineIndex(0), threads: BTreeMap::new(), changed: Position(0) };
+            let mut counted = Counted {
+                upto: TimelineIndex(0),
+                rules: Arc::default(),
+                ignored: Arc::default(),
+                threads: Position(0),
+                read,
+                notices: (0..=count).map(notice).collect(),
+                unread: Unread::default(),
+            };
+            counted.notices.pop_front();
+            counted.drop_where(|notice| notice.index <= TimelineIndex(3));
+            let left: Vec<_> = counted.notices.iter().map(|notice| notice.index.0).collect();
+            assert_eq!(left, (4..=count).collect::<Vec<_>>());
+            assert_eq!(counted.unread.total().notification_count, left.len() as u64);
+        }
+    }
 }
