@@ -469,8 +469,14 @@ impl RoomHandle {
         }
         let key = (user.to_owned(), snapshot.room_id.clone());
         let record = self.shared.store.storage().get(&schema::STRIPPED_STATES, &key).await?;
-        let events =
-            record.map(|record| serde_json::from_slice::<Vec<Stripped>>(&record.events).unwrap_or_default());
+        let events = record.map(|record| {
+            let events =
+                serde_json::from_slice::<Vec<Stripped>>(&record.events).unwrap_or_default().into_iter();
+            // The user's own membership is known here, and may have changed since.
+            events
+                .filter(|event| event.kind != "m.room.member" || event.state_key != *user)
+                .collect::<Vec<_>>()
+        });
         Ok(events.map(|events| events.iter().filter_map(|event| to_raw_value(event).ok()).collect()))
     }
 }

@@ -90,10 +90,16 @@ impl Pass<'_> {
     pub(super) async fn left_room(&self, room_id: &RoomId, entry: &RoomEntry) -> Result<LeftRoom, RoomError> {
         let room = self.homeserver.room(room_id).await?;
         let end = entry.since;
-        let (stretch, delta) = if entry.left.is_some() && !entry.forgotten {
-            self.until_leave(&room, end).await?
+        // Who was in the room once, and now only rejected an invite, has seen nothing more of it.
+        let was_inside = entry.left.is_some_and(|left| left >= end || Position::from(left) > self.since);
+        let alone = self.leave_alone(&room, entry).await?;
+        let (stretch, delta) = if was_inside && !entry.forgotten {
+            let (mut stretch, delta) = self.until_leave(&room, end).await?;
+            // What ended an invite from another server is not part of the room's timeline here.
+            stretch.events.extend(alone.events.into_iter().filter(|event| event.index.is_none()));
+            (stretch, delta)
         } else {
-            (self.leave_alone(&room, entry).await?, Delta::default())
+            (alone, Delta::default())
         };
         Ok(LeftRoom {
             state: self.render_state(&room, delta).await?,

@@ -1,7 +1,7 @@
 //! Two users on two servers: everything that they do in rooms together.
 
 use serde_json::json;
-use tests::{Server, Synapse};
+use tests::{Server, Synapse, segment};
 
 use super::{User, eventually, path};
 
@@ -290,4 +290,38 @@ async fn a_new_room_reaches_those_whom_it_invites() {
     let own = events.iter().find(|event| event["state_key"] == bob.id()).unwrap();
     assert_eq!(own["content"]["reason"], "tea");
     bob.0.join(&room).await.ok();
+}
+
+/// A refusal is not part of what a former member has seen of the room, and yet their clients have to learn of it.
+#[tokio::test]
+async fn a_former_member_is_told_how_a_knock_ends() {
+    let (one, two) = (Server::start_federating("").await, Server::start_federating("").await);
+    let (alice, bob) = (User(one.client("alice").await), User(two.client("bob").await));
+    let rule = json!({ "type": "m.room.join_rules", "content": { "join_rule": "knock" } });
+    let room = alice.create("11", json!({ "preset": "private_chat", "initial_state": [rule] })).await;
+    alice.invite(&room, &bob).await;
+    bob.join(&room, one.name()).await;
+    bob.leave(&room).await;
+    alice.sees(&room, &bob, "leave").await;
+    let knock = format!("/_matrix/client/v3/knock/{}?via={}", segment(&room), segment(one.name()));
+    let since = bob.0.token_of_sync().await;
+    bob.0.post(&knock, &json!({ "reason": "tea" })).await.ok();
+    let sync = bob.0.sync(&format!("since={since}&timeout=0")).await;
+    let events = sync["rooms"]["knock"][&room]["knock_state"]["events"].as_array().unwrap();
+    let own: Vec<_> = events.iter().filter(|event| event["state_key"] == bob.id()).collect();
+    assert_eq!(own.len(), 1, "{sync}");
+    alice.sees(&room, &bob, "knock").await;
+    let since = sync["next_batch"].as_str().unwrap();
+    alice.0.moderate("kick", &room, bob.id()).await.ok();
+    let sync = bob.0.sync_until(since, |sync| sync["rooms"]["leave"][&room].is_object()).await;
+    let events = &sync["rooms"]["leave"][&room]["timeline"]["events"];
+    assert_eq!(
+        (&events[0]["sender"], &events[0]["content"]["membership"]),
+        (&json!(alice.id()), &json!("leave"))
+    );
+    // So does a first sync that has left rooms.
+    let filter = segment(&json!({ "room": { "include_leave": true } }).to_string());
+    let sync = bob.0.sync(&format!("filter={filter}")).await;
+    let events = sync["rooms"]["leave"][&room]["timeline"]["events"].as_array().unwrap();
+    assert_eq!(events.last().unwrap()["sender"], alice.id(), "{sync}");
 }
