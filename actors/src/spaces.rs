@@ -18,7 +18,7 @@ use storage::schema;
 use crate::{
     aliases::PublicRoom,
     homeserver::Homeserver,
-    room::{RoomError, RoomHandle, allowed_rooms, content_string},
+    room::{RoomError, RoomHandle, allowed_rooms, content_string, membership_of},
 };
 
 /// Rooms that a walk through a space looks at, at most.
@@ -287,6 +287,9 @@ impl Homeserver {
         for room_id in std::iter::once(&summary.room_id).chain(allowed_by(summary)) {
             match self.room(room_id).await {
                 Ok(room) if room.snapshot().head.has_server(server) => return Ok(true),
+                Ok(room) if *room_id == summary.room_id && room.invites_from(server).await? => {
+                    return Ok(true);
+                }
                 Ok(_) | Err(RoomError::NotFound) => {}
                 Err(error) => return Err(error),
             }
@@ -362,6 +365,19 @@ impl RoomHandle {
         summary.encryption = algorithm.map(Into::into);
         summary.room_version = Some(self.snapshot().version.clone());
         Ok(summary)
+    }
+
+    /// Whether a user of a server is invited.
+    async fn invites_from(&self, server: &ServerName) -> Result<bool, RoomError> {
+        let snapshot = self.snapshot();
+        if snapshot.head.census.invited == 0 {
+            return Ok(false);
+        }
+        let members = self.state(snapshot.head.root, Some("m.room.member")).await?;
+        Ok(members.iter().any(|member| {
+            let user = member.pdu.state_key().and_then(|user| <&UserId>::try_from(user).ok());
+            user.is_some_and(|user| user.server_name() == server) && membership_of(&member.pdu) == "invite"
+        }))
     }
 
     /// The rooms that this space holds, in order.

@@ -108,6 +108,9 @@ impl ActiveRoom {
             None if repeated == Repeated::Join && matches!(action, MembershipAction::Join { .. }) => "join",
             None => return Ok(None),
         };
+        if action == MembershipAction::Invite {
+            self.check_federates(change, &target).await?;
+        }
         content.insert("membership".to_owned(), next.into());
         let join_rules = self.current(change, "m.room.join_rules", "").await?;
         let join_rules = join_rules.as_ref().map(|event| &*event.pdu);
@@ -122,6 +125,15 @@ impl ActiveRoom {
                 .map_err(|error| RoomError::Invalid(error.to_string()))?,
             redacts: None,
         }))
+    }
+
+    /// Refuses the invite of a user whom the rules would never let in, since the room is its creator's server's alone.
+    async fn check_federates(&self, change: &Change, target: &UserId) -> Result<(), RoomError> {
+        let Some(create) = self.current(change, "m.room.create", "").await? else { return Ok(()) };
+        if content::federates(&create.pdu) || create.pdu.sender().server_name() == target.server_name() {
+            return Ok(());
+        }
+        Err(RoomError::NotAllowed("the room is closed to users of other servers".to_owned()))
     }
 
     /// A joined user of this server who may invite, if there is one.

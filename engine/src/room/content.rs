@@ -23,6 +23,17 @@ pub fn membership(pdu: &Pdu) -> String {
 }
 
 #[derive(Default, Deserialize)]
+struct Create {
+    #[serde(rename = "m.federate")]
+    federates: Option<bool>,
+}
+
+/// Whether users of other servers than its creator's may be in a room, by its `m.room.create` event.
+pub fn federates(create: &Pdu) -> bool {
+    read::<Create>(create).federates.unwrap_or(true)
+}
+
+#[derive(Default, Deserialize)]
 struct JoinRules {
     join_rule: Option<String>,
     #[serde(default)]

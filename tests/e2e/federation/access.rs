@@ -528,4 +528,12 @@ async fn a_summary_of_a_room_comes_from_a_server_that_is_in_it() {
     assert!(told["join_rule"].is_null() || told["join_rule"] == "public", "{told}");
     bob.get(&summary(&closed)).await.is(404, "M_NOT_FOUND");
     bob.get(&summary("!nowhere:localhost")).await.is(404, "M_NOT_FOUND");
+    // Who is invited may know where to.
+    alice.moderate("invite", &closed, &bob.user_id).await.ok();
+    let told = bob.get(&summary(&closed)).await.ok();
+    assert_eq!((&told["name"], &told["membership"]), (&json!("secret"), &json!("invite")));
+    // Nobody is invited to where they could never be.
+    let own = json!({ "creation_content": { "m.federate": false } });
+    let own = alice.create_room(own).await;
+    alice.moderate("invite", &own, &bob.user_id).await.is(403, "M_FORBIDDEN");
 }
