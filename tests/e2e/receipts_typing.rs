@@ -138,6 +138,14 @@ async fn typing_ends_by_itself_and_by_word() {
     let since = bob.token_of_sync().await;
     alice.put(&typing, &json!({ "typing": true })).await.ok();
     bob.sync_until(&since, lists(json!([alice.user_id]))).await;
+    // Nobody types in a room that they have left.
+    let since = bob.token_of_sync().await;
+    bob.put(&Client::room(&room, &format!("typing/{}", segment(&bob.user_id))), &json!({ "typing": true }))
+        .await
+        .ok();
+    let sync = alice.sync_until(&since, |sync| lists(json!([alice.user_id, bob.user_id]))(sync)).await;
+    bob.leave(&room).await.ok();
+    alice.sync_until(sync["next_batch"].as_str().unwrap(), lists(json!([alice.user_id]))).await;
     for wrong in
         [json!({ "typing": "yes" }), json!({ "timeout": 1000 }), json!({ "typing": true, "timeout": "1" })]
     {

@@ -51,6 +51,9 @@ impl ActiveRoom {
             self.shared.store.remember_node(*id, node.clone());
         }
         let events = change.events.clone();
+        let entries = change.entries();
+        let is_gone = |(_, entry): &&(_, RoomEntry)| !entry.is_joined();
+        let gone = entries.iter().filter(is_gone).map(|(user, _)| user.clone()).collect();
         let completion = Completion {
             shared: self.shared.clone(),
             published: self.published.clone(),
@@ -59,7 +62,7 @@ impl ActiveRoom {
             hidden: change.hidden.values().cloned().collect(),
             events: change.events.iter().chain(&change.replaced).cloned().collect(),
             relations: std::mem::take(&mut change.relations),
-            entries: change.entries(),
+            entries,
             newcomers: std::mem::take(&mut change.newcomers),
             joined,
             outgoing,
@@ -81,6 +84,7 @@ impl ActiveRoom {
             }
         });
         self.set_waiting_receipts(myself, &events);
+        self.stop_typing(gone);
     }
 
     /// The change's events that other servers are to have, with those servers; notes them in the batch.

@@ -128,6 +128,14 @@ impl ActiveRoom {
         }
     }
 
+    /// Ends the notices of local users who are not in the room any more; other servers see that by themselves.
+    pub(super) fn stop_typing(&mut self, users: Vec<OwnedUserId>) {
+        let moved: Vec<_> = users.into_iter().filter(|user| self.typists.0.remove(user).is_some()).collect();
+        if !moved.is_empty() {
+            self.publish_typing(moved.into_iter());
+        }
+    }
+
     /// Publishes the list of who is typing, which some users have just come to or gone from.
     fn publish_typing(&self, moved: impl Iterator<Item = OwnedUserId>) {
         // Not durable: the position only orders the notice among what sync clients have seen.
