@@ -20,6 +20,7 @@ use serde::{
 
 use crate::{
     app::App,
+    client::push_rules,
     error::{ApiError, ApiResult},
     guests, suspension, uia,
 };
@@ -220,6 +221,9 @@ async fn parse<R: IncomingRequest>(parts: &mut Parts, body: Body, app: &App) -> 
     let mut body = if has_body { read_json(body, BODY_MAX).await? } else { Bytes::new() };
     if uia::ROUTES.contains(&route(parts)) {
         body = uia::without_empty_auth(body);
+    }
+    if route(parts).trim_end_matches('/') == push_rules::ROUTE {
+        body = push_rules::with_conditions(body);
     }
     let mut request = http::Request::builder().method(parts.method.clone()).uri(parts.uri.clone());
     if let Some(headers) = request.headers_mut() {

@@ -195,8 +195,13 @@ async fn a_world_readable_room_is_read_without_joining() {
     }
     // Reading is not taking part.
     bob.get(&Client::room(&open, "joined_members")).await.is(403, "M_FORBIDDEN");
-    bob.send(&open, "m.room.message", "1", &json!({})).await.is(403, "M_FORBIDDEN");
-    guest.send(&open, "m.room.message", "1", &json!({})).await.is(403, "M_FORBIDDEN");
+    bob.send(&open, "m.room.message", "1", &json!({ "msgtype": "m.text", "body": "?" }))
+        .await
+        .is(403, "M_FORBIDDEN");
+    guest
+        .send(&open, "m.room.message", "1", &json!({ "msgtype": "m.text", "body": "?" }))
+        .await
+        .is(403, "M_FORBIDDEN");
 }
 
 #[tokio::test]

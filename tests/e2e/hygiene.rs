@@ -23,7 +23,7 @@ async fn malformed_requests_get_the_specified_errors() {
     assert_eq!(errcode(Method::POST, &send, "{}").await, is(405, "M_UNRECOGNIZED"));
     assert_eq!(errcode(Method::GET, "/_matrix/client/v3/nothing", "").await, is(404, "M_UNRECOGNIZED"));
     assert_eq!(errcode(Method::GET, "/elsewhere", "").await, is(404, "M_UNRECOGNIZED"));
-    let large = format!(r#"{{"body":"{}"}}"#, "x".repeat(70_000));
+    let large = format!(r#"{{"msgtype":"m.text","body":"{}"}}"#, "x".repeat(70_000));
     assert_eq!(errcode(Method::PUT, &send, &large).await, is(413, "M_TOO_LARGE"));
     let huge = format!(r#"{{"body":"{}"}}"#, "x".repeat(2_000_000));
     assert_eq!(errcode(Method::PUT, &send, &huge).await, is(413, "M_TOO_LARGE"));

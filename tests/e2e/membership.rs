@@ -18,7 +18,9 @@ async fn an_invite_lets_one_in_and_a_ban_keeps_one_out() {
     alice.moderate("ban", &room, &bob.user_id).await.ok();
     bob.join(&room).await.is(403, "M_FORBIDDEN");
     alice.moderate("invite", &room, &bob.user_id).await.is(403, "M_FORBIDDEN");
-    bob.send(&room, "m.room.message", "1", &json!({ "body": "?" })).await.is(403, "M_FORBIDDEN");
+    bob.send(&room, "m.room.message", "1", &json!({ "msgtype": "m.text", "body": "?" }))
+        .await
+        .is(403, "M_FORBIDDEN");
     alice.moderate("unban", &room, &bob.user_id).await.ok();
     alice.moderate("invite", &room, &bob.user_id).await.ok();
     bob.leave(&room).await.ok();

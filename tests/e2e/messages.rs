@@ -291,3 +291,25 @@ async fn a_redacted_message_is_empty_wherever_it_is_read() {
     // Room versions from 11 on have it in the content; clients get it in both places.
     assert_eq!((&told["redacts"], &told["content"]["redacts"]), (&json!(said), &json!(said)));
 }
+
+/// Spec: client-server API, "Instant Messaging", server behaviour.
+#[tokio::test]
+async fn a_message_that_cannot_be_shown_is_refused() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({})).await;
+    let text = json!({ "msgtype": "m.text", "body": "hello" });
+    for (key, wrong) in [("msgtype", Value::Null), ("msgtype", json!(1)), ("body", json!(["hello"]))] {
+        let mut content = text.clone();
+        content[key] = wrong;
+        alice.send(&room, "m.room.message", "1", &content).await.is(400, "M_BAD_JSON");
+        content.as_object_mut().unwrap().remove(key);
+        alice.send(&room, "m.room.message", "1", &content).await.is(400, "M_BAD_JSON");
+        alice.set_state(&room, "m.room.message", "", &content).await.is(400, "M_BAD_JSON");
+        let later = Client::room(&room, "send/m.room.message/1?org.matrix.msc4140.delay=1000");
+        alice.put(&later, &content).await.is(400, "M_BAD_JSON");
+        // What is none of these messages may look as it likes.
+        alice.send(&room, "org.example.message", "1", &content).await.ok();
+    }
+    alice.send(&room, "m.room.message", "1", &text).await.ok();
+}

@@ -40,6 +40,11 @@ async fn a_profile_has_fields_of_any_kind_within_limits() {
     let all = alice.get(&path(&alice.user_id, "")).await.ok();
     assert_eq!(all["org.example.language"], value["org.example.language"]);
     alice.put(&field, &json!({ "org.example.other": 1 })).await.is(400, "M_MISSING_PARAM");
+    // Null is a value; only DELETE removes.
+    alice.put(&field, &json!({ "org.example.language": null })).await.ok();
+    assert_eq!(alice.get(&field).await.ok(), json!({ "org.example.language": null }));
+    alice.put(&path(&alice.user_id, "/m.tz"), &json!({ "m.tz": null })).await.is(400, "M_INVALID_PARAM");
+    alice.put(&field, &value).await.ok();
     let large = json!({ "org.example.language": "x".repeat(70_000) });
     alice.put(&field, &large).await.is(400, "M_PROFILE_TOO_LARGE");
     let long = format!("org.example.{}", "x".repeat(256));

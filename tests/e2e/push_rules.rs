@@ -83,6 +83,10 @@ async fn rules_are_added_ordered_changed_and_removed() {
         alice.get(&format!("{content}/tea{rest}")).await.is(404, "M_NOT_FOUND");
     }
     alice.delete(&format!("{content}/tea"), &json!({})).await.is(404, "M_NOT_FOUND");
+    // A rule without conditions always matches.
+    let always = format!("{RULES}/global/override/always");
+    alice.put(&always, &json!({ "actions": ["notify"] })).await.ok();
+    assert_eq!(alice.get(&always).await.ok()["conditions"], json!([]));
 }
 
 #[tokio::test]

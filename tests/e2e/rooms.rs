@@ -56,6 +56,15 @@ async fn what_a_request_names_becomes_state() {
     assert_eq!((&member["membership"], &member["is_direct"]), (&json!("invite"), &json!(true)));
     let taken = json!({ "room_alias_name": "tea" });
     alice.post("/_matrix/client/v3/createRoom", &taken).await.is(400, "M_ROOM_IN_USE");
+    // Who may replace a room of version 12 is not left to the default for state.
+    for (levels, expected) in
+        [(json!({ "events": { "m.x": 7 } }), 150), (json!({ "state_default": 200, "events": {} }), 201)]
+    {
+        let room =
+            alice.create_room(json!({ "room_version": "12", "power_level_content_override": levels })).await;
+        let levels = alice.state(&room, "m.room.power_levels", "").await.ok();
+        assert_eq!(levels["events"]["m.room.tombstone"], expected, "{levels}");
+    }
     let broken = json!({ "room_version": "11", "power_level_content_override": { "users": { alice.user_id.clone(): 0 } } });
     alice.post("/_matrix/client/v3/createRoom", &broken).await.is(400, "M_INVALID_ROOM_STATE");
 }
@@ -175,7 +184,8 @@ async fn an_upgrade_moves_people_to_a_new_room() {
     assert_eq!(bob.state(new, "m.room.name", "").await.ok()["name"], "tea");
     let found = bob.get(&format!("/_matrix/client/v3/directory/room/{}", segment("#tea:localhost"))).await;
     assert_eq!(found.ok()["room_id"], new);
-    let muted = bob.send(&old, "m.room.message", "1", &json!({ "body": "still here?" })).await;
+    let muted =
+        bob.send(&old, "m.room.message", "1", &json!({ "msgtype": "m.text", "body": "still here?" })).await;
     muted.is(403, "M_FORBIDDEN");
 }
 

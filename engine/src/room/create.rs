@@ -173,7 +173,23 @@ fn power_levels(room: &NewRoom, version: &RoomVersion) -> Map<String, Value> {
     });
     let Value::Object(mut content) = content else { unreachable!("the literal above is an object") };
     content.extend(room.power_levels.clone());
+    if privileged_creators {
+        keep_upgrades_to_creators(&mut content);
+    }
     content
+}
+
+/// Has the power to replace the room lie above the default for state, unless the creator decided on it, whose list of
+/// events takes the place of the predefined one.
+///
+/// Spec: client-server API, `POST /_matrix/client/v3/createRoom`, "Room creation", step 3.
+fn keep_upgrades_to_creators(power_levels: &mut Map<String, Value>) {
+    let state_default = power_levels.get("state_default").and_then(Value::as_i64).unwrap_or(50);
+    let events = power_levels.entry("events").or_insert_with(|| json!({}));
+    if let Some(events) = events.as_object_mut() {
+        let level = state_default.saturating_add(1).clamp(150, i64::from(js_int::Int::MAX));
+        events.entry("m.room.tombstone").or_insert_with(|| level.into());
+    }
 }
 
 fn preset_state(room: &NewRoom) -> Result<Vec<Draft>, NewRoomError> {

@@ -11,7 +11,7 @@ use ruma::{OwnedRoomId, RoomId};
 use serde_json::{Map, Value, json, value::RawValue};
 use storage::schema::DelayedStage;
 
-use super::events::{object, room_of};
+use super::events::{content_of, room_of};
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
@@ -60,7 +60,8 @@ pub async fn put(
     let content = body.remove("content").ok_or_else(|| ApiError::missing_param("content is missing"))?;
     let content =
         serde_json::value::to_raw_value(&content).map_err(|error| ApiError::bad_json(error.to_string()))?;
-    let draft = Draft { kind: kind.into(), state_key, content: object(content)?, redacts: None };
+    let content = content_of(&kind, content)?;
+    let draft = Draft { kind: kind.into(), state_key, content, redacts: None };
     let txn = (Some(txn_id), Duration::from_millis(delay));
     let delay_id = schedule(&app, requester, &room_id, draft, txn).await?;
     Ok(Json(json!({ "delay_id": delay_id })))

@@ -43,12 +43,9 @@ pub async fn send_message(
     RawQuery(query): RawQuery,
     Authenticated { requester, request }: Authenticated<send_message_event::v3::Request>,
 ) -> ApiResult<Response> {
-    let draft = Draft {
-        kind: request.event_type.to_string().into(),
-        state_key: None,
-        content: object(request.body.into_json())?,
-        redacts: None,
-    };
+    let kind = request.event_type.to_string();
+    let content = content_of(&kind, request.body.into_json())?;
+    let draft = Draft { kind: kind.into(), state_key: None, content, redacts: None };
     let txn_id = Some(request.txn_id.to_string());
     if let Some(delay) = delayed_events::of_query(query.as_deref())? {
         return scheduled(&app, requester, &request.room_id, draft, (txn_id, delay)).await;
@@ -83,8 +80,8 @@ pub async fn send_state(
     RawQuery(query): RawQuery,
     Authenticated { requester, request }: Authenticated<send_state_event::v3::Request>,
 ) -> ApiResult<Response> {
-    let content = object(request.body.into_json())?;
     let kind = request.event_type.to_string();
+    let content = content_of(&kind, request.body.into_json())?;
     if kind == "m.room.canonical_alias" {
         // Others learn nothing about aliases here.
         require_joined(&room_of(&app, &request.room_id).await?, &requester).await?;
@@ -130,13 +127,30 @@ async fn send(
     }
 }
 
-/// Events' content is an object, whatever else ruma's types let through.
-pub(super) fn object(content: Box<RawValue>) -> ApiResult<Box<RawValue>> {
-    if content.get().trim_start().starts_with('{') {
-        Ok(content)
-    } else {
-        Err(ApiError::bad_json("the content of an event must be an object"))
+/// The content of an event that a client sends: an object, whatever else ruma's types let through, and of a message one
+/// that clients can show.
+///
+/// Spec: client-server API, "Instant Messaging", server behaviour.
+pub(super) fn content_of(kind: &str, content: Box<RawValue>) -> ApiResult<Box<RawValue>> {
+    #[derive(serde::Deserialize)]
+    struct Message<'a> {
+        #[serde(borrow)]
+        msgtype: Option<&'a RawValue>,
+        #[serde(borrow)]
+        body: Option<&'a RawValue>,
     }
+    if !content.get().trim_start().starts_with('{') {
+        return Err(ApiError::bad_json("the content of an event must be an object"));
+    }
+    if kind == "m.room.message" {
+        let message = serde_json::from_str::<Message<'_>>(content.get());
+        let Message { msgtype, body } = message.map_err(|error| ApiError::bad_json(error.to_string()))?;
+        let is_text = |value: Option<&RawValue>| value.is_some_and(|value| value.get().starts_with('"'));
+        if !is_text(msgtype) || !is_text(body) {
+            return Err(ApiError::bad_json("a message has a msgtype and a body, both of which are strings"));
+        }
+    }
+    Ok(content)
 }
 
 /// New aliases of a room must lead to it.

@@ -69,7 +69,8 @@ pub async fn set_field(
     let user_id = own(&user_id, &requester)?;
     check_guest(&requester, &name)?;
     let value = body.remove(&name).ok_or_else(|| ApiError::missing_param(format!("{name} is missing")))?;
-    let is_removal = value.is_null() || (is_builtin(&name) && value == "");
+    // Of custom fields null is a value like any other.
+    let is_removal = is_builtin(&name) && (value.is_null() || value == "");
     let json = serde_json::value::to_raw_value(&value).map_err(|error| ApiError::internal(&error))?;
     app.homeserver().set_profile_field(&user_id, &name, (!is_removal).then_some(json)).await?;
     Ok(Json(Object::new()))
@@ -92,7 +93,7 @@ fn check_guest(requester: &Requester, name: &str) -> ApiResult<()> {
     if requester.is_guest && name != "displayname" { Err(ApiError::guests_may_not()) } else { Ok(()) }
 }
 
-/// The fields that clients clear with an empty string.
+/// The fields that clients clear with an empty string or null.
 fn is_builtin(name: &str) -> bool {
     ["displayname", "avatar_url"].contains(&name)
 }

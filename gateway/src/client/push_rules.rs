@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use actors::session::{SessionHandle, push_rules_by_kind};
-use axum::{Json, extract::State};
+use axum::{Json, body::Bytes, extract::State};
 use ruma::{
     api::client::push::{
         PushRule, delete_pushrule, get_pushrule, get_pushrule_actions, get_pushrule_enabled,
@@ -14,13 +14,27 @@ use ruma::{
     },
     push::{Action, AnyPushRuleRef, NewPushRule, RuleKind, Ruleset},
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
     extract::{Authenticated, Matrix, Requester},
 };
+
+/// The route on which ruma reads rules.
+pub const ROUTE: &str = "/_matrix/client/v3/pushrules/global/{kind}/{rule}";
+
+/// A rule's body with a list of conditions, which ruma asks for: a rule without one always matches.
+pub fn with_conditions(body: Bytes) -> Bytes {
+    match serde_json::from_slice::<Map<String, Value>>(&body) {
+        Ok(mut rule) if !rule.contains_key("conditions") => {
+            rule.insert("conditions".to_owned(), json!([]));
+            Value::Object(rule).to_string().into()
+        }
+        _ => body,
+    }
+}
 
 /// `GET /_matrix/client/v3/pushrules/`
 pub async fn get_all(
