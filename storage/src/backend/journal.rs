@@ -12,8 +12,8 @@ use bytes::{Buf, BufMut, Bytes};
 
 use crate::{schema::TableId, store::Writes};
 
-/// Length of the file: some dozens of messages. Reads wait while so many rows go into sled.
-const LENGTH: usize = 128 << 10;
+/// Length of the file: some hundreds of messages. Reads wait while so many rows go into sled.
+const LENGTH: usize = 512 << 10;
 
 /// A record's length without its head, and its checksum; 4 bytes each.
 const HEAD: usize = 8;

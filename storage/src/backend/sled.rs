@@ -35,14 +35,13 @@ use crate::{
 };
 
 mod block;
+mod form;
 mod keys;
 mod pack;
 mod tree;
 
-#[cfg(test)]
-use keys::Prefix;
-use keys::escape;
-use tree::Change;
+use form::{Form, escape_all};
+use tree::{Change, Tree};
 
 /// An open sled database.
 pub(super) struct Sled {
@@ -59,13 +58,13 @@ pub(super) struct Sled {
 /// Where the rows are.
 struct Rows {
     /// None if it could not be opened again.
-    db: Option<sled::Db>,
+    tree: Option<Tree>,
     recent: Recent,
 }
 
 impl Rows {
-    fn db(&self) -> Result<&sled::Db, StoreError> {
-        self.db.as_ref().ok_or(StoreError::Closed)
+    fn tree(&self) -> Result<&Tree, StoreError> {
+        self.tree.as_ref().ok_or(StoreError::Closed)
     }
 }
 
@@ -78,37 +77,14 @@ const CHECKPOINT_BYTES: usize = 12 << 20;
 /// Bytes after which it is due at once, so that the start after a crash does not take long.
 const CHECKPOINT_BYTES_MAX: usize = 64 << 20;
 
-/// The mark of a database with escaped keys; in the table of the back ends' own rows.
-const ESCAPED: &[u8] = b"\0escaped";
-
-/// Escapes the keys of a database that was written before they were, all at once.
-fn escape_all(db: &sled::Db) -> sled::Result<()> {
-    if db.contains_key(ESCAPED)? {
-        return Ok(());
-    }
-    let mut batch = sled::Batch::default();
-    let mut rows = Vec::new();
-    for row in db.iter() {
-        let (key, value) = row?;
-        if key.contains(&0xFF) {
-            batch.remove(key.clone());
-            rows.push((key, value));
-        }
-    }
-    for (key, value) in rows {
-        batch.insert(escape(&key), value);
-    }
-    batch.insert(ESCAPED, &[]);
-    db.apply_batch(batch)?;
-    db.flush()?;
-    Ok(())
-}
-
 /// Opens the database in `folder`, creating it if there is none.
-fn open_db(folder: &Path, cache_bytes: u64) -> sled::Result<sled::Db> {
+fn open_tree(folder: &Path, cache_bytes: u64) -> sled::Result<Tree> {
     wait_for_lock(folder);
     // The writer says when to sync; sled's own timer would only wake an idle server twice a second.
-    sled::Config::new().path(folder).cache_capacity(cache_bytes).flush_every_ms(None).open()
+    let db = sled::Config::new().path(folder).cache_capacity(cache_bytes).flush_every_ms(None).open()?;
+    escape_all(&db)?;
+    let form = Form::of(&db)?;
+    Ok(Tree { db, form })
 }
 
 fn failed(error: sled::Error) -> StoreError {
@@ -137,22 +113,21 @@ impl Engine for Sled {
     fn open(folder: &Path, cache_bytes: u64) -> Result<Self, OpenError> {
         let no_file = |error| not_opened(Self::NAME, sled::Error::Io(error), None);
         pack::tidy_up(folder).map_err(no_file)?;
-        let db = open_db(folder, cache_bytes).map_err(|error| {
+        let tree = open_tree(folder, cache_bytes).map_err(|error| {
             let io = match &error {
                 sled::Error::Io(error) => Some(error.kind()),
                 _ => None,
             };
             not_opened(Self::NAME, error, io)
         })?;
-        escape_all(&db).map_err(|error| not_opened(Self::NAME, error, None))?;
         let disk = Disk::open(folder).map_err(no_file)?;
-        let (journal, records) = Journal::open(&folder.join("journal")).map_err(no_file)?;
+        let (journal, records) = Journal::open(&folder.join(tree.form.journal())).map_err(no_file)?;
         let sled = Self {
             folder: folder.to_owned(),
             cache_bytes,
             disk: Mutex::new(disk),
             journal: Mutex::new(journal),
-            rows: RwLock::new(Rows { db: Some(db), recent: Recent::default() }),
+            rows: RwLock::new(Rows { tree: Some(tree), recent: Recent::default() }),
             given: AtomicUsize::new(0),
         };
         sled.redo(records)?;
@@ -164,7 +139,7 @@ impl Engine for Sled {
     fn read(&self, table: TableId, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>, StoreError> {
         let rows = self.rows.read();
         let recent = |key| rows.recent.get(table, key);
-        let mut stored = tree::read(rows.db()?, table, keys.iter().filter(|key| recent(key).is_none()));
+        let mut stored = rows.tree()?.read(table, keys.iter().filter(|key| recent(key).is_none()));
         let value = |key| match recent(key) {
             Some(value) => Ok(value.clone()),
             None => stored.next().unwrap_or(Ok(None)),
@@ -174,7 +149,7 @@ impl Engine for Sled {
 
     fn scan(&self, scan: &Scan) -> Result<Vec<Row>, StoreError> {
         let rows = self.rows.read();
-        rows.recent.over(scan, tree::scan(rows.db()?, scan)?).collect()
+        rows.recent.over(scan, rows.tree()?.scan(scan)?).collect()
     }
 
     fn apply(&self, number: u64, writes: Writes, sync: Sync) -> Result<(), StoreError> {
@@ -198,24 +173,25 @@ impl Engine for Sled {
     }
 
     fn size(&self) -> Result<u64, StoreError> {
-        self.rows.read().db()?.size_on_disk().map_err(failed)
+        self.rows.read().tree()?.db.size_on_disk().map_err(failed)
     }
 
     fn rearrange(&self) -> Result<(), StoreError> {
         let mut journal = self.journal.lock();
         self.settle(&mut journal)?;
         let mut rows = self.rows.write();
-        if !pack::is_due(rows.db()?)? {
+        if rows.tree()?.form == Form::Blocks {
             return Ok(());
         }
         let new_folder = pack::new_folder(&self.folder);
-        let new = open_db(&new_folder, self.cache_bytes).map_err(failed)?;
-        pack::copy(rows.db()?, &new, &new_folder)?;
-        drop((new, rows.db.take())); // releases their locks
+        let new = open_tree(&new_folder, self.cache_bytes).map_err(failed)?;
+        pack::copy(rows.tree()?, &new, &new_folder)?;
+        drop((new, rows.tree.take())); // releases their locks
         pack::swap(&self.folder).map_err(pack::io_failed)?;
-        rows.db = Some(open_db(&self.folder, self.cache_bytes).map_err(failed)?);
+        let tree = open_tree(&self.folder, self.cache_bytes).map_err(failed)?;
         *self.disk.lock() = Disk::open(&self.folder).map_err(pack::io_failed)?;
-        *journal = Journal::open(&self.folder.join("journal")).map_err(pack::io_failed)?.0;
+        *journal = Journal::open(&self.folder.join(tree.form.journal())).map_err(pack::io_failed)?.0;
+        rows.tree = Some(tree);
         journal.clear().map_err(pack::io_failed)
     }
 
@@ -231,8 +207,8 @@ impl Engine for Sled {
         let mut journal = self.journal.lock();
         self.settle(&mut journal)?;
         let mut rows = self.rows.write();
-        drop(rows.db.take()); // releases its lock
-        rows.db = Some(open_db(&self.folder, self.cache_bytes).map_err(failed)?);
+        drop(rows.tree.take()); // releases its lock
+        rows.tree = Some(open_tree(&self.folder, self.cache_bytes).map_err(failed)?);
         self.given.store(0, Ordering::Relaxed);
         Ok(())
     }
@@ -260,10 +236,10 @@ impl Sled {
         let mut change = Change::default();
         {
             let rows = self.rows.read();
-            change.add(rows.db()?, rows.recent.rows())?;
+            change.add(rows.tree()?, rows.recent.rows())?;
         }
         let mut rows = self.rows.write();
-        rows.db()?.apply_batch(change.batch).map_err(failed)?;
+        rows.tree()?.db.apply_batch(change.batch).map_err(failed)?;
         self.given.fetch_add(change.bytes, Ordering::Relaxed);
         rows.recent.clear();
         Ok(())
@@ -272,7 +248,7 @@ impl Sled {
     /// Makes everything durable without the journal.
     fn settle(&self, journal: &mut Journal) -> Result<(), StoreError> {
         self.write()?;
-        self.rows.read().db()?.flush().map_err(failed)?;
+        self.rows.read().tree()?.db.flush().map_err(failed)?;
         self.disk.lock().sync().map_err(|error| failed(error.into()))?;
         journal.begin_anew();
         Ok(())

@@ -71,11 +71,6 @@ impl Prefix {
         (lower, upper)
     }
 
-    /// The range of all of the table.
-    pub(super) fn whole(&self) -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
-        self.range(Bound::Unbounded, Bound::Unbounded)
-    }
-
     /// The first key after all that begin with this.
     fn end(&self) -> Vec<u8> {
         let mut end = self.0.clone();

@@ -8,9 +8,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use sled::Db;
 
-use super::{Disk, failed, keys::Prefix, tree::Change};
+use super::{
+    Disk, failed,
+    keys::Prefix,
+    tree::{Change, Tree},
+};
 use crate::{
     backend::disk::sync_folder,
     schema::TableId,
@@ -23,27 +26,17 @@ const CHUNK: usize = 4096;
 /// Chunks after which the log tells how far it is; a few seconds.
 const REPORT: usize = 64;
 
-/// Whether rows that belong into blocks are under keys of their own.
-pub(super) fn is_due(db: &Db) -> Result<bool, StoreError> {
-    for table in (0..=u8::MAX).map(TableId).filter(|table| table.is_packed()) {
-        if db.range(Prefix::of_rows(table).whole()).next().transpose().map_err(failed)?.is_some() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
 /// Copies all rows into an empty database, in the present form, and makes them durable.
-pub(super) fn copy(old: &Db, new: &Db, new_folder: &Path) -> Result<(), StoreError> {
+pub(super) fn copy(old: &Tree, new: &Tree, new_folder: &Path) -> Result<(), StoreError> {
     let mut copied = 0;
-    let mut entries = old.iter();
+    let mut entries = old.db.iter();
     for number in 1.. {
         let (mut change, mut packed, mut count) = (Change::default(), Writes::new(), 0);
         for entry in entries.by_ref().take(CHUNK) {
             let (place, value) = entry.map_err(failed)?;
             count += 1;
             let table = TableId(place.first().copied().unwrap_or_default());
-            if table.is_packed() {
+            if new.form.packs(table) {
                 let key = Prefix::of_rows(table).without(&place);
                 packed.insert((table, key), Some(Bytes::copy_from_slice(&value)));
             } else {
@@ -54,13 +47,13 @@ pub(super) fn copy(old: &Db, new: &Db, new_folder: &Path) -> Result<(), StoreErr
             break;
         }
         change.add(new, &packed)?;
-        new.apply_batch(change.batch).map_err(failed)?;
+        new.db.apply_batch(change.batch).map_err(failed)?;
         copied += count;
         if number % REPORT == 0 {
             tracing::info!(rows = copied, "writing the store anew, in smaller form");
         }
     }
-    new.flush().map_err(failed)?;
+    new.db.flush().map_err(failed)?;
     Disk::open(new_folder).and_then(|disk| disk.sync()).map_err(io_failed)?;
     tracing::info!(rows = copied, "the store is written anew");
     Ok(())

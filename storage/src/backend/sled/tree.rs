@@ -12,6 +12,7 @@ use super::{
     Sled,
     block::{self, Block, Damaged},
     failed,
+    form::Form,
     keys::Prefix,
 };
 use crate::{
@@ -26,73 +27,81 @@ fn damaged(error: Damaged) -> StoreError {
     StoreError::backend(Sled::NAME, error)
 }
 
-/// The values of keys, in their order.
-pub(super) fn read<'a>(
-    db: &'a Db,
-    table: TableId,
-    keys: impl Iterator<Item = &'a Bytes> + 'a,
-) -> Box<dyn Iterator<Item = Result<Option<Bytes>, StoreError>> + 'a> {
-    if !table.is_packed() {
-        let prefix = Prefix::of_rows(table);
-        return Box::new(keys.map(move |key| {
-            let value = db.get(prefix.with(key)).map_err(failed)?;
-            Ok(value.map(|value| Bytes::copy_from_slice(&value)))
-        }));
-    }
-    let prefix = Prefix::of_blocks(table);
-    // Keys that follow each other are often in the same block.
-    let mut last: Option<(IVec, Block)> = None;
-    Box::new(keys.map(move |key| {
-        let Some((place, bytes)) = holding(db, &prefix, key)? else { return Ok(None) };
-        let block = match last.take() {
-            Some((same, block)) if same == place => block,
-            _ => Block::open(prefix.without(&place), &bytes).map_err(damaged)?,
-        };
-        let value = block.get(key).map_err(damaged);
-        last = Some((place, block));
-        value
-    }))
+/// The rows of a database.
+pub(super) struct Tree {
+    pub(super) db: Db,
+    pub(super) form: Form,
 }
 
-/// The block in which a key is if it is in any.
-fn holding(db: &Db, prefix: &Prefix, key: &Bytes) -> Result<Option<Entry>, StoreError> {
-    let range = prefix.range(Bound::Unbounded, Bound::Included(key));
-    db.range(range).next_back().transpose().map_err(failed)
-}
-
-/// The rows of a range, in the scan's direction.
-pub(super) fn scan<'a>(
-    db: &'a Db,
-    scan: &'a Scan,
-) -> Result<Box<dyn Iterator<Item = Result<Row, StoreError>> + 'a>, StoreError> {
-    let bounds = (scan.lower.as_ref(), scan.upper.as_ref());
-    if !scan.table.is_packed() {
-        let prefix = Prefix::of_rows(scan.table);
-        let rows = db.range(prefix.range(bounds.0, bounds.1));
-        return Ok(directed(rows, scan.direction, move |(key, value)| {
-            Ok((prefix.without(&key), Bytes::copy_from_slice(&value)))
-        }));
-    }
-    let prefix = Prefix::of_blocks(scan.table);
-    let mut range = prefix.range(bounds.0, bounds.1);
-    if let Bound::Included(lower) | Bound::Excluded(lower) = bounds.0
-        && let Some((place, _)) = holding(db, &prefix, lower)?
-    {
-        range.0 = Bound::Included(place.to_vec());
-    }
-    let blocks = directed(db.range(range), scan.direction, move |(place, bytes)| {
-        let block = Block::open(prefix.without(&place), &bytes).map_err(damaged)?;
-        let mut rows = block.rows().map_err(damaged)?;
-        rows.retain(|(key, _)| RangeBounds::<Bytes>::contains(&bounds, key));
-        if scan.direction == Direction::Descending {
-            rows.reverse();
+impl Tree {
+    /// The values of keys, in their order.
+    pub(super) fn read<'a>(
+        &'a self,
+        table: TableId,
+        keys: impl Iterator<Item = &'a Bytes> + 'a,
+    ) -> Box<dyn Iterator<Item = Result<Option<Bytes>, StoreError>> + 'a> {
+        if !self.form.packs(table) {
+            let prefix = Prefix::of_rows(table);
+            return Box::new(keys.map(move |key| {
+                let value = self.db.get(prefix.with(key)).map_err(failed)?;
+                Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+            }));
         }
-        Ok(rows)
-    });
-    Ok(Box::new(blocks.flat_map(|rows| match rows {
-        Ok(rows) => Rows::Whole(rows.into_iter()),
-        Err(error) => Rows::Failed(Some(error)),
-    })))
+        let prefix = Prefix::of_blocks(table);
+        // Keys that follow each other are often in the same block.
+        let mut last: Option<(IVec, Block)> = None;
+        Box::new(keys.map(move |key| {
+            let Some((place, bytes)) = self.holding(&prefix, key)? else { return Ok(None) };
+            let block = match last.take() {
+                Some((same, block)) if same == place => block,
+                _ => Block::open(prefix.without(&place), &bytes).map_err(damaged)?,
+            };
+            let value = block.get(key).map_err(damaged);
+            last = Some((place, block));
+            value
+        }))
+    }
+
+    /// The block in which a key is if it is in any.
+    fn holding(&self, prefix: &Prefix, key: &Bytes) -> Result<Option<Entry>, StoreError> {
+        let range = prefix.range(Bound::Unbounded, Bound::Included(key));
+        self.db.range(range).next_back().transpose().map_err(failed)
+    }
+
+    /// The rows of a range, in the scan's direction.
+    pub(super) fn scan<'a>(
+        &'a self,
+        scan: &'a Scan,
+    ) -> Result<Box<dyn Iterator<Item = Result<Row, StoreError>> + 'a>, StoreError> {
+        let bounds = (scan.lower.as_ref(), scan.upper.as_ref());
+        if !self.form.packs(scan.table) {
+            let prefix = Prefix::of_rows(scan.table);
+            let rows = self.db.range(prefix.range(bounds.0, bounds.1));
+            return Ok(directed(rows, scan.direction, move |(key, value)| {
+                Ok((prefix.without(&key), Bytes::copy_from_slice(&value)))
+            }));
+        }
+        let prefix = Prefix::of_blocks(scan.table);
+        let mut range = prefix.range(bounds.0, bounds.1);
+        if let Bound::Included(lower) | Bound::Excluded(lower) = bounds.0
+            && let Some((place, _)) = self.holding(&prefix, lower)?
+        {
+            range.0 = Bound::Included(place.to_vec());
+        }
+        let blocks = directed(self.db.range(range), scan.direction, move |(place, bytes)| {
+            let block = Block::open(prefix.without(&place), &bytes).map_err(damaged)?;
+            let mut rows = block.rows().map_err(damaged)?;
+            rows.retain(|(key, _)| RangeBounds::<Bytes>::contains(&bounds, key));
+            if scan.direction == Direction::Descending {
+                rows.reverse();
+            }
+            Ok(rows)
+        });
+        Ok(Box::new(blocks.flat_map(|rows| match rows {
+            Ok(rows) => Rows::Whole(rows.into_iter()),
+            Err(error) => Rows::Failed(Some(error)),
+        })))
+    }
 }
 
 fn directed<'a, T>(
@@ -134,11 +143,11 @@ pub(super) struct Change {
 
 impl Change {
     /// Adds what puts these rows into blocks, or under their own keys. Blocks that it changes already may not be among them.
-    pub(super) fn add(&mut self, db: &Db, rows: &Writes) -> Result<(), StoreError> {
+    pub(super) fn add(&mut self, tree: &Tree, rows: &Writes) -> Result<(), StoreError> {
         let mut rows = rows.iter().peekable();
         while let Some(((table, _), _)) = rows.peek() {
-            if table.is_packed() {
-                self.put_block(db, *table, &mut rows)?;
+            if tree.form.packs(*table) {
+                self.put_block(tree, *table, &mut rows)?;
             } else if let Some(((table, key), value)) = rows.next() {
                 let place = Prefix::of_rows(*table).with(key);
                 match value {
@@ -153,13 +162,13 @@ impl Change {
     /// Puts the first of the rows, which is of this table, and all others of the same block.
     fn put_block<'a>(
         &mut self,
-        db: &Db,
+        tree: &Tree,
         table: TableId,
         rows: &mut Peekable<impl Iterator<Item = (&'a (TableId, Bytes), &'a Option<Bytes>)>>,
     ) -> Result<(), StoreError> {
         let prefix = Prefix::of_blocks(table);
         let Some(((_, key), _)) = rows.peek() else { return Ok(()) };
-        let old = match holding(db, &prefix, key)? {
+        let old = match tree.holding(&prefix, key)? {
             None => None,
             Some((place, bytes)) => {
                 let first = prefix.without(&place);
@@ -168,7 +177,7 @@ impl Change {
             }
         };
         let start = old.as_ref().map_or_else(|| (*key).clone(), |(first, _)| first.clone());
-        let next = db.range(prefix.range(Bound::Excluded(&start), Bound::Unbounded)).next();
+        let next = tree.db.range(prefix.range(Bound::Excluded(&start), Bound::Unbounded)).next();
         let end = next.transpose().map_err(failed)?.map(|(place, _)| prefix.without(&place));
         let is_within = |at: TableId, key: &Bytes| at == table && end.as_ref().is_none_or(|end| key < end);
         let new = std::iter::from_fn(|| rows.next_if(|((at, key), _)| is_within(*at, key)));
