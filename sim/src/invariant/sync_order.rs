@@ -10,7 +10,7 @@ use std::{
 
 use actors::room::{StoredEvent, is_dummy};
 use anyhow::Result;
-use engine::id::TimelineIndex;
+use engine::id::{Position, TimelineIndex};
 use ruma::OwnedEventId;
 use storage::schema::Standing;
 
@@ -40,6 +40,10 @@ pub(super) async fn follows_timeline(world: &World) -> Result<Option<String>> {
                     }
                     return Ok(Some(format!("{user} was told of {event}, which is not in {room}")));
                 };
+                if filled_hole(&timeline[*place]) && timeline[*place].pdu.state_key() == Some(user.as_str()) {
+                    // How the user's membership ended, told while the event had no place yet.
+                    continue;
+                }
                 if last > Some(*place) {
                     return Ok(Some(format!("{user} was told of {event} too late in {room}")));
                 }
@@ -68,14 +72,13 @@ fn left_out(
     let unbroken = &log.events[log.unbroken_from..];
     let Some(from) = unbroken.first().and_then(|first| order.get(first)) else { return Vec::new() };
     let unbroken: BTreeSet<_> = unbroken.iter().collect();
-    // What filled a hole has another place than number, and is not news.
-    let arrived =
-        timeline[*from..].iter().filter(|event| event.index == Some(TimelineIndex::from(position(event))));
+    let arrived = timeline[*from..].iter().filter(|event| !filled_hole(event));
     let is_shown = |event: &&Arc<StoredEvent>| !is_dummy(&event.pdu);
     let missing = arrived.filter(is_shown).filter(|event| !unbroken.contains(event.pdu.event_id()));
     missing.cloned().collect()
 }
 
-fn position(event: &StoredEvent) -> engine::id::Position {
-    engine::id::Position(event.short.0)
+/// Whether the event got its place in a hole, and was no news then: its place is not its number.
+fn filled_hole(event: &StoredEvent) -> bool {
+    event.index != Some(TimelineIndex::from(Position(event.short.0)))
 }
