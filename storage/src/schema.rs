@@ -340,6 +340,19 @@ tables! {
     /// are there or the room is joined anew.
     185 => PARTIAL_REFUSED: (ShortRoomId, Position) => ShortEventId;
 
+    /// Events that came while the room's state lacked members and have their place in the graph, but are not to be
+    /// shown: redactions without a target, and what a policy server advised against. The states at them are to be
+    /// worked out anew.
+    ///
+    /// Key: room, position. Writer: `RoomActor`, in the same batch as the event. Changes: as of `PARTIAL_REFUSED`.
+    187 => PARTIAL_HIDDEN: (ShortRoomId, Position) => ShortEventId;
+
+    /// What was redacted while the room's state lacked members, as it was before, canonical JSON: the redaction may not
+    /// stand.
+    ///
+    /// Key: room, the redacted event. Writer: `RoomActor`, with the redaction. Changes: as of `PARTIAL_REFUSED`.
+    188 => PARTIAL_REDACTED: (ShortRoomId, ShortEventId) => Bytes;
+
     /// Local accounts; the row makes the user exist, and stays when the account is deactivated.
     ///
     /// Key: user. Writer: `SessionActor`; registration, under the condition that it is absent. Changes: overwritten.

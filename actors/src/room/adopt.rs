@@ -116,7 +116,7 @@ impl ActiveRoom {
         change.head.completed = Position(0);
         change.head.corrected = false;
         change.batch.delete(&schema::PARTIAL_ROOMS, &self.room);
-        self.forget_refused(change).await?;
+        self.forget_noted(change).await?;
         change.hot = imbl::OrdMap::new();
         let floor = if change.head.latest == TimelineIndex(0) { BEFORE_ALL } else { change.head.latest };
         // What happened while this server was away has its places before the join.

@@ -89,7 +89,7 @@ impl ActiveRoom {
         change.head.completed = ticket.last();
         change.head.corrected = rejudged.is_different();
         self.recount(change, root).await?;
-        self.forget_refused(change).await?;
+        self.forget_noted(change).await?;
         record.completed = Some(ticket.last());
         record.corrected = rejudged.is_different();
         change.batch.put(&schema::PARTIAL_ROOMS, &self.room, &record);
@@ -103,7 +103,7 @@ impl ActiveRoom {
         let Some(record) = record else { return Ok(()) };
         let join = self.known_event(change, &record.join).await?;
         let join = join.ok_or_else(|| ReadError::Lost("the join of a room".to_owned()))?;
-        for event in self.events_since_join(change, &join).await? {
+        for event in self.events_since_join(change, &join).await?.events {
             change.replace(&Arc::new(StoredEvent { lacks_members: true, ..(*event).clone() }));
         }
         Ok(())

@@ -99,8 +99,10 @@ impl ActiveRoom {
         }
         self.hide(change, &pdu, standing, &placement);
         // By the rules, that is; what a policy server thinks stays.
-        if reason.is_some() {
+        if advice == Advice::Recommended {
             self.note_refused(change, pdu.event_id());
+        } else {
+            self.note_hidden(change, pdu.event_id());
         }
         if standing == Standing::SoftFailed {
             self.note_missing(change, placement.missing, origin);
@@ -149,6 +151,7 @@ impl ActiveRoom {
             self.append_placed(change, &event, ticket).await?;
         } else {
             self.keep_hidden(change, &event, ticket);
+            self.note_hidden(change, event.pdu.event_id());
         }
         if !placement.missing.is_empty() {
             change.head.latest = index;

@@ -4,12 +4,15 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use engine::{
     auth,
+    id::ShortEventId,
     pdu::{self, Pdu},
+    room::event::Standing,
 };
 use ruma::{EventId, UserId};
-use storage::schema;
+use storage::{Direction, KeyRange, schema};
 
 use super::{ActiveRoom, RoomError, StoredEvent, change::Change};
 
@@ -68,6 +71,10 @@ impl ActiveRoom {
             return Ok(());
         }
         self.unrelate(change, target).await?;
+        if change.head.lacks_members {
+            let key = (self.room, target.short);
+            change.batch.put(&schema::PARTIAL_REDACTED, &key, target.pdu.raw());
+        }
         let stripped = Arc::new(StoredEvent {
             pdu: Arc::new(pdu::redact(&target.pdu, self.rules)?),
             redacted_by: Some(redaction.short),
@@ -123,6 +130,45 @@ impl ActiveRoom {
         let may_redact = powers.is_some_and(|powers| powers.may_redact(redaction.pdu.sender()));
         if held.is_none() || may_redact {
             change.batch.put(&schema::EARLY_REDACTIONS, &key, &redaction.short);
+        }
+        Ok(())
+    }
+
+    /// What was redacted while the state lacked members, with what it was before.
+    pub(super) async fn redacted_meanwhile(&self) -> Result<Vec<(ShortEventId, Bytes)>, RoomError> {
+        let rows = KeyRange::prefix(&(self.room,));
+        let storage = self.shared.store.storage();
+        let rows = storage.range(&schema::PARTIAL_REDACTED, rows, Direction::Ascending, usize::MAX).await?;
+        Ok(rows.into_iter().map(|((_, target), raw)| (target, raw)).collect())
+    }
+
+    /// Gives events back what a redaction took that does not stand any more, unless another one of `since` does.
+    pub(super) async fn undo_redactions(
+        &self,
+        change: &mut Change,
+        since: &[Arc<StoredEvent>],
+    ) -> Result<(), RoomError> {
+        for (target, raw) in self.redacted_meanwhile().await? {
+            let target = self.event(change, target).await?;
+            let Some(redacted_by) = target.redacted_by else { continue };
+            if self.event(change, redacted_by).await?.standing == Standing::Accepted {
+                continue;
+            }
+            let pdu = Pdu::from_stored(target.pdu.event_id().clone(), raw)?;
+            let restored = Arc::new(StoredEvent {
+                pdu: Arc::new(pdu),
+                redacted_by: None,
+                ..StoredEvent::clone(&target)
+            });
+            change.replace(&restored);
+            self.relate(change, &restored).await?;
+            for other in since.iter().filter(|event| event.pdu.redacts() == Some(target.pdu.event_id())) {
+                let other = self.event(change, other.short).await?;
+                if other.standing == Standing::Accepted && self.applies(change, &other, &restored).await? {
+                    self.redact(change, &restored, &other).await?;
+                    break;
+                }
+            }
         }
         Ok(())
     }

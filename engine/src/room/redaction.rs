@@ -11,7 +11,7 @@ use crate::{
 impl Room<'_> {
     /// Whether an event is a redaction that clients are not to see: what it redacts is not known here yet, or its sender
     /// may not redact that. Before room version 3 the authorization rules see to that.
-    pub(super) fn is_withheld(&self, pdu: &Pdu) -> Result<bool, Need> {
+    pub fn is_withheld(&self, pdu: &Pdu) -> Result<bool, Need> {
         let is_redaction = pdu.kind() == "m.room.redaction" && pdu.state_key().is_none();
         if !is_redaction || self.head.rules.authorization.special_case_room_redaction {
             return Ok(false);

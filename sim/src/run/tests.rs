@@ -11,13 +11,14 @@ use crate::{fault::Kind, minimise::minimise, scenario};
 const SEEDS: u64 = 200;
 
 /// Scenarios with seeds that found a bug: docs/simulation.md says which.
-const FOUND: [(&str, u64); 32] = [
+const FOUND: [(&str, u64); 33] = [
     ("quiet-network", 4),
     ("large-join", 2),
     ("hostile-peer", 9),
     ("noise", 10),
     ("busy-room", 23),
     ("joins-and-leaves", 25),
+    ("large-join", 6),
     ("large-join", 29),
     ("chat", 33),
     ("joins-and-leaves", 36),

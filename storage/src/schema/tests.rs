@@ -130,6 +130,8 @@ fn federation_rows() -> Vec<String> {
         row(&EDU_QUEUE, &(server, Position(5)), &json),
         row(&PARTIAL_ROOMS, &ROOM, &partial),
         row(&PARTIAL_REFUSED, &(ROOM, Position(5)), &EVENT),
+        row(&PARTIAL_HIDDEN, &(ROOM, Position(5)), &EVENT),
+        row(&PARTIAL_REDACTED, &(ROOM, EVENT), &Bytes::from_static(b"{}")),
     ]
 }
 

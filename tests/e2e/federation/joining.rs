@@ -276,6 +276,95 @@ async fn a_room_is_not_complete_without_the_members_that_are_refused() {
         .await;
 }
 
+/// A redaction without a target is not shown, and yet others come after it.
+#[tokio::test]
+async fn what_follows_a_hidden_event_stands_once_the_members_are_there() {
+    let (founder, other) = (Stranger::start().await, Stranger::start().await);
+    let server = Server::start_federating("").await;
+    let alice = User(server.client("alice").await);
+    let mut room = founder.found_room("founder");
+    founder.let_in(&mut room, &other, "carol");
+    let whole = founder.host_without_members(&room);
+    let id = room.room_id.to_string();
+    alice.join(&id, founder.name()).await;
+    let join = founder.heard("/send_join/")[0].json();
+    room.take(&Arc::new(Pdu::parse(join.to_string().as_bytes(), room.rules).unwrap()));
+    let hidden = founder.event(&mut room, "m.room.redaction", None, &json!({ "redacts": "$nowhere" }));
+    let said = founder.event(&mut room, "m.room.message", None, &text("founder speaks"));
+    let results = founder.send(&server, "founder", &[&hidden, &said]).await;
+    assert_eq!(results[said.event_id().as_str()], json!({}), "{results}");
+    assert!(!is_shown(&alice, &id, &hidden).await);
+    room.user = format!("@carol:{}", other.name()).try_into().unwrap();
+    let speech = other.event(&mut room, "m.room.message", None, &text("carol speaks"));
+    other.host_without_members(&room);
+    let results = other.send(&server, "carol", &[&speech]).await;
+    assert_eq!(results[speech.event_id().as_str()], json!({}), "{results}");
+    *whole.lock() = true;
+    assert_eq!(members(&alice, &id).await.len(), 3);
+    assert!(is_shown(&alice, &id, &speech).await);
+    assert!(!is_shown(&alice, &id, &hidden).await);
+    alice.say(&id, "alice speaks").await;
+    let sent = eventually("our event is sent", async || {
+        founder.received().into_iter().find(|event| event["content"]["body"] == "alice speaks")
+    })
+    .await;
+    assert_eq!(sent["prev_events"], json!([speech.event_id()]), "{sent}");
+}
+
+/// Somebody whose ban is among the members that came later redacts what others said.
+#[tokio::test]
+async fn redactions_that_do_not_stand_once_the_members_are_there_are_undone() {
+    let (founder, other) = (Stranger::start().await, Stranger::start().await);
+    let server = Server::start_federating("").await;
+    let alice = User(server.client("alice").await);
+    let mut room = founder.found_room("founder");
+    let mallory = format!("@mallory:{}", other.name());
+    let levels = json!({ "users": { room.user.as_str(): 100, &mallory: 50 } });
+    founder.event(&mut room, "m.room.power_levels", Some(""), &levels);
+    founder.let_in(&mut room, &other, "mallory");
+    let before_ban = room.clone();
+    founder.event(&mut room, "m.room.member", Some(&mallory), &json!({ "membership": "ban" }));
+    let whole = founder.host_without_members(&room);
+    other.host_without_members(&before_ban);
+    let id = room.room_id.to_string();
+    alice.join(&id, founder.name()).await;
+    let join = founder.heard("/send_join/")[0].json();
+    let join = Arc::new(Pdu::parse(join.to_string().as_bytes(), room.rules).unwrap());
+    room.take(&join);
+    let said = ["taken back by nobody", "taken back by both", "taken back by the founder"]
+        .map(|body| founder.event(&mut room, "m.room.message", None, &text(body)));
+    founder.send(&server, "said", &[&said[0], &said[1], &said[2]]).await;
+    let redacts = |event: &Pdu| json!({ "redacts": event.event_id() });
+    let mut banned = before_ban.clone();
+    (banned.user, banned.tips) = (mallory.try_into().unwrap(), room.tips.clone());
+    let taken =
+        [&said[0], &said[1]].map(|event| other.event(&mut banned, "m.room.redaction", None, &redacts(event)));
+    let results = other.send(&server, "banned", &[&taken[0], &taken[1]]).await;
+    assert_eq!(results[taken[1].event_id().as_str()], json!({}), "{results}");
+    let stands =
+        [&said[1], &said[2]].map(|event| founder.event(&mut room, "m.room.redaction", None, &redacts(event)));
+    founder.send(&server, "stands", &[&stands[0], &stands[1]]).await;
+    let event = async |event: &Pdu| {
+        alice.0.get(&path(&id, &format!("event/{}", segment(event.event_id().as_str())))).await.ok()
+    };
+    for event_id in &said {
+        assert_eq!(event(event_id).await["content"], json!({}));
+    }
+    *whole.lock() = true;
+    assert_eq!(members(&alice, &id).await.len(), 3);
+    assert_eq!(event(&said[0]).await["content"]["body"], "taken back by nobody");
+    for (said, redaction) in [(&said[1], &stands[0]), (&said[2], &stands[1])] {
+        let event = event(said).await;
+        assert_eq!(event["content"], json!({}));
+        let because = &event["unsigned"]["redacted_because"]["event_id"];
+        assert_eq!(because, redaction.event_id().as_str(), "{event}");
+    }
+}
+
+fn text(body: &str) -> Value {
+    json!({ "msgtype": "m.text", "body": body })
+}
+
 /// How long it takes to join a room of Synapse: until it can be used, and until all members are there.
 #[tokio::test]
 async fn a_large_room_of_synapse_can_be_used_at_once() {
