@@ -257,10 +257,15 @@ tables! {
     /// Key: user, room ID. Writer: `RoomActor`, in the same batch as `MEMBERSHIPS`. Changes: overwritten.
     58 => STRIPPED_STATES: (OwnedUserId, OwnedRoomId) => StrippedStateRecord;
 
-    /// Redactions whose targets are not known yet.
+    /// The first redaction of each event that is not known yet.
     ///
     /// Key: room, target. Writer: `RoomActor`, with the redaction. Changes: deletion, once the target is there.
     59 => EARLY_REDACTIONS: (ShortRoomId, OwnedEventId) => ShortEventId;
+
+    /// Further redactions of events that are not known yet: which of them are permitted is seen once the target is there.
+    ///
+    /// Key: room, target, redaction. Writer: `RoomActor`, with the redaction. Changes: as of `EARLY_REDACTIONS`.
+    189 => FURTHER_REDACTIONS: (ShortRoomId, OwnedEventId, ShortEventId) => ();
 
     /// Events that are sent later.
     ///

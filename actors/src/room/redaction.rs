@@ -2,7 +2,7 @@
 //!
 //! Spec: client-server API, "Redactions"; room version 3, "Handling redactions".
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
 use engine::{
@@ -11,7 +11,7 @@ use engine::{
     pdu::{self, Pdu},
     room::event::Standing,
 };
-use ruma::{EventId, UserId};
+use ruma::{EventId, OwnedEventId, UserId};
 use storage::{Direction, KeyRange, schema};
 
 use super::{ActiveRoom, RoomError, StoredEvent, change::Change};
@@ -101,13 +101,9 @@ impl ActiveRoom {
                 None => self.note_early(change, target_id, event).await,
             };
         }
-        let key = (self.room, event.pdu.event_id().clone());
-        let early = self.shared.store.storage().get(&schema::EARLY_REDACTIONS, &key).await?;
-        if let Some(short) = early {
-            let redaction = self.event(change, short).await?;
-            change.batch.delete(&schema::EARLY_REDACTIONS, &key);
+        for redaction in self.take_early(change, event.pdu.event_id()).await? {
             if self.applies(change, &redaction, event).await? {
-                self.redact(change, event, &redaction).await?;
+                self.redact(change, &self.event(change, event.short).await?, &redaction).await?;
                 if redaction.index.is_none() {
                     self.show(change, &redaction).await?;
                 }
@@ -116,8 +112,7 @@ impl ActiveRoom {
         Ok(())
     }
 
-    /// Remembers a redaction until its target is there. Of several that one counts whose sender may redact whatever the
-    /// target is, so that nobody can take its place.
+    /// Remembers a redaction until its target is there: which of several its sender may redact is seen only then.
     async fn note_early(
         &self,
         change: &mut Change,
@@ -125,13 +120,58 @@ impl ActiveRoom {
         redaction: &StoredEvent,
     ) -> Result<(), RoomError> {
         let key = (self.room, target_id.to_owned());
-        let held = self.shared.store.storage().get(&schema::EARLY_REDACTIONS, &key).await?;
-        let powers = self.powers(change).await?;
-        let may_redact = powers.is_some_and(|powers| powers.may_redact(redaction.pdu.sender()));
-        if held.is_none() || may_redact {
+        let storage = self.shared.store.storage();
+        let held = storage.get(&schema::EARLY_REDACTIONS, &key).await?;
+        // The row of another one may not be durable yet.
+        let is_other = |event: &&Arc<StoredEvent>| event.short != redaction.short;
+        let is_first = held.is_none_or(|held| held == redaction.short)
+            && !self.early_in_flight(change, target_id).iter().any(|event| is_other(&event));
+        if is_first {
             change.batch.put(&schema::EARLY_REDACTIONS, &key, &redaction.short);
+        } else {
+            let key = (self.room, target_id.to_owned(), redaction.short);
+            change.batch.put(&schema::FURTHER_REDACTIONS, &key, &());
         }
         Ok(())
+    }
+
+    /// The accepted redactions that came before their target, in the order in which they came; they wait no longer.
+    async fn take_early(
+        &self,
+        change: &mut Change,
+        target_id: &OwnedEventId,
+    ) -> Result<Vec<Arc<StoredEvent>>, RoomError> {
+        let storage = self.shared.store.storage();
+        let key = (self.room, target_id.clone());
+        let mut shorts: BTreeSet<_> =
+            self.early_in_flight(change, target_id).iter().map(|event| event.short).collect();
+        let first = storage.get(&schema::EARLY_REDACTIONS, &key).await?;
+        if first.is_none() && shorts.is_empty() {
+            return Ok(Vec::new());
+        }
+        shorts.extend(first);
+        let further = KeyRange::prefix(&key);
+        let further =
+            storage.range(&schema::FURTHER_REDACTIONS, further, Direction::Ascending, usize::MAX).await?;
+        shorts.extend(further.into_iter().map(|((_, _, short), ())| short));
+        change.batch.delete(&schema::EARLY_REDACTIONS, &key);
+        let mut redactions = Vec::with_capacity(shorts.len());
+        for short in shorts {
+            change.batch.delete(&schema::FURTHER_REDACTIONS, &(self.room, target_id.clone(), short));
+            redactions.push(self.event(change, short).await?);
+        }
+        redactions.retain(|redaction| redaction.standing == Standing::Accepted);
+        Ok(redactions)
+    }
+
+    /// Redactions of an event that wait for it, and that the store may not have yet.
+    fn early_in_flight(&self, change: &Change, target_id: &EventId) -> Vec<Arc<StoredEvent>> {
+        let mut events = self.in_flight(change);
+        events.retain(|event| {
+            let is_redaction = event.pdu.kind() == "m.room.redaction" && event.index.is_none();
+            is_redaction && event.pdu.redacts().is_some_and(|redacts| *redacts == *target_id)
+        });
+        events
     }
 
     /// What was redacted while the state lacked members, with what it was before.

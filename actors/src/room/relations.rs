@@ -155,7 +155,7 @@ impl ActiveRoom {
     }
 
     /// What is not durable yet, each event in its newest form.
-    fn in_flight(&self, change: &Change) -> Vec<Arc<StoredEvent>> {
+    pub(super) fn in_flight(&self, change: &Change) -> Vec<Arc<StoredEvent>> {
         let own = change.replaced.iter().rev().chain(&change.events).chain(change.hidden.values());
         let mut seen = BTreeSet::new();
         own.chain(self.pending.events()).filter(|event| seen.insert(event.short)).cloned().collect()

@@ -264,6 +264,7 @@ fn room_rows() -> Vec<String> {
         row(&ROOM_SERVERS, &(ROOM, owned_server_name!("example.org")), &2),
         row(&STRIPPED_STATES, &(alice(), owned_room_id!("!room:example.org")), &stripped),
         row(&EARLY_REDACTIONS, &(ROOM, owned_event_id!("$event")), &EVENT),
+        row(&FURTHER_REDACTIONS, &(ROOM, owned_event_id!("$event"), EVENT), &()),
         row(&GAPS, &(ROOM, INDEX), &gap),
         row(&STATE_RESETS, &(ROOM, Position(5)), &Bytes::from_static(b"{}")),
     ]

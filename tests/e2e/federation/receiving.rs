@@ -272,6 +272,30 @@ async fn a_redaction_counts_whether_it_comes_before_or_after_its_target() {
     }
 }
 
+/// Whoever redacts what is not there yet cannot keep others from redacting it.
+#[tokio::test]
+async fn of_early_redactions_those_count_that_are_permitted() {
+    let (server, stranger, other) =
+        (Server::start_federating("").await, Stranger::start().await, Stranger::start().await);
+    let (alice, room, mut guest) = room_with_guest(&server, &stranger, "11").await;
+    let mut mallory = other.join(&server, &room, "mallory").await;
+    let fork = guest.tips.clone();
+    let target = stranger.event_after(&guest, &fork, "m.room.message", None, &text("regretted"));
+    let content = json!({ "redacts": target.event_id() });
+    let refused = other.event(&mut mallory, "m.room.redaction", None, &content);
+    other.send(&server, "refused", &[&refused]).await;
+    let permitted = [(); 2].map(|()| stranger.event(&mut guest, "m.room.redaction", None, &content));
+    stranger.send(&server, "permitted", &[&permitted[0], &permitted[1]]).await;
+    let results = stranger.send(&server, "target", &[&target]).await;
+    assert_eq!(results[target.event_id().as_str()], json!({}), "{results}");
+    let shown =
+        alice.0.get(&path(&room, &format!("event/{}", segment(target.event_id().as_str())))).await.ok();
+    assert_eq!(shown["content"], json!({}), "{shown}");
+    assert_eq!(shown["unsigned"]["redacted_because"]["event_id"], permitted[0].event_id().as_str());
+    assert!(is_shown(&alice, &room, &permitted[1]).await);
+    assert!(!is_shown(&alice, &room, &refused).await);
+}
+
 /// A server that does not give what its events refer to holds up itself, not the room.
 #[tokio::test]
 async fn a_server_that_does_not_answer_holds_up_nobody_else() {
