@@ -22,6 +22,7 @@ pub mod merge;
 pub mod partial;
 pub mod receive;
 mod redaction;
+mod rejoin;
 pub mod relation;
 pub mod reset;
 

@@ -358,6 +358,12 @@ tables! {
     /// Key: room, the redacted event. Writer: `RoomActor`, with the redaction. Changes: as of `PARTIAL_REFUSED`.
     188 => PARTIAL_REDACTED: (ShortRoomId, ShortEventId) => Bytes;
 
+    /// The forward extremities of rooms that were left and joined again without their members: whether the servers there
+    /// know them is seen by these.
+    ///
+    /// Key: room, event. Writer: `RoomActor`, with the join. Changes: as of `PARTIAL_REFUSED`.
+    190 => PARTIAL_TIPS: (ShortRoomId, ShortEventId) => ();
+
     /// Local accounts; the row makes the user exist, and stays when the account is deactivated.
     ///
     /// Key: user. Writer: `SessionActor`; registration, under the condition that it is absent. Changes: overwritten.

@@ -14,6 +14,7 @@ mod media;
 mod numbers;
 mod policy;
 mod receiving;
+mod rejoining;
 mod sending;
 
 use std::time::Duration;

@@ -108,6 +108,7 @@ impl ActiveRoom {
         if change.head.lacks_members {
             self.give_up_members(change).await?;
         }
+        let former = self.former_tips(change).await?;
         // What was known of the room before is out of date: the counts start over with the state.
         self.set_census(change, Census::default());
         change.head.root = StateRoot::default();
@@ -126,6 +127,12 @@ impl ActiveRoom {
         self.move_state(change, moves, at).await?;
         let missing = join.prev_events().to_vec();
         let placement = self.decide(change, |room| room.enter(&join, before)).await??;
+        // A state without its members is not resolved with others.
+        if partial.is_some() {
+            self.note_former_tips(change, &former);
+        } else {
+            change.head.tips = self.decide(change, |room| room.unknown_there(&former, before)).await?;
+        }
         let source = Source { origin: origin.clone(), sent_by: None };
         let event = self.accept(change, &join, placement, source).await?;
         if let Some(servers) = partial {

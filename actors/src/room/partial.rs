@@ -5,15 +5,18 @@
 //!
 //! Spec: server-server API, `PUT /_matrix/federation/v2/send_join/{roomId}/{eventId}`, `omit_members` (MSC3706, MSC3902).
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use engine::{
-    id::TimelineIndex,
+    id::{ShortEventId, TimelineIndex},
     room::{census::Census, content},
     state::{self, StateRoot},
 };
 use ruma::{OwnedEventId, OwnedServerName, UserId};
-use storage::schema::{self, PartialRoomRecord};
+use storage::{
+    Direction, KeyRange,
+    schema::{self, PartialRoomRecord},
+};
 
 use super::{ActiveRoom, ReadError, RoomError, RoomHandle, StoredEvent, change::Change};
 
@@ -95,6 +98,28 @@ impl ActiveRoom {
         change.batch.put(&schema::PARTIAL_ROOMS, &self.room, &record);
         change.tickets.push(ticket);
         Ok(())
+    }
+
+    /// Forward extremities from before this server joined again, which wait for the members.
+    pub(super) async fn noted_tips(&self) -> Result<Vec<ShortEventId>, RoomError> {
+        let own = KeyRange::prefix(&(self.room,));
+        let storage = self.shared.store.storage();
+        let rows = storage.range(&schema::PARTIAL_TIPS, own, Direction::Ascending, usize::MAX).await?;
+        Ok(rows.into_iter().map(|((_, short), ())| short).collect())
+    }
+
+    /// The forward extremities from before this server joins (again): the present ones, and those that wait still.
+    pub(super) async fn former_tips(&self, change: &Change) -> Result<Vec<Arc<StoredEvent>>, RoomError> {
+        let mut shorts: BTreeSet<_> = self.noted_tips().await?.into_iter().collect();
+        shorts.extend(change.head.tips.iter().map(|tip| tip.short));
+        self.events(change, shorts).await
+    }
+
+    /// Notes forward extremities of which the members will tell whether the others know them.
+    pub(super) fn note_former_tips(&self, change: &mut Change, former: &[Arc<StoredEvent>]) {
+        for tip in former.iter().filter(|tip| tip.has_state()) {
+            change.batch.put(&schema::PARTIAL_TIPS, &(self.room, tip.short), &());
+        }
     }
 
     /// Marks what came since a join whose members never came: nothing may be concluded from the states there.

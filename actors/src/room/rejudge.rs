@@ -89,6 +89,9 @@ impl ActiveRoom {
                 change.batch.delete(table, &(self.room, at));
             }
         }
+        for tip in self.noted_tips().await? {
+            change.batch.delete(&schema::PARTIAL_TIPS, &(self.room, tip));
+        }
         for (target, _) in self.redacted_meanwhile().await? {
             change.batch.delete(&schema::PARTIAL_REDACTED, &(self.room, target));
         }
@@ -105,7 +108,8 @@ impl ActiveRoom {
     ) -> Result<Rejudged, RoomError> {
         let Since { events, hidden } = self.events_since_join(change, join).await?;
         let since: BTreeSet<_> = events.iter().map(|event| event.pdu.event_id().clone()).collect();
-        change.head.tips = Vec::new();
+        let former = self.events(change, self.noted_tips().await?).await?;
+        change.head.tips = self.decide(change, |room| room.unknown_there(&former, full)).await?;
         change.head.root = full;
         let mut rejudged = Rejudged::default();
         for event in &events {

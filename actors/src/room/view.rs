@@ -84,6 +84,19 @@ impl ActiveRoom {
         }
     }
 
+    /// Events by their numbers.
+    pub(super) async fn events(
+        &self,
+        change: &Change,
+        shorts: impl IntoIterator<Item = ShortEventId>,
+    ) -> Result<Vec<Arc<StoredEvent>>, RoomError> {
+        let mut events = Vec::new();
+        for short in shorts {
+            events.push(self.event(change, short).await?);
+        }
+        Ok(events)
+    }
+
     /// An event of this room by its ID, if it is in the making, under way or recent.
     pub(super) fn own_event_by_id(&self, change: &Change, event_id: &EventId) -> Option<Arc<StoredEvent>> {
         let own = change.replaced.iter().rev().chain(change.events.iter().rev());

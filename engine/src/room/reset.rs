@@ -66,7 +66,7 @@ impl Room<'_> {
     }
 
     /// Whether an event replaced another one, or came after what did; none stands for a key without an event.
-    fn replaced(&self, event: &StoredEvent, older: Option<ShortEventId>) -> Result<bool, Need> {
+    pub(super) fn replaced(&self, event: &StoredEvent, older: Option<ShortEventId>) -> Result<bool, Need> {
         let mut before = event.replaces;
         for _ in 0..REPLACED_MAX {
             match before {

@@ -132,6 +132,7 @@ fn federation_rows() -> Vec<String> {
         row(&PARTIAL_REFUSED, &(ROOM, Position(5)), &EVENT),
         row(&PARTIAL_HIDDEN, &(ROOM, Position(5)), &EVENT),
         row(&PARTIAL_REDACTED, &(ROOM, EVENT), &Bytes::from_static(b"{}")),
+        row(&PARTIAL_TIPS, &(ROOM, EVENT), &()),
     ]
 }
 

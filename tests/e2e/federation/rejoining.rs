@@ -1,0 +1,72 @@
+//! Joining rooms of other servers again.
+//!
+//! Spec: server-server API, "Joining Rooms"; room version 2, "State resolution".
+
+use std::sync::Arc;
+
+use engine::pdu::Pdu;
+use ruma::OwnedEventId;
+use serde_json::Value;
+use tests::{Server, Stranger};
+
+use super::{User, eventually, path};
+
+async fn joined_count(user: &User, room: &str) -> usize {
+    let answer = user.0.get(&path(room, "members?membership=join")).await.ok();
+    answer["chunk"].as_array().unwrap().len()
+}
+
+/// A leave that nobody got, and a join after it through a server that still counts the user in.
+#[tokio::test]
+async fn a_leave_that_others_do_not_know_is_another_branch_than_the_join_after_it() {
+    for is_lean in [false, true] {
+        let founder = Stranger::start().await;
+        let server = Server::start_federating("").await;
+        let alice = User(server.client("alice").await);
+        let mut room = founder.found_room("founder");
+        founder.host(&room);
+        let id = room.room_id.to_string();
+        alice.join(&id, founder.name()).await;
+        let parse = |event: Value| Arc::new(Pdu::parse(event.to_string().as_bytes(), room.rules).unwrap());
+        let first = parse(founder.heard("/send_join/")[0].json());
+        room.take(&first);
+        let bob = User(server.client("bob").await);
+        bob.join(&id, founder.name()).await;
+        let joined = eventually("bob's join is sent", async || {
+            founder.received().into_iter().find(|event| event["state_key"] == bob.id())
+        })
+        .await;
+        room.take(&Arc::new(Pdu::parse(joined.to_string().as_bytes(), room.rules).unwrap()));
+        alice.leave(&id).await;
+        bob.leave(&id).await;
+        let leave = eventually("the last leave is sent", async || {
+            let events = founder.received().into_iter();
+            events
+                .rev()
+                .find(|event| event["state_key"] == bob.id() && event["content"]["membership"] == "leave")
+        })
+        .await;
+        // For all that this server tells, it never got one.
+        if is_lean {
+            *founder.host_without_members(&room).lock() = true;
+        } else {
+            founder.host(&room);
+        }
+        alice.join(&id, founder.name()).await;
+        let again = founder.heard("/send_join/").pop().unwrap().json();
+        assert_eq!(joined_count(&alice, &id).await, 2, "bob has left, whatever the founder says");
+        alice.say(&id, "alice speaks").await;
+        let sent = eventually("our event is sent", async || {
+            founder.received().into_iter().find(|event| event["content"]["body"] == "alice speaks")
+        })
+        .await;
+        let id_of = |event: &Value| {
+            Pdu::parse(event.to_string().as_bytes(), room.rules).unwrap().event_id().to_owned()
+        };
+        let mut prev = [id_of(&leave), id_of(&again)];
+        prev.sort();
+        let mut sent = serde_json::from_value::<Vec<OwnedEventId>>(sent["prev_events"].clone()).unwrap();
+        sent.sort();
+        assert_eq!(sent, prev, "without members: {is_lean}");
+    }
+}
