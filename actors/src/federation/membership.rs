@@ -32,6 +32,9 @@ use crate::{
 /// Servers that are asked to let a user in, one after the other.
 const SERVERS_MAX: usize = 10;
 
+/// Events in a transaction, at most, by the specification.
+const PDUS_MAX: usize = 50;
+
 /// How long a join waits for the members of the room, if they come apart from it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -133,6 +136,7 @@ impl Homeserver {
         content: &Map<String, Value>,
     ) -> Result<(), RoomError> {
         let remote = self.remote(server)?;
+        self.bring_last_events(server, room_id).await?;
         let template = remote.make("join", room_id, user, &SUPPORTED).await?;
         let (version, rules) = version_of(&template)?;
         let join = self.complete(&template, ("join", room_id, user), content, rules)?;
@@ -143,6 +147,39 @@ impl Homeserver {
             let _ = self.room(room_id).await?.wait_for_members(PATIENCE).await;
         }
         Ok(())
+    }
+
+    /// Sends a server what this one said last in a room that it left: a leave that did not arrive yet, because nobody
+    /// could be reached, would end a join that does not come after it. An error says that the server cannot be reached.
+    async fn bring_last_events(&self, server: &ServerName, room_id: &RoomId) -> Result<(), RoomError> {
+        let room = match self.room(room_id).await {
+            Err(RoomError::NotFound) => return Ok(()),
+            room => room?,
+        };
+        let snapshot = room.snapshot();
+        // Servers that were not in the room with us are told nothing of it.
+        if snapshot.head.has_server(self.server_name()) || !snapshot.head.has_server(server) {
+            return Ok(());
+        }
+        let tips = snapshot.head.tips.iter().rev();
+        let own: Vec<_> = tips
+            .filter(|tip| belongs_to(tip.pdu.sender(), self.server_name()))
+            .take(PDUS_MAX)
+            .filter_map(|tip| serde_json::from_slice::<Box<RawValue>>(tip.pdu.raw()).ok())
+            .collect();
+        if own.is_empty() {
+            return Ok(());
+        }
+        let env = self.env();
+        let sent = self
+            .remote(server)?
+            .send_pdus(&env.entropy.token(24), self.server_name(), env.clock.now_ms(), &own)
+            .await;
+        match sent {
+            // What it makes of them is seen from the state that it gives.
+            Ok(()) | Err(FederationError::Status { .. } | FederationError::BadBody(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Sends a join, and takes the room over as the resident server gives it; returns whether it lacks members.

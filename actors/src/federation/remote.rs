@@ -10,7 +10,10 @@ use ruma::{
     EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedServerName, RoomId, RoomVersionId, ServerName,
     UserId,
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Serialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 use serde_json::value::RawValue;
 
 use super::{FederationClient, FederationError, FederationRequest};
@@ -165,6 +168,14 @@ impl MissingEventsQuery {
     }
 }
 
+/// The body of a transaction without EDUs.
+#[derive(Serialize)]
+struct Transaction<'a> {
+    origin: &'a ServerName,
+    origin_server_ts: u64,
+    pdus: &'a [Box<RawValue>],
+}
+
 /// Another server.
 pub struct Remote<'a> {
     client: &'a dyn FederationClient,
@@ -213,6 +224,21 @@ impl<'a> Remote<'a> {
         serde_json::from_slice(&response.body).map_err(|error| FederationError::BadBody(error.to_string()))
     }
 
+    /// `PUT /_matrix/federation/v1/send/{txnId}`, with events only.
+    pub async fn send_pdus(
+        &self,
+        txn_id: &str,
+        origin: &ServerName,
+        now_ms: u64,
+        pdus: &[Box<RawValue>],
+    ) -> Result<(), FederationError> {
+        let body = Transaction { origin, origin_server_ts: now_ms, pdus };
+        let body = serde_json::to_vec(&body).map_err(|error| FederationError::BadBody(error.to_string()))?;
+        let path = format!("/_matrix/federation/v1/send/{}", encode(txn_id));
+        let request = Some(body.into());
+        self.ask(Method::PUT, path, request, (TIMEOUT, RESPONSE_MAX)).await.map(|_: IgnoredAny| ())
+    }
+
     /// `GET /_matrix/federation/v1/make_join/{roomId}/{userId}` and its like for `leave` and `knock`.
     pub async fn make(
         &self,
@@ -248,7 +274,7 @@ impl<'a> Remote<'a> {
         room_id: &RoomId,
         event_id: &EventId,
         event: Bytes,
-    ) -> Result<serde::de::IgnoredAny, FederationError> {
+    ) -> Result<IgnoredAny, FederationError> {
         let path = room_path("v2/send_leave", room_id, event_id);
         self.send(Method::PUT, path, event).await
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use engine::pdu::Pdu;
 use ruma::OwnedEventId;
 use serde_json::Value;
-use tests::{Server, Stranger};
+use tests::{Presence, Server, Stranger};
 
 use super::{User, eventually, path};
 
@@ -69,4 +69,31 @@ async fn a_leave_that_others_do_not_know_is_another_branch_than_the_join_after_i
         sent.sort();
         assert_eq!(sent, prev, "without members: {is_lean}");
     }
+}
+
+/// Otherwise the leave would arrive after the join, as if it had come at the same time.
+#[tokio::test]
+async fn who_joins_again_first_tells_of_a_leave_that_did_not_arrive() {
+    let mut founder = Stranger::start().await;
+    let server = Server::start_federating("").await;
+    let alice = User(server.client("alice").await);
+    let mut room = founder.found_room("founder");
+    founder.host(&room);
+    let id = room.room_id.to_string();
+    alice.join(&id, founder.name()).await;
+    let join = founder.heard("/send_join/")[0].json();
+    room.take(&Arc::new(Pdu::parse(join.to_string().as_bytes(), room.rules).unwrap()));
+    founder.host(&room);
+    founder.becomes(Presence::Refusing).await;
+    alice.say(&id, "nobody hears this").await;
+    alice.leave(&id).await;
+    founder.becomes(Presence::Answering).await;
+    alice.join(&id, founder.name()).await;
+    let heard = founder.heard("/_matrix/federation/");
+    let has_leave = |event: &Value| event["content"]["membership"] == "leave";
+    let told = heard.iter().position(|heard| {
+        heard.uri.contains("/send/") && heard.json()["pdus"].as_array().unwrap().iter().any(has_leave)
+    });
+    let asked = heard.iter().rposition(|heard| heard.uri.contains("/make_join/"));
+    assert!(told.is_some() && told < asked, "{told:?}, {asked:?}");
 }
