@@ -83,12 +83,21 @@ impl Homeserver {
         loop {
             let session = self.session(&request.user_id).await?;
             let mut changes = session.view().subscribe();
-            let upto = self.caught_up(session.view().latest()).await;
+            let mut upto = self.caught_up(session.view().latest()).await;
             let since = request.since.unwrap_or_default();
             let must_answer = request.since.is_none() || request.full_state || request.inbox_since.is_some();
             if must_answer || session.view().latest() > since {
-                let pass = Pass { homeserver: self, session: &session, request, since, upto };
-                let response = pass.build().await?;
+                let (pass, rooms) = loop {
+                    let pass = Pass { homeserver: self, session: &session, request, since, upto };
+                    let rooms = pass.rooms();
+                    let newest = rooms.iter().map(|(_, entry)| Position::from(entry.since)).max();
+                    if newest.is_none_or(|newest| newest <= upto) {
+                        break (pass, rooms);
+                    }
+                    // Who left just now is told so in this response, and the next one must not tell it again.
+                    upto = self.caught_up(newest.unwrap_or(upto)).await;
+                };
+                let response = pass.build(&rooms).await?;
                 if must_answer || !response.is_empty() {
                     return Ok(response);
                 }
@@ -166,12 +175,12 @@ fn nothing(session: &SessionHandle, request: &SyncRequest, upto: Position) -> Sy
 }
 
 impl Pass<'_> {
-    async fn build(&self) -> Result<SyncResponse, SyncError> {
+    async fn build(&self, rooms: &[(ruma::OwnedRoomId, RoomEntry)]) -> Result<SyncResponse, SyncError> {
         let mut response = nothing_since(self.upto);
         response.account_data = self.account_data();
         response.presence = self.presence().await?;
         self.add_encryption(&mut response).await?;
-        for rooms in self.rooms().chunks(ROOMS_AT_A_TIME) {
+        for rooms in rooms.chunks(ROOMS_AT_A_TIME) {
             let inside = rooms.iter().filter(|(_, entry)| entry.is_joined());
             let _active = self.homeserver.rooms(inside.map(|(room_id, _)| &**room_id)).await;
             for (room_id, entry) in rooms {
