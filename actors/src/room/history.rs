@@ -41,7 +41,7 @@ impl ActiveRoom {
     }
 
     /// Puts older events into a hole, by the states before those whose prev events are not known; returns how many
-    /// got a place in the graph.
+    /// got a place in the graph, or 1 if none did but the hole turned out to be none.
     pub(super) async fn fill(
         &self,
         change: &mut Change,
@@ -52,9 +52,14 @@ impl ActiveRoom {
         let Some(gap) = change.head.gaps.get(&at).cloned() else { return Ok(0) };
         let GapRecord { missing, floor, origin } = gap;
         let mut hole = Hole { end: at, floor, missing: missing.into_iter().collect() };
+        let mut placed = BTreeSet::new();
+        for pdu in &events {
+            let known = self.known_event(change, pdu.event_id()).await?;
+            placed.extend(known.filter(|known| known.has_place()).map(|known| known.pdu.event_id().clone()));
+        }
         let mut accepted: Vec<StoredEvent> = Vec::new();
         let mut rejected = 0;
-        for pdu in by_age(events) {
+        for pdu in by_age(hole.own(events, &placed)) {
             let pdu = Arc::new(pdu);
             let given = roots.get(pdu.event_id()).copied();
             let (standing, reason, placement) =
@@ -96,13 +101,18 @@ impl ActiveRoom {
             self.relate(change, &event).await?;
             self.apply_redactions(change, &event).await?;
         }
+        // What came before the hole does not follow at once on what comes after it any more.
+        change.head.keep_recent(|event| event.index >= Some(at));
+        change.head.recent_is_all = false;
         change.head.gaps.remove(&at);
         change.batch.delete(&schema::GAPS, &(self.room, at));
         if let Some(Hole { end, floor, missing }) = hole.filled(count) {
             let missing = missing.into_iter().collect();
             self.open_gap(change, end, GapRecord { missing, floor, origin });
+            return Ok(count + rejected);
         }
-        Ok(count + rejected)
+        // That there is no hole is news, too.
+        Ok((count + rejected).max(1))
     }
 
     async fn old_event(

@@ -2,11 +2,11 @@
 //!
 //! Spec: server-server API, "Backfilling and retrieving missing events".
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ruma::OwnedEventId;
 
-use crate::id::TimelineIndex;
+use crate::{id::TimelineIndex, pdu::Pdu};
 
 /// Places in the timeline that are kept free where events are missing.
 pub const HOLE_PLACES: u64 = 1000;
@@ -32,6 +32,28 @@ impl Hole {
     pub fn place(&self, back: usize) -> TimelineIndex {
         let back = i64::try_from(back).unwrap_or(i64::MAX);
         TimelineIndex(self.end.0.saturating_sub(1).saturating_sub(back))
+    }
+
+    /// Those of a batch of events that lie in it: what is missing at its end, and what comes before that, but not what
+    /// comes only before events that have their places already: that lies in older holes.
+    ///
+    /// All of them, if none is one that is missing: then nothing says where they belong.
+    pub fn own(&self, events: Vec<Pdu>, placed: &BTreeSet<OwnedEventId>) -> Vec<Pdu> {
+        let prevs: BTreeMap<_, _> = events.iter().map(|pdu| (pdu.event_id(), pdu.prev_events())).collect();
+        let mut open: Vec<_> = self.missing.iter().filter(|id| prevs.contains_key(id)).collect();
+        if open.is_empty() {
+            return events;
+        }
+        let mut own = BTreeSet::new();
+        while let Some(id) = open.pop() {
+            if let Some(prev_events) = prevs.get(id)
+                && own.insert(id.clone())
+                && !placed.contains(id)
+            {
+                open.extend(*prev_events);
+            }
+        }
+        events.into_iter().filter(|pdu| own.contains(pdu.event_id())).collect()
     }
 
     /// What is left of it once so many events are in it; none if it is full, or nothing is missing any more.

@@ -325,3 +325,31 @@ async fn a_former_member_is_told_how_a_knock_ends() {
     let events = sync["rooms"]["leave"][&room]["timeline"]["events"].as_array().unwrap();
     assert_eq!(events.last().unwrap()["sender"], alice.id(), "{sync}");
 }
+
+/// What was said before a room was joined, and while it was left, is paged through in order, however small the pages.
+#[tokio::test]
+async fn what_was_said_while_nobody_was_there_has_its_place() {
+    let (one, two) = (Server::start_federating("").await, Server::start_federating("").await);
+    let (alice, bob) = (User(one.client("alice").await), User(two.client("bob").await));
+    let room = alice.create("11", json!({})).await;
+    alice.say(&room, "before").await;
+    bob.join(&room, one.name()).await;
+    bob.say(&room, "here").await;
+    alice.hears(&room, "here").await;
+    bob.leave(&room).await;
+    alice.sees(&room, &bob, "leave").await;
+    alice.say(&room, "away").await;
+    bob.join(&room, one.name()).await;
+    for limit in [2, 100] {
+        let mut said = Vec::new();
+        let mut from = String::new();
+        loop {
+            let page = bob.0.get(&path(&room, &format!("messages?dir=b&limit={limit}{from}"))).await.ok();
+            let events = page["chunk"].as_array().unwrap().iter();
+            said.extend(events.filter_map(|event| event["content"]["body"].as_str().map(ToOwned::to_owned)));
+            let Some(end) = page["end"].as_str() else { break };
+            from = format!("&from={end}");
+        }
+        assert_eq!(said, ["away", "here", "before"], "{limit} at a time");
+    }
+}

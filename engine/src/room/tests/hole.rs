@@ -29,3 +29,19 @@ fn a_hole_before_all_places_has_room_enough() {
     assert_eq!(hole.room(), usize::try_from(i64::MAX / 2).unwrap() + 5);
     assert_eq!(hole.filled(usize::MAX), None);
 }
+
+#[test]
+fn what_comes_before_events_with_places_belongs_to_older_holes() {
+    let text =
+        |name: &str, prevs: &[&str]| Event::new(name, ALICE, "m.room.message", json!({})).after(prevs).pdu();
+    // The hole leads from d to b, which has its place; a is missing in an older hole.
+    let batch = || vec![text("d", &["c"]), text("c", &["b"]), text("b", &["a"]), text("a", &["z"])];
+    let own = |missing: &[&str], placed: &[&str]| {
+        let placed = placed.iter().map(|name| id(name)).collect();
+        let own = hole(10, 20, missing).own(batch(), &placed);
+        own.iter().map(|pdu| pdu.event_id().clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(own(&["d"], &["b"]), [id("d"), id("c"), id("b")]);
+    assert_eq!(own(&["d"], &[]), [id("d"), id("c"), id("b"), id("a")]);
+    assert_eq!(own(&["x"], &["b"]).len(), 4, "nothing says where they belong");
+}
