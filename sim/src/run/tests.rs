@@ -11,7 +11,7 @@ use crate::{fault::Kind, minimise::minimise, scenario};
 const SEEDS: u64 = 200;
 
 /// Scenarios with seeds that found a bug: docs/simulation.md says which.
-const FOUND: [(&str, u64); 34] = [
+const FOUND: [(&str, u64); 35] = [
     ("quiet-network", 4),
     ("large-join", 2),
     ("hostile-peer", 9),
@@ -33,6 +33,7 @@ const FOUND: [(&str, u64); 34] = [
     ("large-join", 106),
     ("large-join", 145),
     ("bans-racing", 147),
+    ("bans-racing", 187),
     ("power-fight", 192),
     ("bans-racing", 202),
     ("large-join", 216),
