@@ -7,7 +7,8 @@ use std::{env, fs, io::Write};
 use bytes::Bytes;
 use storage::{Backend, Batch, Direction, Durability, Files, KeyRange, Storage, Table, schema::TEST_TABLES};
 
-static ROWS: Table<u64, Bytes> = Table::new(TEST_TABLES, "ROWS");
+/// Rows of this table may be kept together, as those of events are.
+static ROWS: Table<u64, Bytes> = Table::new(TEST_TABLES + 1, "ROWS");
 
 /// Rows of 1 KiB, as events are, in a MiB.
 const ROWS_PER_MIB: u64 = 1 << 10;
@@ -41,11 +42,25 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
+/// Bytes that no compression makes less.
+fn row(number: u64) -> Bytes {
+    let mut mixed = number;
+    let mut bytes = Vec::with_capacity(1 << 10);
+    while bytes.len() < 1 << 10 {
+        // One step of SplitMix64.
+        mixed = mixed.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut word = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        bytes.extend_from_slice(&(word ^ (word >> 31)).to_be_bytes());
+    }
+    bytes.into()
+}
+
 async fn fill(storage: &Storage, rows: u64) -> Result<(), Box<dyn std::error::Error>> {
     for first in (0..rows).step_by(PAGE.into()) {
         let mut batch = Batch::new();
         for number in first..first + u64::from(PAGE) {
-            batch.put(&ROWS, &number, &number.to_be_bytes().repeat(128).into());
+            batch.put(&ROWS, &number, &row(number));
         }
         storage.commit(batch).await?;
     }

@@ -1,7 +1,7 @@
 //! Blocks: rows of one table that follow each other, in one row of sled.
 //!
 //! sled keeps a table of its pages in memory, which it reads when it is opened, and never has more than 16 rows in a page. Where
-//! each message adds rows, that makes a page for every two messages; with blocks it is one for some thirty.
+//! each message adds rows, that makes a page for every two messages; with blocks it is one for some ten.
 //!
 //! A block's key is that of the first row that it was made with. Its rows come at or after that, and before the next block's. What
 //! is in it is compressed: a form (1 byte), the length before (4 bytes), then for each row how many bytes of the row's key are
@@ -17,9 +17,9 @@ use crate::store::Row;
 /// Most rows of a block: so many are written again with each change of one.
 const ROWS_MAX: usize = 16;
 
-/// Most bytes of rows in a block with more than one. 16 blocks stay well below the size from which on sled puts a page into a file
-/// of its own.
-const BYTES_MAX: usize = 6 << 10;
+/// Most bytes of rows in a block with more than one. sled keeps up to 16,000 pages that were touched, of 8 to 16 blocks each,
+/// whatever its cache may take; twice the bytes would be twice the memory.
+const BYTES_MAX: usize = 3 << 10;
 
 /// Form of rows as they are.
 const PLAIN: u8 = 0;
