@@ -9,7 +9,7 @@
 //! start after that would take a second for each GiB.
 //!
 //! Rows of the tables that grow with every message are kept in [blocks](block): what sled needs for its pages, at the start and in
-//! memory, would be ten times as much else.
+//! memory, would be six times as much else.
 
 use std::{
     fs::{File, TryLockError},
