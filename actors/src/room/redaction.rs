@@ -166,11 +166,15 @@ impl ActiveRoom {
 
     /// Redactions of an event that wait for it, and that the store may not have yet.
     fn early_in_flight(&self, change: &Change, target_id: &EventId) -> Vec<Arc<StoredEvent>> {
+        let redacts_it = |event: &Arc<StoredEvent>| {
+            event.pdu.kind() == "m.room.redaction" && event.pdu.redacts() == Some(target_id)
+        };
+        // Asked for each event, with nearly always the same answer.
+        if !self.versions_in_flight(change).any(redacts_it) {
+            return Vec::new();
+        }
         let mut events = self.in_flight(change);
-        events.retain(|event| {
-            let is_redaction = event.pdu.kind() == "m.room.redaction" && event.index.is_none();
-            is_redaction && event.pdu.redacts().is_some_and(|redacts| *redacts == *target_id)
-        });
+        events.retain(|event| event.index.is_none() && redacts_it(event));
         events
     }
 

@@ -156,9 +156,17 @@ impl ActiveRoom {
 
     /// What is not durable yet, each event in its newest form.
     pub(super) fn in_flight(&self, change: &Change) -> Vec<Arc<StoredEvent>> {
-        let own = change.replaced.iter().rev().chain(&change.events).chain(change.hidden.values());
         let mut seen = BTreeSet::new();
-        own.chain(self.pending.events()).filter(|event| seen.insert(event.short)).cloned().collect()
+        self.versions_in_flight(change).filter(|event| seen.insert(event.short)).cloned().collect()
+    }
+
+    /// The same, an event as often as it was changed, its newest version first.
+    pub(super) fn versions_in_flight<'a>(
+        &'a self,
+        change: &'a Change,
+    ) -> impl Iterator<Item = &'a Arc<StoredEvent>> {
+        let own = change.replaced.iter().rev().chain(&change.events).chain(change.hidden.values());
+        own.chain(self.pending.events())
     }
 
     fn move_thread(
