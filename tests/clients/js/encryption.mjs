@@ -12,6 +12,8 @@ let client;
 let saw;
 let sas;
 let recoveryKey;
+// The library refers to verifications weakly: those that nobody holds are collected and never go on.
+const held = [];
 
 // The library asks for the key of the secret storage with this.
 export const cryptoCallbacks = {
@@ -30,6 +32,7 @@ export async function start(ofClient, tell) {
 }
 
 function whenIn(phase, request, act) {
+    held.push(request);
     const look = () => {
         if (request.phase !== phase) return;
         request.off(VerificationRequestEvent.Change, look);
@@ -40,6 +43,7 @@ function whenIn(phase, request, act) {
 }
 
 function follow(verifier, user_id) {
+    held.push(verifier);
     const show = (shown) => {
         sas = shown;
         saw("sas", { emoji: shown.sas.emoji.map(([symbol]) => symbol).join(" ") });
