@@ -344,7 +344,7 @@ impl From<MediaError> for ApiError {
             MediaError::NotOwner | MediaError::QuotaReached { .. } => Self::forbidden(message),
             MediaError::TooManyPending { retry_after } => Self::limit_exceeded(retry_after),
             MediaError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "M_TOO_LARGE", message),
-            MediaError::Interrupted(_) => Self::bad_request("M_UNKNOWN", message),
+            MediaError::Interrupted(_) => Self::new(StatusCode::REQUEST_TIMEOUT, "M_UNKNOWN", message),
             MediaError::Remote(RemoteError::TooLarge) => {
                 Self::new(StatusCode::BAD_GATEWAY, "M_TOO_LARGE", message)
             }

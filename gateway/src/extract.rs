@@ -20,6 +20,7 @@ use serde::{
 
 use crate::{
     app::App,
+    bodies,
     client::push_rules,
     error::{ApiError, ApiResult},
     guests, suspension, uia,
@@ -238,8 +239,7 @@ async fn parse<R: IncomingRequest>(parts: &mut Parts, body: Body, app: &App) -> 
 
 /// Reads a body within its limits and makes sure that it is JSON; an empty one counts as `{}`.
 async fn read_json(body: Body, limit: usize) -> ApiResult<Bytes> {
-    let too_large = |_| ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "M_TOO_LARGE", "the body is too large");
-    let body = axum::body::to_bytes(body, limit).await.map_err(too_large)?;
+    let body = bodies::read(body, limit).await?;
     if body.is_empty() {
         return Ok(Bytes::from_static(b"{}"));
     }

@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod bodies;
 pub mod check;
 pub mod client;
 pub mod config;
@@ -27,5 +28,4 @@ pub mod suspension;
 pub mod telemetry;
 pub mod tls;
 pub mod uia;
-pub mod unread;
 pub mod users;

@@ -13,6 +13,7 @@ use serde_json::json;
 use crate::{
     admin,
     app::App,
+    bodies,
     client::{
         account, account_data, delayed_events, devices, directory, ephemeral, events, filters, key_backup,
         keys, login, login_page, media, membership, moderation, old, openid, presence, profile, push_rules,
@@ -21,7 +22,7 @@ use crate::{
         user_directory, voip, well_known,
     },
     error::ApiError,
-    federation, metrics, unread,
+    federation, metrics,
 };
 
 /// The server's routes. Paths under `r0` and `unstable` are spelled as they are under `v3` here; see [`alias`].
@@ -39,7 +40,8 @@ pub fn router(app: App) -> Router {
         .fallback(unrecognized)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn(cors))
-        .layer(middleware::from_fn(unread::drain))
+        .layer(middleware::from_fn(bodies::drain))
+        .layer(middleware::from_fn(bodies::bound))
         .layer(middleware::from_fn_with_state(app.clone(), metrics::count))
         .with_state(app)
 }

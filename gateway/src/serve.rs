@@ -1,5 +1,6 @@
 //! The production wiring: from a configuration to a server that answers.
 
+mod connection;
 mod options;
 
 use std::{
@@ -17,13 +18,8 @@ use actors::{
     search::TextIndex,
 };
 use anyhow::Context;
-use axum::{Router, body::Body};
-use hyper::body::Incoming;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
-    service::TowerToHyperService,
-};
+use axum::Router;
+use hyper_util::server::graceful::GracefulShutdown;
 use storage::{
     Storage, Store,
     backend::{Backend, Files},
@@ -32,14 +28,12 @@ use tokio::{
     net::{TcpListener, UnixListener},
     sync::watch,
 };
-use tower::ServiceExt;
 
+use self::connection::Origin;
 pub use self::options::{Certificate, FederationOptions, Options, StoreKind};
 use crate::{
     app::App,
-    control,
-    extract::ClientIp,
-    metrics,
+    control, metrics,
     outbound::{Outbound, push::PushClient},
     password::Passwords,
     router, signing,
@@ -311,50 +305,8 @@ async fn accept(
             return;
         }
         let _ = stream.set_nodelay(true);
-        let (router, trusted) = (router.clone(), trusted_proxies.clone());
-        let service = tower::service_fn(move |request: http::Request<Incoming>| {
-            let mut request = router::alias(request.map(Body::new));
-            let client = client_ip(address.ip(), request.headers(), &trusted);
-            request.extensions_mut().insert(ClientIp(client));
-            router.clone().oneshot(request)
-        });
-        let (tls, watcher) = (tls.clone(), graceful.watcher());
-        tokio::spawn(async move {
-            let service = TowerToHyperService::new(service);
-            let builder = connection_builder();
-            let ended = match tls {
-                None => {
-                    let connection = builder.serve_connection(TokioIo::new(stream), service);
-                    watcher.watch(connection.into_owned()).await
-                }
-                Some(tls) => match tls.accept(stream).await {
-                    Ok(stream) => {
-                        let connection = builder.serve_connection(TokioIo::new(stream), service);
-                        watcher.watch(connection.into_owned()).await
-                    }
-                    Err(error) => Err(error.into()),
-                },
-            };
-            if let Err(error) = ended {
-                tracing::debug!(%error, "connection ended early");
-            }
-        });
+        let origin = Origin { address: address.ip(), trusted_proxies: trusted_proxies.clone() };
+        let serving = connection::serve(stream, tls.clone(), origin, router.clone(), graceful.watcher());
+        tokio::spawn(serving);
     }
-}
-
-/// The client behind a trusted proxy: the last address of `X-Forwarded-For` that is not a proxy's own.
-fn client_ip(peer: IpAddr, headers: &http::HeaderMap, trusted: &[IpAddr]) -> IpAddr {
-    if !trusted.contains(&peer) {
-        return peer;
-    }
-    let forwarded = headers.get("x-forwarded-for").and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let hops = forwarded.rsplit(',').map_while(|hop| hop.trim().parse().ok());
-    hops.into_iter().find(|hop| !trusted.contains(hop)).unwrap_or(peer)
-}
-
-fn connection_builder() -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
-    builder.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(60));
-    builder
 }

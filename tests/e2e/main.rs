@@ -44,6 +44,7 @@ mod rooms;
 mod search;
 mod server_notices;
 mod sliding_sync;
+mod slow_clients;
 mod spaces;
 mod sync;
 mod thread_subscriptions;

@@ -1,7 +1,5 @@
 //! Media of local users on their way in.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedMxcUri, ServerName, UserId};
@@ -11,9 +9,6 @@ use storage::{
 };
 
 use super::{MediaError, MediaRepository, content::Staged};
-
-/// How long an upload may say nothing.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// What is known of media beside their bytes.
 #[derive(Clone, Debug, Default)]
@@ -125,9 +120,7 @@ impl MediaRepository {
         let mut body = std::pin::pin!(body);
         let mut staged = self.0.contents.stage().await?;
         loop {
-            let chunk = tokio::time::timeout(SILENCE_MAX, body.next()).await;
-            let chunk = chunk.map_err(|_| MediaError::Interrupted("nothing came for a minute".to_owned()))?;
-            let Some(chunk) = chunk else { return Ok(staged) };
+            let Some(chunk) = body.next().await else { return Ok(staged) };
             let chunk = chunk.map_err(|error| MediaError::Interrupted(error.to_string()))?;
             let size = staged.size() + chunk.len() as u64;
             if size > max {

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 
 use crate::{
     app::App,
+    bodies,
     error::{ApiError, ApiResult},
     extract::{ClientIp, Path},
 };
@@ -142,9 +143,7 @@ async fn content(headers: &HeaderMap, body: Body) -> ApiResult<Bytes> {
     if !kind.eq_ignore_ascii_case("text/plain") {
         return Err(ApiError::invalid_param("the header Content-Type must be text/plain"));
     }
-    let too_large =
-        |_| ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "M_TOO_LARGE", "a session holds at most 4 KiB");
-    axum::body::to_bytes(body, CONTENT_MAX).await.map_err(too_large)
+    bodies::read(body, CONTENT_MAX).await
 }
 
 /// Where the client reaches this server: as configured, or as the request says.

@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use crate::{
     app::App,
+    bodies,
     error::{ApiError, ApiResult},
     extract::{ClientIp, Path, Query},
     uia::{self, Pending, Stage},
@@ -82,8 +83,7 @@ fn find(app: &App, kind: &str, session: &str) -> ApiResult<(Stage, Pending)> {
 }
 
 async fn read(body: Body) -> ApiResult<Form> {
-    let too_large = |_| ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "M_TOO_LARGE", "the form is too large");
-    let body = axum::body::to_bytes(body, FORM_MAX).await.map_err(too_large)?;
+    let body = bodies::read(body, FORM_MAX).await?;
     serde_urlencoded::from_bytes(&body).map_err(|error| ApiError::invalid_param(error.to_string()))
 }
 

@@ -15,6 +15,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use super::origins::OriginPlace;
 use crate::{
     app::App,
+    bodies,
     error::{ApiError, ApiResult},
 };
 
@@ -74,9 +75,7 @@ impl FromRequest<App> for Signed {
         }
         let xmatrix = XMatrix::extract_from_http_headers(&parts.headers)
             .map_err(|error| unauthorized(format!("no usable X-Matrix authorization: {error}")))?;
-        let too_large =
-            |_| ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "M_TOO_LARGE", "the body is too large");
-        let body = axum::body::to_bytes(body, BODY_MAX).await.map_err(too_large)?;
+        let body = bodies::read(body, BODY_MAX).await?;
         let own = homeserver.server_name();
         if xmatrix.destination.as_ref().is_some_and(|destination| destination != own) {
             return Err(unauthorized(format!(

@@ -1,4 +1,6 @@
-//! Bodies of requests that were answered without being read to their end.
+//! Bodies of requests that do not come, or that were answered without being read to their end.
+//!
+//! Who promises a body and does not send it would hold a handler, and what it holds, for good.
 //!
 //! With HTTP/1.1, what was not read stands before the next request on the connection, so that the server has to close
 //! it, often just when the client sends that next request. A short rest is read instead, a long one announced.
@@ -16,16 +18,47 @@ use axum::{
     middleware::Next,
     response::Response,
 };
-use http::{HeaderValue, Version, header};
-use http_body_util::BodyExt;
+use http::{HeaderValue, StatusCode, Version, header};
+use http_body_util::{BodyExt, LengthLimitError};
 use hyper::body::{Frame, SizeHint};
 use parking_lot::Mutex;
+use tower_http::timeout::TimeoutBody;
+
+use crate::error::{ApiError, ApiResult};
 
 /// The largest rest that is read: most requests that are refused are smaller.
 const REST_MAX: usize = 128 * 1024;
 
 /// How long reading it may take.
 const REST_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// How long each next part of a body may take to come.
+const PART_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// Reads a body of at most so many bytes.
+///
+/// # Errors
+/// 413 `M_TOO_LARGE`, or 408 `M_UNKNOWN` where the body breaks off or stalls.
+pub async fn read(body: Body, limit: usize) -> ApiResult<Bytes> {
+    axum::body::to_bytes(body, limit).await.map_err(|error| {
+        if std::error::Error::source(&error).is_some_and(<dyn std::error::Error>::is::<LengthLimitError>) {
+            return ApiError::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "M_TOO_LARGE",
+                format!("the body is larger than {limit} bytes"),
+            );
+        }
+        ApiError::new(StatusCode::REQUEST_TIMEOUT, "M_UNKNOWN", "the body did not come to its end in time")
+    })
+}
+
+/// Gives up waiting for a body that stalls.
+pub async fn bound(request: Request, next: Next) -> Response {
+    if request.body().is_end_stream() {
+        return next.run(request).await;
+    }
+    next.run(request.map(|body| Body::new(TimeoutBody::new(PART_TIME_MAX, body)))).await
+}
 
 /// Reads the rest of the body after the answer, or says that the connection will be closed.
 pub async fn drain(request: Request, next: Next) -> Response {

@@ -1,0 +1,111 @@
+//! One client's connection.
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{Router, body::Body};
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::Watcher},
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use tower::ServiceExt;
+
+use crate::{extract::ClientIp, router, tls::Tls};
+
+/// How long a connection may last without a request: TLS and the first head have to come in this time.
+const FIRST_REQUEST_MAX: Duration = Duration::from_secs(30);
+
+/// How long the head of a later request, or the wait for it, may last with HTTP/1.1.
+const HEAD_MAX: Duration = Duration::from_secs(30);
+
+/// How often HTTP/2 asks a silent client whether it is there.
+const PING_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Where a connection comes from.
+pub(super) struct Origin {
+    pub(super) address: IpAddr,
+    /// Proxies that are believed when they name the client.
+    pub(super) trusted_proxies: Arc<[IpAddr]>,
+}
+
+/// Serves a connection until it ends, or no request comes.
+pub(super) async fn serve(
+    stream: TcpStream,
+    tls: Option<Arc<Tls>>,
+    origin: Origin,
+    router: Router,
+    watcher: Watcher,
+) {
+    let has_asked = Arc::new(AtomicBool::new(false));
+    let asks = has_asked.clone();
+    let serving = async {
+        match tls {
+            None => answer(stream, origin, router, watcher, asks).await,
+            Some(tls) => answer(tls.accept(stream).await?, origin, router, watcher, asks).await,
+        }
+    };
+    tokio::select! {
+        ended = serving => {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "connection ended early");
+            }
+        }
+        () = idle(&has_asked) => tracing::debug!("connection closed: no request came in time"),
+    }
+}
+
+async fn answer<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    Origin { address, trusted_proxies }: Origin,
+    router: Router,
+    watcher: Watcher,
+    asks: Arc<AtomicBool>,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let service = tower::service_fn(move |request: http::Request<Incoming>| {
+        asks.store(true, Ordering::Relaxed);
+        let mut request = router::alias(request.map(Body::new));
+        let client = client_ip(address, request.headers(), &trusted_proxies);
+        request.extensions_mut().insert(ClientIp(client));
+        router.clone().oneshot(request)
+    });
+    let builder = connection_builder();
+    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    watcher.watch(connection.into_owned()).await
+}
+
+/// Ends if there was no request for too long after the start; what comes later is hyper's to bound.
+async fn idle(has_asked: &AtomicBool) {
+    tokio::time::sleep(FIRST_REQUEST_MAX).await;
+    if has_asked.load(Ordering::Relaxed) {
+        std::future::pending::<()>().await;
+    }
+}
+
+fn connection_builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_MAX);
+    builder.http2().timer(TokioTimer::new()).keep_alive_interval(PING_INTERVAL);
+    builder
+}
+
+/// The client behind a trusted proxy: the last address of `X-Forwarded-For` that is not a proxy's own.
+fn client_ip(peer: IpAddr, headers: &http::HeaderMap, trusted: &[IpAddr]) -> IpAddr {
+    if !trusted.contains(&peer) {
+        return peer;
+    }
+    let forwarded = headers.get("x-forwarded-for").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let hops = forwarded.rsplit(',').map_while(|hop| hop.trim().parse().ok());
+    hops.into_iter().find(|hop| !trusted.contains(hop)).unwrap_or(peer)
+}
