@@ -97,7 +97,7 @@ impl<R: IncomingRequest + Send> FromRequest<App> for Typed<R> {
         }
         let (mut parts, body) = request.into_parts();
         check_address(&parts, app)?;
-        let body = read_json(body, BODY_MAX).await?;
+        let body = read_json(&parts.method, body).await?;
         serde_json::from_slice::<Kind>(&body).map_err(|error| ApiError::bad_json(error.to_string()))?;
         parse(&mut parts, Body::from(body), app).await.map(Self)
     }
@@ -152,14 +152,15 @@ impl<T: DeserializeOwned> FromRequestParts<App> for Query<T> {
     }
 }
 
-/// The body of a request, within the limits, as JSON of any kind; an empty one counts as `{}`.
+/// The body of a request, within the limits, as a JSON object of any kind; see [`read_json`] for empty ones.
 pub struct JsonBody(pub serde_json::Map<String, serde_json::Value>);
 
 impl FromRequest<App> for JsonBody {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _app: &App) -> ApiResult<Self> {
-        let body = read_json(request.into_body(), BODY_MAX).await?;
+        let (parts, body) = request.into_parts();
+        let body = read_json(&parts.method, body).await?;
         let object = serde_json::from_slice(&body);
         object.map(Self).map_err(|_| ApiError::bad_json("the body must be a JSON object"))
     }
@@ -219,7 +220,7 @@ async fn parse<R: IncomingRequest>(parts: &mut Parts, body: Body, app: &App) -> 
         .map_err(|error| ApiError::invalid_param(error.to_string()))?;
     let arguments: Vec<&str> = params.iter().map(|(_, value)| value).collect();
     let has_body = parts.method != Method::GET && parts.method != Method::HEAD;
-    let mut body = if has_body { read_json(body, BODY_MAX).await? } else { Bytes::new() };
+    let mut body = if has_body { read_json(&parts.method, body).await? } else { Bytes::new() };
     if uia::ROUTES.contains(&route(parts)) {
         body = uia::without_empty_auth(body);
     }
@@ -237,10 +238,13 @@ async fn parse<R: IncomingRequest>(parts: &mut Parts, body: Body, app: &App) -> 
         .map_err(|error| refusal(&error))
 }
 
-/// Reads a body within its limits and makes sure that it is JSON; an empty one counts as `{}`.
-async fn read_json(body: Body, limit: usize) -> ApiResult<Bytes> {
-    let body = bodies::read(body, limit).await?;
-    if body.is_empty() {
+/// Reads a body within its limits and makes sure that it is JSON.
+///
+/// An empty one counts as `{}`, since clients leave out bodies in which everything is optional; but what is put
+/// somewhere is said.
+async fn read_json(method: &Method, body: Body) -> ApiResult<Bytes> {
+    let body = bodies::read(body, BODY_MAX).await?;
+    if body.is_empty() && *method != Method::PUT {
         return Ok(Bytes::from_static(b"{}"));
     }
     if depth(&body) > DEPTH_MAX {

@@ -18,6 +18,7 @@ async fn malformed_requests_get_the_specified_errors() {
     let send = Client::room(&room, "send/m.room.message/1");
     let is = |status: u16, errcode: &str| (status, errcode.to_owned());
     assert_eq!(errcode(Method::PUT, &send, "{").await, is(400, "M_NOT_JSON"));
+    assert_eq!(errcode(Method::PUT, &send, "").await, is(400, "M_NOT_JSON"));
     assert_eq!(errcode(Method::PUT, &send, "[]").await, is(400, "M_BAD_JSON"));
     assert_eq!(errcode(Method::PUT, &send, &"[".repeat(5000)).await, is(400, "M_BAD_JSON"));
     assert_eq!(errcode(Method::POST, &send, "{}").await, is(405, "M_UNRECOGNIZED"));
