@@ -7,6 +7,7 @@ use http::StatusCode;
 
 use crate::{
     admin::register::Nonces,
+    bodies::Unverified,
     client::{rendezvous::Rendezvous, voip::Turn, well_known::WellKnown},
     error::{ApiError, ApiResult},
     extract::Requester,
@@ -28,6 +29,7 @@ pub struct Inner {
     passwords: Passwords,
     rate_limits: RateLimits,
     origins: Origins,
+    unverified: Unverified,
     uia: Sessions,
     rendezvous: Rendezvous,
     nonces: Nonces,
@@ -80,6 +82,7 @@ impl App {
             homeserver,
             rate_limits,
             origins: settings.origin_rates.map_or_else(Origins::default, Origins::new),
+            unverified: Unverified::default(),
             settings,
             passwords,
             uia: Sessions::default(),
@@ -122,6 +125,11 @@ impl Inner {
     /// What one other server may ask for.
     pub fn origins(&self) -> &Origins {
         &self.origins
+    }
+
+    /// Memory for the bodies of other servers.
+    pub fn unverified(&self) -> &Unverified {
+        &self.unverified
     }
 
     /// User-interactive authentication under way.

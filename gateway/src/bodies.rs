@@ -19,9 +19,10 @@ use axum::{
     response::Response,
 };
 use http::{HeaderValue, StatusCode, Version, header};
-use http_body_util::{BodyExt, LengthLimitError};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Frame, SizeHint};
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tower_http::timeout::TimeoutBody;
 
 use crate::error::{ApiError, ApiResult};
@@ -40,16 +41,65 @@ const PART_TIME_MAX: Duration = Duration::from_secs(30);
 /// # Errors
 /// 413 `M_TOO_LARGE`, or 408 `M_UNKNOWN` where the body breaks off or stalls.
 pub async fn read(body: Body, limit: usize) -> ApiResult<Bytes> {
-    axum::body::to_bytes(body, limit).await.map_err(|error| {
-        if std::error::Error::source(&error).is_some_and(<dyn std::error::Error>::is::<LengthLimitError>) {
-            return ApiError::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "M_TOO_LARGE",
-                format!("the body is larger than {limit} bytes"),
-            );
+    axum::body::to_bytes(body, limit)
+        .await
+        .map_err(|error| unread(std::error::Error::source(&error).unwrap_or(&error), limit))
+}
+
+fn unread(error: &(dyn std::error::Error + 'static), limit: usize) -> ApiError {
+    if error.is::<LengthLimitError>() {
+        let message = format!("the body is larger than {limit} bytes");
+        return ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "M_TOO_LARGE", message);
+    }
+    ApiError::new(StatusCode::REQUEST_TIMEOUT, "M_UNKNOWN", "the body did not come to its end in time")
+}
+
+/// Memory for the bodies of other servers, which have to be there before it is known who sent them.
+///
+/// Small ones need none of it, so that most requests get through while somebody uses it up.
+pub struct Unverified {
+    kib: Semaphore,
+}
+
+impl Default for Unverified {
+    fn default() -> Self {
+        Self { kib: Semaphore::new(Self::KIB_MAX) }
+    }
+}
+
+impl Unverified {
+    /// KiB of all such bodies together.
+    const KIB_MAX: usize = 128 << 10;
+
+    /// How many bytes of each body are not counted.
+    const SMALL: usize = 64 << 10;
+
+    /// Reads a body of at most so many bytes.
+    ///
+    /// # Errors
+    /// Those of [`read`], and 429 `M_LIMIT_EXCEEDED` while others take all memory.
+    pub async fn read(&self, body: Body, limit: usize) -> ApiResult<Bytes> {
+        let mut body = std::pin::pin!(Limited::new(body, limit));
+        let mut held = self.kib.try_acquire_many(0).map_err(|_| busy())?;
+        let (mut parts, mut size) = (Vec::new(), 0);
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.map_err(|error| unread(&*error, limit))?.into_data() else { continue };
+            size += data.len();
+            parts.push(data);
+            let wanted =
+                size.saturating_sub(Self::SMALL).div_ceil(1 << 10).saturating_sub(held.num_permits());
+            let more = u32::try_from(wanted).unwrap_or(u32::MAX);
+            held.merge(self.kib.try_acquire_many(more).map_err(|_| busy())?);
         }
-        ApiError::new(StatusCode::REQUEST_TIMEOUT, "M_UNKNOWN", "the body did not come to its end in time")
-    })
+        Ok(match parts.as_slice() {
+            [whole] => whole.clone(),
+            _ => parts.concat().into(),
+        })
+    }
+}
+
+fn busy() -> ApiError {
+    ApiError::limit_exceeded(Duration::from_secs(5))
 }
 
 /// Gives up waiting for a body that stalls.
@@ -138,7 +188,8 @@ impl Drop for Returned {
 
 #[cfg(test)]
 mod tests {
-    use axum::{Router, middleware, routing::post};
+    use axum::{Router, middleware, response::IntoResponse, routing::post};
+    use futures_util::StreamExt;
     use http::Request;
     use tower::ServiceExt;
 
@@ -151,6 +202,40 @@ mod tests {
             .layer(middleware::from_fn(drain));
         let request = Request::post(path).body(body).unwrap();
         router.oneshot(request).await.unwrap().headers().get(header::CONNECTION).cloned()
+    }
+
+    /// A body in parts of 32 KiB whose end does not come.
+    fn endless(parts: usize) -> Body {
+        let part = || Ok::<_, std::io::Error>(Bytes::from(vec![b'x'; 32 << 10]));
+        let parts = futures_util::stream::iter((0..parts).map(move |_| part()));
+        Body::from_stream(parts.chain(futures_util::stream::pending()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unverified_bodies_take_no_more_memory_than_there_is() {
+        let unverified = Unverified::default();
+        let limit = 16 << 20;
+        let large = || unverified.read(endless(500), limit);
+        let waiting = futures_util::future::join_all((0..8).map(|_| large()));
+        let ended = tokio::time::timeout(Duration::from_secs(1), waiting).await;
+        assert!(ended.is_err(), "some were refused or done");
+        // What they took is given back with them.
+        let waiting = futures_util::future::join_all((0..8).map(|_| large()));
+        let full = async {
+            let fits = Body::from(vec![b'x'; Unverified::SMALL]);
+            assert_eq!(unverified.read(fits, limit).await.unwrap().len(), Unverified::SMALL);
+            let refused = unverified.read(Body::from(vec![b'x'; limit]), limit).await.unwrap_err();
+            assert_eq!(refused.into_response().status(), StatusCode::TOO_MANY_REQUESTS);
+        };
+        tokio::select! {
+            biased;
+            _ = waiting => panic!("some were refused or done"),
+            () = full => {}
+        }
+        let whole = unverified.read(Body::from(vec![b'x'; limit]), limit).await.unwrap();
+        assert_eq!(whole.len(), limit);
+        let refused = unverified.read(Body::from(vec![b'x'; limit + 1]), limit).await.unwrap_err();
+        assert_eq!(refused.into_response().status(), StatusCode::PAYLOAD_TOO_LARGE);
     }
 
     #[tokio::test]

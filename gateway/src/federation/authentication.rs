@@ -15,7 +15,6 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use super::origins::OriginPlace;
 use crate::{
     app::App,
-    bodies,
     error::{ApiError, ApiResult},
 };
 
@@ -75,7 +74,7 @@ impl FromRequest<App> for Signed {
         }
         let xmatrix = XMatrix::extract_from_http_headers(&parts.headers)
             .map_err(|error| unauthorized(format!("no usable X-Matrix authorization: {error}")))?;
-        let body = bodies::read(body, BODY_MAX).await?;
+        let body = app.unverified().read(body, BODY_MAX).await?;
         let own = homeserver.server_name();
         if xmatrix.destination.as_ref().is_some_and(|destination| destination != own) {
             return Err(unauthorized(format!(
