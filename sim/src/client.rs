@@ -14,14 +14,13 @@ use axum::{body::Body, response::Response};
 use http::{Method, StatusCode, header};
 use parking_lot::Mutex;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::{
     host::Host,
     invariant::{Ledger, Verdict},
     network::Endpoint,
     trace::{Trace, fingerprint},
-    world::World,
 };
 
 /// How long a request that needs no other server may take before it counts as hanging.
@@ -42,6 +41,7 @@ pub struct Client {
     pub user_id: OwnedUserId,
     /// Their host.
     pub host: Arc<Host>,
+    device: String,
     token: Mutex<String>,
     txns: AtomicU64,
     trace: Arc<Trace>,
@@ -86,10 +86,15 @@ impl CallError {
 pub type Shared<'a> = (&'a Arc<Trace>, &'a Arc<Ledger>, &'a Arc<Verdict>);
 
 impl Client {
-    fn new(host: &Arc<Host>, name: &str, (trace, ledger, verdict): Shared<'_>) -> anyhow::Result<Self> {
+    fn new(
+        host: &Arc<Host>,
+        (name, device): (&str, &str),
+        (trace, ledger, verdict): Shared<'_>,
+    ) -> anyhow::Result<Self> {
         Ok(Self {
             user_id: OwnedUserId::try_from(format!("@{name}:{}", host.name))?,
             host: host.clone(),
+            device: device.to_owned(),
             token: Mutex::default(),
             txns: AtomicU64::new(0),
             trace: trace.clone(),
@@ -100,19 +105,23 @@ impl Client {
 
     /// Registers a user with a host that is up.
     pub async fn register(host: &Arc<Host>, name: &str, shared: Shared<'_>) -> anyhow::Result<Arc<Self>> {
-        let client = Self::new(host, name, shared)?;
+        let client = Self::new(host, (name, DEVICE), shared)?;
         let body = json!({ "username": name, "auth": { "type": "m.login.dummy" }, "device_id": DEVICE });
         let answer = client.call(Method::POST, "/_matrix/client/v3/register", Some(body)).await?;
         answer["access_token"].as_str().unwrap_or_default().clone_into(&mut client.token.lock());
         Ok(Arc::new(client))
     }
 
-    /// A client of an account that a planted disk holds.
-    pub async fn log_in_planted(world: &World, name: &str, host: usize) -> anyhow::Result<Arc<Self>> {
-        let client = Self::new(world.host(host), name, world.shared())?;
-        let boot = client.host.boot().context("the host is up")?;
+    /// A client of an account that is there already, on another device.
+    pub async fn log_in(
+        host: &Arc<Host>,
+        (name, device): (&str, &str),
+        shared: Shared<'_>,
+    ) -> anyhow::Result<Arc<Self>> {
+        let client = Self::new(host, (name, device), shared)?;
+        let boot = host.boot().context("the host is up")?;
         let session = boot.homeserver().session(&client.user_id).await?;
-        let login = Login { device_id: Some("P".into()), display_name: None, wants_refresh_token: false };
+        let login = Login { device_id: Some(device.into()), display_name: None, wants_refresh_token: false };
         *client.token.lock() = session.log_in(login).await?.access_token;
         Ok(Arc::new(client))
     }
@@ -281,10 +290,10 @@ impl Client {
 
     /// Gives the device new keys.
     pub async fn upload_keys(&self, version: u64) -> Result<(), CallError> {
-        let key = format!("ed25519:{DEVICE}");
+        let key = format!("ed25519:{}", self.device);
         let keys = json!({
             "user_id": self.user_id,
-            "device_id": DEVICE,
+            "device_id": self.device,
             "algorithms": ["m.olm.v1.curve25519-aes-sha2"],
             "keys": { key: format!("version{version}") },
             "signatures": {},
@@ -293,14 +302,16 @@ impl Client {
         self.persist(Method::POST, "/_matrix/client/v3/keys/upload", Some(body)).await.map(drop)
     }
 
-    /// The keys of a user's device as this one's server gives them; null if it has none.
+    /// The keys of a user's devices as this one's server gives them; null if there are none.
     pub async fn keys_of(&self, user: &ruma::UserId) -> Result<Value, CallError> {
         let body = json!({ "device_keys": { user.as_str(): [] } });
         let answer = self.call(Method::POST, "/_matrix/client/v3/keys/query", Some(body)).await?;
         if answer["failures"].as_object().is_some_and(|failures| !failures.is_empty()) {
             return Err(CallError::Lost);
         }
-        Ok(answer["device_keys"][user.as_str()][DEVICE]["keys"].clone())
+        let devices = answer["device_keys"][user.as_str()].as_object().into_iter().flatten();
+        let keys: Map<_, _> = devices.map(|(id, device)| (id.clone(), device["keys"].clone())).collect();
+        Ok(if keys.is_empty() { Value::Null } else { keys.into() })
     }
 
     fn acknowledged(&self, room: &RoomId, answer: &Value) -> OwnedEventId {

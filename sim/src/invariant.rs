@@ -142,7 +142,7 @@ impl Ledger {
 type Rule = for<'a> fn(&'a World, &'a [History]) -> BoxFuture<'a, Result<Option<String>>>;
 
 /// The invariants at rest, by name.
-const AT_REST: [(&str, Rule); 14] = [
+const AT_REST: [(&str, Rule); 15] = [
     ("queues_drain", |world, _| Box::pin(queues::drained(world))),
     ("same_state", |_, histories| Box::pin(ready(Ok(agreement::same_state(histories))))),
     ("as_specified", |_, histories| Box::pin(resolved::as_specified(histories))),
@@ -156,11 +156,12 @@ const AT_REST: [(&str, Rule); 14] = [
     ("sync_state", |world, histories| Box::pin(sync_state::is_told(world, histories))),
     ("devices_told", |world, _| Box::pin(ready(Ok(devices::told(world))))),
     ("devices_known", |world, histories| Box::pin(devices::known(world, histories))),
+    ("same_answer", |world, _| Box::pin(ready(Ok(world.network().contradictions().into_iter().next())))),
     ("within_limits", |world, _| Box::pin(ready(Ok(limits::kept(world))))),
 ];
 
 /// The names of all invariants, with what they say.
-pub const NAMES: [(&str, &str); 18] = [
+pub const NAMES: [(&str, &str); 19] = [
     ("queues_drain", "after healing all durable queues run empty, and no request stays under way"),
     ("same_state", "all servers in a room have the same state of it"),
     ("as_specified", "after a fork the state is what another implementation of state resolution makes of it"),
@@ -168,7 +169,7 @@ pub const NAMES: [(&str, &str); 18] = [
     ("nothing_lost", "what was acknowledged to a client is still there"),
     (
         "arrives",
-        "what was acknowledged arrives at all servers by itself, if only they fail, and not the network",
+        "what was acknowledged arrives at all servers by itself, and no later than their back-offs allow",
     ),
     ("sent_once", "what a client sends again under the same transaction ID is one event"),
     ("forgeries_fail", "no server accepts what a hostile peer forged"),
@@ -181,6 +182,7 @@ pub const NAMES: [(&str, &str); 18] = [
     ("sync_state", "what /sync told a member of a room makes the room's state"),
     ("devices_told", "messages to devices arrive, each once and in order"),
     ("devices_known", "who shares a room knows the keys of each other's devices"),
+    ("same_answer", "a transaction that comes again is answered as before"),
     ("within_limits", "connections and memory stay within their budgets"),
     ("answers", "each request is answered, and not with an internal error"),
     ("no_crash", "no task panics and no actor crashes, unless its disk fails"),

@@ -3,6 +3,7 @@
 //! It works on whole HTTP requests, so that a run jumps from one to the next. Each directed link has luck of its own,
 //! drawn from the seed.
 
+mod answers;
 mod link;
 mod wire;
 
@@ -12,12 +13,19 @@ use std::{
     time::Duration,
 };
 
-use axum::{body::Body, response::Response};
+use actors::federation::FederationError;
+use axum::{
+    body::{Body, Bytes},
+    response::Response,
+};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use ruma::{OwnedServerName, ServerName};
 
-use self::link::{Fate, Link};
+use self::{
+    answers::{Answers, Pair},
+    link::{Fate, Link},
+};
 pub use self::{
     link::{Conditions, LinkTraffic},
     wire::Wire,
@@ -76,6 +84,7 @@ struct State {
     silent: BTreeMap<OwnedServerName, bool>,
     traffic: Traffic,
     per_host: BTreeMap<OwnedServerName, HostTraffic>,
+    answers: Answers,
 }
 
 /// What all hosts send together.
@@ -106,6 +115,13 @@ pub struct HostTraffic {
     pub connections_peak: u64,
 }
 
+impl State {
+    fn link(&mut self, seed: Seed, from: &ServerName, to: &ServerName) -> &mut Link {
+        let pair = (from.to_owned(), to.to_owned());
+        self.links.entry(pair).or_insert_with(|| Link::new(seed.stream(&format!("link {from} {to}"))))
+    }
+}
+
 impl Network {
     /// A network in these conditions.
     pub fn new(seed: Seed, conditions: Conditions, trace: Arc<Trace>) -> Self {
@@ -119,6 +135,7 @@ impl Network {
             silent: BTreeMap::new(),
             traffic: Traffic::default(),
             per_host: BTreeMap::new(),
+            answers: Answers::default(),
         };
         Self(Arc::new(Inner { seed, trace, state: Mutex::new(state) }))
     }
@@ -204,6 +221,11 @@ impl Network {
         self.0.state.lock().per_host.clone()
     }
 
+    /// Transactions that came twice and were answered in two ways.
+    pub fn contradictions(&self) -> Vec<String> {
+        self.0.state.lock().answers.contradictions().to_vec()
+    }
+
     /// What passed over each link so far.
     pub fn links(&self) -> Vec<(OwnedServerName, OwnedServerName, LinkTraffic)> {
         let state = self.0.state.lock();
@@ -237,20 +259,40 @@ impl Network {
         }
         let slow = state.slow.get(to).copied().unwrap_or_default();
         let is_silent = state.silent.get(to).copied().unwrap_or_default();
-        let link = state
-            .links
-            .entry((from.to_owned(), to.to_owned()))
-            .or_insert_with(|| Link::new(seed.stream(&format!("link {from} {to}"))));
+        let link = state.link(seed, from, to);
         Ok(Fate { slow, is_silent, ..link.fate(&conditions, bytes) })
+    }
+
+    /// Lets a request arrive, and waits for its whole answer.
+    async fn deliver(
+        &self,
+        pair: &Pair,
+        path: &str,
+        served: BoxFuture<'static, Result<Response, Gone>>,
+    ) -> Result<(http::response::Parts, Bytes), FederationError> {
+        self.0.state.lock().answers.arrives(pair, path);
+        let reset = |_: Gone| FederationError::Connect("connection reset".to_owned());
+        let (parts, body) = served.await.map_err(reset)?.into_parts();
+        let body = axum::body::to_bytes(body, usize::MAX)
+            .await
+            .map_err(|error| FederationError::BadBody(error.to_string()))?;
+        if parts.status.is_success() {
+            self.0.state.lock().answers.is_answered(pair, path, &body);
+        }
+        Ok((parts, body))
+    }
+
+    /// Whether the next of a host's device updates is lost before it is sent.
+    fn loses_update(&self, from: &ServerName, to: &ServerName) -> bool {
+        let mut state = self.0.state.lock();
+        let conditions = state.conditions;
+        state.link(self.0.seed, from, to).loses_update(&conditions)
     }
 
     fn begin(&self, from: &ServerName, to: &ServerName, bytes: usize) -> UnderWay {
         let mut state = self.0.state.lock();
         let seed = self.0.seed;
-        let link = state
-            .links
-            .entry((from.to_owned(), to.to_owned()))
-            .or_insert_with(|| Link::new(seed.stream(&format!("link {from} {to}"))));
+        let link = state.link(seed, from, to);
         let is_first = link.begin(bytes);
         let size = u64::try_from(bytes).unwrap_or(u64::MAX);
         state.traffic.requests += 1;

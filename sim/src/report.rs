@@ -147,7 +147,7 @@ async fn sized(seed: Seed, servers: usize) -> Result<Size> {
     for host in world.hosts() {
         host.start().await?;
     }
-    let sender = Client::log_in_planted(&world, plant::CREATOR, 0).await?;
+    let sender = Client::log_in(world.host(0), (plant::CREATOR, "P"), world.shared()).await?;
     // The first one is cold; the others are what a conversation costs.
     arrival(&world, &sender, &room).await?;
     let before = world.network().traffic();

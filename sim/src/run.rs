@@ -13,7 +13,7 @@ use crate::{
     invariant::{self, Violation},
     network::{Conditions, Traffic},
     plant,
-    scenario::Scenario,
+    scenario::{Quirk, Scenario},
     seed::Seed,
     world::{Options, World},
 };
@@ -26,6 +26,9 @@ const OWN_TASKS: usize = 0;
 
 /// Servers of a run, at most, that tell each other who is online; where there are more, operators switch that off.
 const PRESENCE_SERVERS_MAX: usize = 50;
+
+/// Device updates of a thousand that forgetful hosts lose.
+const LOST_UPDATES: u32 = 250;
 
 /// State resets of one host that an outcome keeps.
 const RESETS_MAX: usize = 10;
@@ -86,6 +89,9 @@ pub fn options(scenario: &Scenario, seed: Seed, wish: &Wish) -> Options {
     if scenario.profile == fault::Profile::Nothing {
         conditions = conditions.reliable();
     }
+    if scenario.quirk == Some(Quirk::Forgetful) {
+        conditions.lost_updates = LOST_UPDATES;
+    }
     let versions = [RoomVersionId::V12, RoomVersionId::V11, RoomVersionId::V10, RoomVersionId::V6];
     let host = HostOptions {
         room_version: versions[random.random_range(0..versions.len())].clone(),
@@ -93,7 +99,7 @@ pub fn options(scenario: &Scenario, seed: Seed, wish: &Wish) -> Options {
         idle_after: Duration::from_secs(if random.random_ratio(1, 4) { 3 } else { 900 }),
         durability: wish.durability.unwrap_or(Durability::Always),
         // Each message is followed by two changes of presence, which take three of five requests among many servers.
-        sends_presence: servers <= PRESENCE_SERVERS_MAX,
+        sends_presence: servers <= PRESENCE_SERVERS_MAX && scenario.quirk != Some(Quirk::Reticent),
         ..HostOptions::default()
     };
     let faults = fault::draw(seed, scenario.profile, servers, lasts);
@@ -122,7 +128,8 @@ pub fn run(scenario: &Scenario, seed: Seed, wish: &Wish) -> Result<Outcome> {
 
 async fn play(scenario: &Scenario, options: Options) -> Result<Outcome> {
     let (seed, servers, faults) = (options.seed, options.servers, options.faults.clone());
-    let world = if scenario.is_planted { plant::grown(options).await? } else { World::new(options).await? };
+    let is_planted = scenario.quirk == Some(Quirk::Planted);
+    let world = if is_planted { plant::grown(options).await? } else { World::new(options).await? };
     let watching = tokio::spawn(invariant::watch(world.clone()));
     let verdict = world.verdict().clone();
     let whole = async {

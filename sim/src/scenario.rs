@@ -21,24 +21,35 @@ pub struct Scenario {
     pub servers: (usize, usize),
     /// How long its workload lasts, unless asked for otherwise.
     pub lasts: Duration,
-    /// Whether all hosts are in a room from the beginning, each with a member.
-    pub is_planted: bool,
+    /// What is unusual about its hosts.
+    pub quirk: Option<Quirk>,
     /// What happens.
     pub play: Play,
+}
+
+/// What is unusual about the hosts of a scenario.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quirk {
+    /// All of them are in a room from the beginning, each with a member.
+    Planted,
+    /// They tell nobody who is online, so that a quiet one gives no signs of life.
+    Reticent,
+    /// They lose some of the device updates that they are to send, as servers do that bound their queues.
+    Forgetful,
 }
 
 /// What happens in a scenario: it sets up, and then works under faults.
 pub type Play = fn(&World) -> BoxFuture<'_, Result<()>>;
 
 /// All scenarios.
-pub const ALL: [Scenario; 15] = [
+pub const ALL: [Scenario; 17] = [
     Scenario {
         name: "chat",
         about: "a user on each host talks in one room; hosts and network fail",
         profile: Profile::Everything,
         servers: (2, 5),
         lasts: Duration::from_secs(60),
-        is_planted: false,
+        quirk: None,
         play: |world| Box::pin(rooms::chat(world)),
     },
     Scenario {
@@ -47,7 +58,7 @@ pub const ALL: [Scenario; 15] = [
         profile: Profile::Network,
         servers: (2, 4),
         lasts: Duration::from_secs(20),
-        is_planted: false,
+        quirk: None,
         play: |world| Box::pin(rooms::busy_room(world)),
     },
     Scenario {
@@ -56,7 +67,7 @@ pub const ALL: [Scenario; 15] = [
         profile: Profile::Nothing,
         servers: (2, 6),
         lasts: Duration::from_secs(30),
-        is_planted: false,
+        quirk: None,
         play: |world| Box::pin(rooms::chat(world)),
     },
     Scenario {
@@ -65,7 +76,7 @@ pub const ALL: [Scenario; 15] = [
         profile: Profile::Everything,
         servers: (2, 5),
         lasts: Duration::from_secs(60),
-        is_planted: false,
+        quirk: None,
         play: |world| Box::pin(rooms::joins_and_leaves(world)),
     },
     Scenario {
@@ -74,7 +85,7 @@ pub const ALL: [Scenario; 15] = [
         profile: Profile::Network,
         servers: (3, 5),
         lasts: Duration::from_secs(60),
-        is_planted: false,
+        quirk: None,
         play: |world| Box::pin(rooms::bans_racing(world)),
     },
     Scenario {
@@ -83,7 +94,7 @@ pub const ALL: [Scenario; 15] = [
         profile: Profile::Network,
         servers: (2, 5),
         lasts: Duration::from_secs(60),
-        is_planted: false,
+        quirk: None,
         play: |world| Box::pin(rooms::power_fight(world)),
     },
     Scenario {
@@ -92,7 +103,7 @@ pub const ALL: [Scenario; 15] = [
         profile: Profile::Everything,
         servers: (2, 4),
         lasts: Duration::from_secs(60),
-        is_planted: false,
+        quirk: None,
         play: |world| Box::pin(rooms::key_rotation(world)),
     },
     Scenario {
@@ -101,7 +112,7 @@ pub const ALL: [Scenario; 15] = [
         profile: Profile::Network,
         servers: (2, 4),
         lasts: Duration::from_secs(30),
-        is_planted: false,
+        quirk: None,
         play: |world| Box::pin(rooms::large_join(world)),
     },
     Scenario {
@@ -110,7 +121,7 @@ pub const ALL: [Scenario; 15] = [
         profile: Profile::Network,
         servers: (2, 4),
         lasts: Duration::from_secs(30),
-        is_planted: false,
+        quirk: None,
         play: |world| Box::pin(rooms::invite_storm(world)),
     },
     Scenario {
@@ -119,7 +130,7 @@ pub const ALL: [Scenario; 15] = [
         profile: Profile::Network,
         servers: (2, 4),
         lasts: Duration::from_secs(40),
-        is_planted: false,
+        quirk: None,
         play: |world| Box::pin(rooms::hostile_peer(world)),
     },
     Scenario {
@@ -128,7 +139,7 @@ pub const ALL: [Scenario; 15] = [
         profile: Profile::Everything,
         servers: (2, 5),
         lasts: Duration::from_secs(60),
-        is_planted: false,
+        quirk: None,
         play: |world| Box::pin(rooms::noise(world)),
     },
     Scenario {
@@ -137,7 +148,7 @@ pub const ALL: [Scenario; 15] = [
         profile: Profile::Everything,
         servers: (2, 4),
         lasts: Duration::from_secs(60),
-        is_planted: false,
+        quirk: None,
         play: |world| Box::pin(rooms::redactions(world)),
     },
     Scenario {
@@ -146,7 +157,7 @@ pub const ALL: [Scenario; 15] = [
         profile: Profile::Everything,
         servers: (2, 4),
         lasts: Duration::from_secs(60),
-        is_planted: false,
+        quirk: None,
         play: |world| Box::pin(rooms::devices(world)),
     },
     Scenario {
@@ -155,7 +166,7 @@ pub const ALL: [Scenario; 15] = [
         profile: Profile::Hosts,
         servers: (2, 4),
         lasts: Duration::from_secs(60),
-        is_planted: false,
+        quirk: None,
         play: |world| Box::pin(rooms::restarts(world)),
     },
     Scenario {
@@ -164,8 +175,27 @@ pub const ALL: [Scenario; 15] = [
         profile: Profile::Nothing,
         servers: (10, 20),
         lasts: Duration::from_secs(15),
-        is_planted: true,
+        quirk: Some(Quirk::Planted),
         play: |world| Box::pin(rooms::crowd(world)),
+    },
+    Scenario {
+        name: "outages",
+        about: "chat among hosts that tell nobody who is online, while the network fails: what was said arrives in time \
+                without anybody saying more",
+        profile: Profile::Network,
+        servers: (2, 4),
+        lasts: Duration::from_secs(60),
+        quirk: Some(Quirk::Reticent),
+        play: |world| Box::pin(rooms::outages(world)),
+    },
+    Scenario {
+        name: "lost-updates",
+        about: "users with several devices get new keys, of which their hosts do not always tell; hosts and network fail",
+        profile: Profile::Everything,
+        servers: (2, 4),
+        lasts: Duration::from_secs(60),
+        quirk: Some(Quirk::Forgetful),
+        play: |world| Box::pin(rooms::lost_updates(world)),
     },
 ];
 

@@ -82,7 +82,7 @@ async fn storm(servers: usize, strategy: Strategy, seed: Seed) -> Result<Storm> 
             host.start().await?;
         }
     }
-    let sender = Client::log_in_planted(&world, plant::CREATOR, 0).await?;
+    let sender = Client::log_in(world.host(0), (plant::CREATOR, "P"), world.shared()).await?;
     world.network().reset_peaks();
     let (start, before) = (Instant::now(), world.network().traffic());
     let event = sender.send(&room, "one message").await?;

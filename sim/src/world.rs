@@ -176,7 +176,7 @@ impl World {
 
     /// The member of a planted room on each host, following with `/sync`.
     pub async fn planted_users(&self) -> Result<Vec<Arc<Client>>> {
-        let creator = Client::log_in_planted(self, plant::CREATOR, 0).await?;
+        let creator = Client::log_in(self.host(0), (plant::CREATOR, "P"), self.shared()).await?;
         let mut users = vec![creator];
         for number in 1..self.hosts().len() {
             // The room was planted, the account was not.
@@ -325,7 +325,7 @@ impl World {
 }
 
 /// The lengths of a server's durable queues, counted to a thousand.
-pub async fn queues(boot: &Boot) -> Result<[(&'static str, usize); 4]> {
+pub async fn queues(boot: &Boot) -> Result<[(&'static str, usize); 5]> {
     async fn length<K: Key, V: Stored>(boot: &Boot, table: &Table<K, V>) -> Result<usize> {
         Ok(boot.storage().range(table, KeyRange::all(), Direction::Ascending, 1000).await?.len())
     }
@@ -334,6 +334,7 @@ pub async fn queues(boot: &Boot) -> Result<[(&'static str, usize); 4]> {
         ("OUTBOX", length(boot, &schema::OUTBOX).await?),
         ("CATCH_UP", length(boot, &schema::CATCH_UP).await?),
         ("EDU_QUEUE", length(boot, &schema::EDU_QUEUE).await?),
+        ("STALE_DEVICE_LISTS", length(boot, &schema::STALE_DEVICE_LISTS).await?),
     ])
 }
 

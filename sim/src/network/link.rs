@@ -24,6 +24,8 @@ pub struct Conditions {
     pub lost_answers: u32,
     /// Requests of a thousand that arrive twice.
     pub duplicates: u32,
+    /// Device updates of a thousand that their sender loses before it sends them.
+    pub lost_updates: u32,
 }
 
 impl Default for Conditions {
@@ -36,6 +38,7 @@ impl Default for Conditions {
             lost_requests: 0,
             lost_answers: 0,
             duplicates: 0,
+            lost_updates: 0,
         }
     }
 }
@@ -44,7 +47,7 @@ impl Conditions {
     /// The same without losses and duplicates.
     #[must_use]
     pub fn reliable(self) -> Self {
-        Self { lost_requests: 0, lost_answers: 0, duplicates: 0, ..self }
+        Self { lost_requests: 0, lost_answers: 0, duplicates: 0, lost_updates: 0, ..self }
     }
 
     /// Draws conditions: from good to bad ones.
@@ -59,6 +62,7 @@ impl Conditions {
             lost_requests: up_to(random, 100),
             lost_answers: up_to(random, 100),
             duplicates: up_to(random, 100),
+            lost_updates: 0,
         }
     }
 
@@ -157,6 +161,11 @@ impl Link {
             slow: Duration::ZERO,
             is_silent: false,
         }
+    }
+
+    /// Whether the next of its sender's device updates is lost.
+    pub(super) fn loses_update(&mut self, conditions: &Conditions) -> bool {
+        conditions.lost_updates > 0 && self.random.random_ratio(conditions.lost_updates, 1000)
     }
 
     /// A request begins; says whether it is the only one.

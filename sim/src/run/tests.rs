@@ -113,7 +113,7 @@ fn a_failure_is_shrunk_to_the_fault_that_causes_it() {
         profile: fault::Profile::Everything,
         servers: (2, 2),
         lasts: Duration::from_secs(1),
-        is_planted: false,
+        quirk: None,
         play: |world| {
             Box::pin(async move {
                 if world.options().faults.iter().any(|fault| matches!(fault.kind, Kind::Dns { .. })) {

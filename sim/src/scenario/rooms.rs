@@ -1,11 +1,15 @@
 //! Scenarios of one room, or of many.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use futures_util::future::{join_all, try_join, try_join_all, try_join3};
 use rand::RngExt;
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::{
+    client::Client,
     fault::Kind,
     hostile::{ATTACKS, Mallory},
     invariant,
@@ -14,6 +18,13 @@ use crate::{
     },
     world::World,
 };
+
+/// The version of the keys that devices get last.
+const LAST_KEYS: u64 = 1 << 32;
+
+/// How long servers may take to catch up once they reach each other, besides their back-offs: a request that got lost is
+/// given up after a minute.
+const WORK_MAX: Duration = Duration::from_secs(180);
 
 pub(super) async fn chat(world: &World) -> Result<()> {
     let users = world.users("user").await?;
@@ -40,6 +51,28 @@ pub(super) async fn restarts(world: &World) -> Result<()> {
     world.under_faults(chat::chat(world, &room, &users, chat::calm(users.len()))).await?;
     world.heal().await?;
     world.settle().await?;
+    invariant::check_arrival(world).await
+}
+
+pub(super) async fn outages(world: &World) -> Result<()> {
+    let users = world.users("user").await?;
+    let room = world.public_room(&users).await?;
+    world.settle().await?;
+    for user in &users {
+        // So that all know who is in the room.
+        user.send(&room, "here I am").await?;
+    }
+    world.settle().await?;
+    let began = Instant::now();
+    world.under_faults(chat::chat(world, &room, &users, chat::calm(users.len()))).await?;
+    world.heal().await?;
+    let (healed, lasted) = (Instant::now(), began.elapsed());
+    world.settle().await?;
+    // Each back-off is twice the one before, give or take a fifth: the last one is not much longer than all before it.
+    let (waited, most) = (healed.elapsed(), 2 * lasted + WORK_MAX);
+    if waited > most {
+        world.verdict().fail("arrives", format!("it takes {waited:?} instead of {most:?} after {lasted:?}"));
+    }
     invariant::check_arrival(world).await
 }
 
@@ -209,4 +242,27 @@ pub(super) async fn devices(world: &World) -> Result<()> {
     }
     world.settle().await?;
     world.under_faults(hardware::use_devices(world, &room, &users, 4000)).await
+}
+
+pub(super) async fn lost_updates(world: &World) -> Result<()> {
+    let users = world.users("user").await?;
+    world.followers().iter().for_each(|follower| follower.track_devices());
+    world.public_room(&users).await?;
+    let mut devices = users.clone();
+    for user in &users {
+        let name = user.user_id.localpart();
+        devices.push(Client::log_in(&user.host, (name, "TABLET"), world.shared()).await?);
+    }
+    for device in &devices {
+        device.upload_keys(0).await?;
+    }
+    world.settle().await?;
+    world.under_faults(hardware::renew_keys(world, &devices, 6000)).await?;
+    world.heal().await?;
+    world.settle().await?;
+    for user in &users {
+        // What was lost before shows only now.
+        user.upload_keys(LAST_KEYS).await?;
+    }
+    Ok(())
 }

@@ -40,3 +40,17 @@ async fn use_device(
     }
     Ok(())
 }
+
+/// Each device gets new keys, with pauses of up to `pause_ms`.
+pub async fn renew_keys(world: &World, devices: &[Arc<Client>], pause_ms: u64) -> Result<()> {
+    let renew = async |(number, device): (usize, &Arc<Client>)| {
+        let mut random = world.options().seed.stream(&format!("keys {number} of {}", device.user_id));
+        let mut version = 0;
+        while pause(world, &mut random, pause_ms).await {
+            version += 1;
+            may_refuse(device.upload_keys(version).await)?;
+        }
+        Ok(())
+    };
+    try_join_all(devices.iter().enumerate().map(renew)).await.map(drop)
+}

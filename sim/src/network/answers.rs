@@ -1,0 +1,76 @@
+//! What hosts answer to transactions that come again.
+
+use std::collections::BTreeMap;
+
+use ruma::OwnedServerName;
+
+/// Two hosts: who asks, and who answers.
+pub(super) type Pair = (OwnedServerName, OwnedServerName);
+
+/// The last transaction that arrived over each link, and what it was answered with.
+#[derive(Default)]
+pub(super) struct Answers {
+    last: BTreeMap<Pair, Last>,
+    contradictions: Vec<String>,
+}
+
+struct Last {
+    path: String,
+    answer: Option<String>,
+}
+
+impl Answers {
+    /// A request arrives.
+    pub(super) fn arrives(&mut self, pair: &Pair, path: &str) {
+        // Servers know a transaction until another one follows: before that its sender had an answer to it.
+        if is_transaction(path) && self.last.get(pair).is_none_or(|last| last.path != path) {
+            self.last.insert(pair.clone(), Last { path: path.to_owned(), answer: None });
+        }
+    }
+
+    /// A request that arrived is answered with success.
+    pub(super) fn is_answered(&mut self, pair: &Pair, path: &str, body: &[u8]) {
+        let Some(last) = self.last.get_mut(pair).filter(|last| last.path == path) else { return };
+        let answer = String::from_utf8_lossy(body).into_owned();
+        match &last.answer {
+            Some(first) if *first != answer => {
+                let (from, to) = pair;
+                let what = format!("{to} answers {path} of {from} with {first}, and then with {answer}");
+                self.contradictions.push(what);
+            }
+            Some(_) => {}
+            None => last.answer = Some(answer),
+        }
+    }
+
+    /// Transactions that were answered in two ways.
+    pub(super) fn contradictions(&self) -> &[String] {
+        &self.contradictions
+    }
+}
+
+pub(super) fn is_transaction(path: &str) -> bool {
+    path.starts_with("/_matrix/federation/v1/send/")
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::owned_server_name;
+
+    use super::*;
+
+    #[test]
+    fn only_a_transaction_that_comes_again_at_once_must_be_answered_as_before() {
+        let pair = (owned_server_name!("a"), owned_server_name!("b"));
+        let path = |id: &str| format!("/_matrix/federation/v1/send/{id}");
+        let mut answers = Answers::default();
+        for (id, body) in [("1", "x"), ("1", "x"), ("2", "y"), ("1", "z")] {
+            answers.arrives(&pair, &path(id));
+            answers.is_answered(&pair, &path(id), body.as_bytes());
+        }
+        assert!(answers.contradictions().is_empty(), "{:?}", answers.contradictions());
+        answers.arrives(&pair, &path("1"));
+        answers.is_answered(&pair, &path("1"), b"another");
+        assert_eq!(answers.contradictions().len(), 1);
+    }
+}
