@@ -10,6 +10,7 @@ mod keys;
 mod lacking;
 mod media;
 mod membership;
+mod mend;
 mod missing;
 mod outbound;
 mod partial;

@@ -219,6 +219,12 @@ impl Homeserver {
             });
             let homeserver = self.clone();
             tokio::spawn(async move {
+                if let Err(error) = homeserver.resume_mending().await {
+                    tracing::error!(%error, "cannot read what the states of rooms lack");
+                }
+            });
+            let homeserver = self.clone();
+            tokio::spawn(async move {
                 if let Err(error) = homeserver.resume_partial_joins().await {
                     tracing::error!(%error, "cannot complete rooms that were joined before the restart");
                 }

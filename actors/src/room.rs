@@ -27,6 +27,7 @@ mod history;
 mod load;
 mod members;
 mod membership;
+mod mend;
 mod message;
 mod page;
 mod partial;
@@ -61,6 +62,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomVersionId};
 use storage::schema::TxnKey;
 
+pub(crate) use self::mend::lacking_of;
 pub(crate) use self::permission::{INVITE_PERMISSION, blocks_invites};
 pub use self::{
     adopt::{Adopt, Adopted, Outside},
@@ -71,6 +73,7 @@ pub use self::{
     handle::{RoomHandle, STRIPPED},
     history::Backfill,
     membership::{MembershipAction, MembershipChange, Prepared},
+    mend::{GivenState, Lacking, Lacks},
     message::{Create, RoomMessage, Send},
     page::{Page, PageDirection, PageQuery},
     partial::Complete,
@@ -286,7 +289,7 @@ impl ActiveRoom {
             }
             RoomMessage::Outliers(pdus, reply) => {
                 let mut change = Change::new(self);
-                let outcome = self.store_outliers(&mut change, pdus).await;
+                let outcome = self.keep_outliers(&mut change, pdus).await;
                 self.conclude(myself, change, outcome, reply);
             }
             RoomMessage::Backfill(backfill, reply) => {

@@ -364,6 +364,12 @@ tables! {
     /// Key: room, event. Writer: `RoomActor`, with the join. Changes: as of `PARTIAL_REFUSED`.
     190 => PARTIAL_TIPS: (ShortRoomId, ShortEventId) => ();
 
+    /// Events that the states before some others lack, since they could not be checked when the states were fetched.
+    ///
+    /// Key: room, the event that is lacking, the event before which it is. Writer: `RoomActor`, in the same batch as
+    /// the latter. Changes: deletion, when the former is known, or the room is joined anew.
+    191 => STATE_LACKS: (ShortRoomId, OwnedEventId, ShortEventId) => StateLackRecord;
+
     /// Local accounts; the row makes the user exist, and stays when the account is deactivated.
     ///
     /// Key: user. Writer: `SessionActor`; registration, under the condition that it is absent. Changes: overwritten.

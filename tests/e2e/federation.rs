@@ -16,6 +16,7 @@ mod policy;
 mod receiving;
 mod rejoining;
 mod sending;
+mod silence;
 
 use std::time::Duration;
 

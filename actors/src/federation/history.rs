@@ -12,7 +12,7 @@ use ruma::{EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedServerName};
 
 use crate::{
     homeserver::Homeserver,
-    room::{Backfill, PageDirection, RoomError, RoomHandle, StoredEvent},
+    room::{Backfill, Lacking, PageDirection, RoomError, RoomHandle, StoredEvent},
 };
 
 /// Events that one request asks for.
@@ -164,7 +164,12 @@ impl Homeserver {
         if !state_events.is_empty() {
             room.keep_outliers(state_events).await?;
         }
-        room.backfill(Backfill { gap, events, states }).await
+        let lacking: Lacking = states.values().flat_map(|state| state.lacking.clone()).collect();
+        let filled = room.backfill(Backfill { gap, events, states }).await?;
+        if !lacking.is_empty() {
+            self.wait_for_keys(&snapshot.room_id, &lacking).await;
+        }
+        Ok(filled)
     }
 }
 

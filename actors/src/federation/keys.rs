@@ -69,8 +69,17 @@ fn usable(keys: &DatedKeys, wanted: &BTreeMap<String, u64>) -> PublicKeySet {
 #[derive(Debug, Default)]
 pub(super) struct FoundKeys {
     keys: BTreeMap<OwnedServerName, DatedKeys>,
-    /// Servers of which keys are lacking, and which may give them later.
-    silent: BTreeSet<OwnedServerName>,
+    /// Servers of which keys are lacking, since they do not answer.
+    silent: BTreeMap<OwnedServerName, Silence>,
+}
+
+/// For how long a server has not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Silence {
+    /// It may answer soon.
+    Brief,
+    /// It seems gone: nothing waits for it any more.
+    Long,
 }
 
 impl FoundKeys {
@@ -78,13 +87,12 @@ impl FoundKeys {
         &mut self,
         server: &OwnedServerName,
         wanted: &BTreeMap<String, u64>,
-        (keys, may_answer_later): (DatedKeys, bool),
+        (keys, silence): (DatedKeys, Option<Silence>),
     ) {
         let has_all = usable(&keys, wanted).len() == wanted.len();
-        if may_answer_later && !has_all {
-            self.silent.insert(server.clone());
-        } else {
-            self.silent.remove(server);
+        match silence.filter(|_| !has_all) {
+            Some(silence) => drop(self.silent.insert(server.clone(), silence)),
+            None => drop(self.silent.remove(server)),
         }
         self.keys.insert(server.clone(), keys);
     }
@@ -107,9 +115,14 @@ impl FoundKeys {
         servers.iter().filter_map(of).collect()
     }
 
-    /// One of some servers that keys are lacking of, if they may be had later.
-    pub(super) fn silent<'a>(&'a self, servers: &BTreeSet<OwnedServerName>) -> Option<&'a ServerName> {
-        self.silent.iter().find(|server| servers.contains(*server)).map(|server| &**server)
+    /// One of some servers that keys are lacking of, if they may be had later; rather one that seems gone.
+    pub(super) fn silent<'a>(
+        &'a self,
+        servers: &BTreeSet<OwnedServerName>,
+    ) -> Option<(&'a OwnedServerName, Silence)> {
+        let own = || self.silent.iter().filter(|(server, _)| servers.contains(*server));
+        let silent = own().find(|(_, silence)| **silence == Silence::Long).or_else(|| own().next());
+        silent.map(|(server, silence)| (server, *silence))
     }
 }
 
@@ -155,9 +168,13 @@ impl Known {
         wanted.keys().filter_map(|id| Some((id.clone(), self.keys.get(id)?.clone()))).collect()
     }
 
-    /// Whether the server did not answer lately, and has not been silent for so long that it seems gone.
-    fn may_answer_later(&self) -> bool {
-        (1..=SILENCES_MAX).contains(&self.failures)
+    /// For how long the server has not answered, if it did not the last time.
+    fn silence(&self) -> Option<Silence> {
+        match self.failures {
+            0 => None,
+            1..=SILENCES_MAX => Some(Silence::Brief),
+            _ => Some(Silence::Long),
+        }
     }
 
     /// Notes how asking the server went.
@@ -227,19 +244,23 @@ impl Homeserver {
                 if let Some(wanted) = wanted.get(server).filter(|_| server != self.server_name()) {
                     let known = federation.keys.of(server);
                     let known = known.lock().await;
-                    found.add(server, wanted, (known.wanted(wanted), known.may_answer_later()));
+                    found.add(server, wanted, (known.wanted(wanted), known.silence()));
                 }
             }
         }
         found
     }
 
-    /// Those keys of one server that are wanted, known ones or what it says itself; and whether it may say more later.
-    async fn keys_of(&self, server: &OwnedServerName, wanted: &BTreeMap<String, u64>) -> (DatedKeys, bool) {
+    /// Those keys of one server that are wanted, known ones or what it says itself; and for how long it has not answered.
+    async fn keys_of(
+        &self,
+        server: &OwnedServerName,
+        wanted: &BTreeMap<String, u64>,
+    ) -> (DatedKeys, Option<Silence>) {
         if server == self.server_name() {
-            return (self.own_dated_keys(), false);
+            return (self.own_dated_keys(), None);
         }
-        let Some(federation) = self.federation() else { return (DatedKeys::new(), false) };
+        let Some(federation) = self.federation() else { return (DatedKeys::new(), None) };
         let known = federation.keys.of(server);
         // One look-up per server at a time: whoever comes meanwhile finds what it brought.
         let mut known = known.lock().await;
@@ -252,7 +273,13 @@ impl Homeserver {
                 known.ask_again_ms = 0;
             }
         }
-        (known.wanted(wanted), known.may_answer_later())
+        (known.wanted(wanted), known.silence())
+    }
+
+    /// Whether a server answered when it was last asked for its keys, or was not asked lately.
+    pub(super) async fn is_heard(&self, server: &ServerName) -> bool {
+        let Some(federation) = self.federation() else { return false };
+        federation.keys.of(server).lock().await.silence().is_none()
     }
 
     /// This server's keys, those of the past as long as they were in use.
@@ -279,6 +306,7 @@ impl Homeserver {
             Ok(published) => {
                 self.store_keys(server, &published);
                 known.keys.extend(published.keys);
+                self.keys_came(server);
                 Some(published.document)
             }
             Err(error) => {
@@ -344,6 +372,7 @@ impl Homeserver {
                     let Some((server, published)) = found else { continue };
                     self.store_keys(server, &published);
                     federation.keys.of(server).lock().await.keys.extend(published.keys);
+                    self.keys_came(server);
                     missing.remove(server);
                 }
             }

@@ -12,10 +12,11 @@ use ruma::{OwnedEventId, ServerName};
 use super::{
     FederationError,
     inbound::{concluded, may_pass},
+    verify::SoFar,
 };
 use crate::{
     homeserver::Homeserver,
-    room::{Receive, Received, RoomError, RoomHandle},
+    room::{GivenState, Lacking, Receive, Received, RoomError, RoomHandle, lacking_of},
 };
 
 /// Rounds of fetching what an event lacks.
@@ -30,17 +31,25 @@ const FETCH_SINGLY_MAX: usize = 50;
 impl Homeserver {
     /// Takes in an event, fetching what it still lacks: auth events, and the state where prev events cannot be had.
     pub(super) async fn settle(&self, room: &RoomHandle, mut receive: Receive) -> Result<(), RoomError> {
-        for _ in 0..SETTLE_ROUNDS {
+        for round in 0..SETTLE_ROUNDS {
             let (prev_events, auth_events) = match room.receive(receive.clone()).await? {
                 Received::Lacks { prev_events, auth_events } => (prev_events, auth_events),
-                received => return concluded(received),
+                received => {
+                    if !receive.lacking.is_empty() {
+                        self.wait_for_keys(&room.snapshot().room_id, &receive.lacking).await;
+                    }
+                    return concluded(received);
+                }
             };
             let mut last = None;
             for server in self.candidates(room, &receive.origin).into_iter().take(HELPERS_MAX) {
                 match self.fetch_lacking(room, &server, (&prev_events, &auth_events), &mut receive).await {
                     Ok(()) => {
                         last = None;
-                        break;
+                        // Others may have what its sender lacks; they are bothered once.
+                        if round > 0 || room.unknown_events(&auth_events).await?.is_empty() {
+                            break;
+                        }
                     }
                     Err(error @ RoomError::Remote(_)) => {
                         tracing::debug!(%server, %error, "a server does not give what an event refers to");
@@ -69,7 +78,8 @@ impl Homeserver {
         for prev in prev_events {
             if !receive.prev_states.contains_key(prev) {
                 let state = self.fetch_state_after(room, server, prev).await?;
-                receive.prev_states.insert(prev.clone(), state);
+                receive.prev_states.insert(prev.clone(), state.events);
+                receive.lacking.extend(state.lacking);
             }
         }
         Ok(())
@@ -88,66 +98,71 @@ impl Homeserver {
             Ok(chain) => room.keep_outliers(self.verified(&chain, snapshot.rules).await).await,
             Err(error) => {
                 tracing::debug!(%origin, %error, "a server does not give an auth chain");
-                self.fetch_events(room, origin, missing).await
+                self.fetch_events(room, origin, missing).await.map(drop)
             }
         }
     }
 
-    /// Fetches the state after an event that is not part of the graph here; all of it is known afterwards.
+    /// Fetches the state after an event that is not part of the graph here; what it does not lack is known afterwards.
     async fn fetch_state_after(
         &self,
         room: &RoomHandle,
         origin: &ServerName,
         event_id: &OwnedEventId,
-    ) -> Result<Vec<OwnedEventId>, RoomError> {
+    ) -> Result<GivenState, RoomError> {
         let mut state = self.fetch_state_before(room, origin, event_id).await?;
-        self.fetch_events(room, origin, std::slice::from_ref(event_id)).await?;
+        let own = std::slice::from_ref(event_id);
+        let gone = self.fetch_events(room, origin, own).await?;
+        state.lacking.extend(lacking_of(&room.unknown_events(own).await?, &gone));
         // The last one holds its key, if it is a state event.
-        state.push(event_id.clone());
+        state.events.push(event_id.clone());
         Ok(state)
     }
 
-    /// Fetches the state before an event; all of it is known afterwards.
+    /// Fetches the state before an event; what it does not lack is known afterwards.
     pub(super) async fn fetch_state_before(
         &self,
         room: &RoomHandle,
         origin: &ServerName,
         event_id: &OwnedEventId,
-    ) -> Result<Vec<OwnedEventId>, RoomError> {
+    ) -> Result<GivenState, RoomError> {
         let snapshot = room.snapshot();
         let remote = self.remote(origin)?;
         let ids = remote.state_ids(&snapshot.room_id, event_id).await?;
         let wanted: BTreeSet<_> = ids.pdu_ids.iter().chain(&ids.auth_chain_ids).cloned().collect();
         let wanted: Vec<_> = wanted.into_iter().collect();
         let unknown = room.unknown_events(&wanted).await?;
-        if unknown.len() <= FETCH_SINGLY_MAX {
-            self.fetch_events(room, origin, &unknown).await?;
+        let gone = if unknown.len() <= FETCH_SINGLY_MAX {
+            self.fetch_events(room, origin, &unknown).await?
         } else {
             let federation = self.federation().ok_or(FederationError::Disabled)?;
             let _permit = federation.inbound.states.acquire().await;
             let state = remote.state(&snapshot.room_id, event_id).await?;
             let events: Vec<_> = state.pdus.into_iter().chain(state.auth_chain).collect();
-            let (events, silent) = self.verified_so_far(&events, snapshot.rules).await;
-            room.keep_outliers(events).await?;
-            if let Some(server) = silent {
+            let SoFar { pdus, waiting, gone } = self.verified_so_far(&events, snapshot.rules).await;
+            room.keep_outliers(pdus).await?;
+            if let Some(server) = waiting.into_values().next() {
                 return Err(FederationError::NoKeys(server).into());
             }
-        }
-        Ok(ids.pdu_ids)
+            gone
+        };
+        // A state cannot wait for those who seem gone; what they signed is put in when it can be checked.
+        let unknown = if gone.is_empty() { Vec::new() } else { room.unknown_events(&ids.pdu_ids).await? };
+        Ok(GivenState { events: ids.pdu_ids, lacking: lacking_of(&unknown, &gone) })
     }
 
     /// Fetches events one by one, with those that authorise them, as outliers; what the server does not have, or what is
-    /// not signed as it should be, stays unknown.
+    /// not signed as it should be, stays unknown. Returns what cannot be checked, since its server seems gone.
     pub(super) async fn fetch_events(
         &self,
         room: &RoomHandle,
         origin: &ServerName,
         ids: &[OwnedEventId],
-    ) -> Result<(), RoomError> {
+    ) -> Result<Lacking, RoomError> {
         let rules = room.snapshot().rules;
         let mut open = room.unknown_events(ids).await?;
         let mut found = BTreeMap::<OwnedEventId, Pdu>::new();
-        let mut lost = None;
+        let (mut lost, mut all_gone) = (None, Lacking::new());
         while !open.is_empty() && found.len() < 10 * FETCH_SINGLY_MAX {
             let remote = self.remote(origin)?;
             let mut answers = Vec::new();
@@ -159,8 +174,9 @@ impl Homeserver {
                     Err(error) => lost = Some(error),
                 }
             }
-            let (pdus, silent) = self.verified_so_far(&answers, rules).await;
-            lost = lost.or(silent.map(FederationError::NoKeys));
+            let SoFar { pdus, waiting, gone } = self.verified_so_far(&answers, rules).await;
+            lost = lost.or(waiting.into_values().next().map(FederationError::NoKeys));
+            all_gone.extend(gone);
             let before = found.len();
             found.extend(pdus.into_iter().map(|pdu| (pdu.event_id().clone(), pdu)));
             if found.len() == before {
@@ -172,7 +188,7 @@ impl Homeserver {
             room.keep_outliers(found.into_values().collect()).await?;
         }
         // A state without what merely got lost on the way, or is not for us now, would be another state.
-        lost.map_or(Ok(()), |error| Err(error.into()))
+        lost.map_or(Ok(all_gone), |error| Err(error.into()))
     }
 }
 

@@ -20,6 +20,7 @@ use tracing::Instrument;
 use super::{
     FederationError,
     remote::{Invite, Template},
+    verify::SoFar,
 };
 use crate::{
     homeserver::Homeserver,
@@ -200,14 +201,22 @@ impl Homeserver {
             }
             None => join,
         };
-        let state = self.verified(&answer.state, rules).await;
+        // A join cannot wait for a server of which keys are lacking.
+        let SoFar { pdus: state, waiting, gone: mut lacking } =
+            self.verified_so_far(&answer.state, rules).await;
+        lacking.extend(waiting);
         let auth_chain = self.verified(&answer.auth_chain, rules).await;
         let partial = answer.members_omitted.then_some(answer.servers_in_room);
         let is_partial = partial.is_some();
-        let adopt = Adopt { version, state, auth_chain, join: join.clone(), origin: server.clone(), partial };
+        let (join_event, origin) = (join.clone(), server.clone());
+        let unchecked = lacking.clone();
+        let adopt = Adopt { version, state, lacking, auth_chain, join: join_event, origin, partial };
         let actor = self.room_actor(&room_id).await?;
         match actor.call(|reply| RoomMessage::Adopt(Box::new(adopt), reply)).await?? {
-            Adopted::Done => Ok(is_partial),
+            Adopted::Done => {
+                self.wait_for_keys(&room_id, &unchecked).await;
+                Ok(is_partial)
+            }
             Adopted::Resident => {
                 let room = self.room(&room_id).await?;
                 self.take_in_answer(&room, server, join).await?;

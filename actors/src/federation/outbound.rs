@@ -11,6 +11,7 @@ use super::{
     device_lists::DeviceLists,
     inbound::Inbound,
     keys::KeyRing,
+    mend::Mending,
     query::{Profiles, profiles},
     spaces::KnownSpaces,
 };
@@ -35,6 +36,7 @@ pub(crate) struct Federation {
     pub(super) shares_device_names: bool,
     sends_presence: bool,
     pub(super) inbound: Inbound,
+    pub(super) mending: Mending,
     pub(super) keys: KeyRing,
     pub(super) spaces: KnownSpaces,
     trusted_key_servers: Vec<OwnedServerName>,
@@ -76,6 +78,7 @@ impl Federation {
             shares_device_names: config.shares_device_names,
             sends_presence: config.sends_presence,
             inbound: Inbound::default(),
+            mending: Mending::default(),
             keys: KeyRing::default(),
             spaces: KnownSpaces::default(),
             trusted_key_servers: config.trusted_key_servers,

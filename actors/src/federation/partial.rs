@@ -86,8 +86,11 @@ impl Homeserver {
     ) -> Result<(), RoomError> {
         let room = self.room(&record.room_id).await?;
         let state = self.fetch_state_before(&room, server, &record.join).await?;
+        let lacking = state.lacking.clone();
         let complete = Complete { join: record.join.clone(), state };
         let actor = self.room_actor(&record.room_id).await?;
-        actor.call(|reply| RoomMessage::Complete(Box::new(complete), reply)).await?
+        actor.call(|reply| RoomMessage::Complete(Box::new(complete), reply)).await??;
+        self.wait_for_keys(&record.room_id, &lacking).await;
+        Ok(())
     }
 }

@@ -17,9 +17,12 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::{
     FederationError,
-    keys::{FoundKeys, WantedKeys},
+    keys::{FoundKeys, Silence, WantedKeys},
 };
-use crate::{homeserver::Homeserver, room::RoomError};
+use crate::{
+    homeserver::Homeserver,
+    room::{Lacking, RoomError},
+};
 
 /// Events that are parsed, or whose signatures are checked, before others get their turn.
 const CHUNK: usize = 64;
@@ -95,11 +98,23 @@ impl Unverified {
             Ok(Verified::All) => Ok(self.pdu),
             Ok(Verified::Signatures) => Ok(pdu::redact(&self.pdu, version)?),
             Err(error) => match keys.silent(&signers) {
-                Some(server) => Err(Unverifiable::NoKeys(server.to_owned())),
+                Some((server, Silence::Brief)) => Err(Unverifiable::NoKeys(server.clone())),
+                Some((server, Silence::Long)) => Err(Unverifiable::Gone(server.clone())),
                 None => Err(error.into()),
             },
         }
     }
+}
+
+/// What checking some events came to.
+#[derive(Default)]
+pub(super) struct SoFar {
+    /// Those whose signatures hold.
+    pub(super) pdus: Vec<Pdu>,
+    /// Those that may be checked soon, each with the server whose keys are lacking.
+    pub(super) waiting: Lacking,
+    /// Those whose servers seem gone.
+    pub(super) gone: Lacking,
 }
 
 /// Why an event that another server sent is not taken in.
@@ -108,6 +123,9 @@ pub(super) enum Unverifiable {
     /// The keys of a server that signed it cannot be had now, but perhaps later.
     #[error("the keys of {0} cannot be had now")]
     NoKeys(OwnedServerName),
+    /// The same, but the server has been silent for so long that nothing waits for it.
+    #[error("the keys of {0} cannot be had, it seems gone")]
+    Gone(OwnedServerName),
     /// It is not an event of those that are said to have signed it.
     #[error(transparent)]
     Bad(#[from] PduError),
@@ -117,7 +135,7 @@ impl From<Unverifiable> for RoomError {
     fn from(error: Unverifiable) -> Self {
         match error {
             Unverifiable::NoKeys(server) => Self::Remote(FederationError::NoKeys(server)),
-            Unverifiable::Bad(error) => Self::Invalid(error.to_string()),
+            Unverifiable::Gone(_) | Unverifiable::Bad(_) => Self::Invalid(error.to_string()),
         }
     }
 }
@@ -163,29 +181,30 @@ impl Homeserver {
 
     /// Those of some events whose signatures hold.
     pub(super) async fn verified(&self, events: &[Box<RawValue>], rules: &'static RoomVersion) -> Vec<Pdu> {
-        self.verified_so_far(events, rules).await.0
+        self.verified_so_far(events, rules).await.pdus
     }
 
-    /// Those of some events whose signatures hold; and a server without whose keys that cannot be said of all of them
-    /// yet, if there is one.
+    /// Those of some events whose signatures hold, and those of which that cannot be said yet.
     pub(super) async fn verified_so_far(
         &self,
         events: &[Box<RawValue>],
         rules: &'static RoomVersion,
-    ) -> (Vec<Pdu>, Option<OwnedServerName>) {
-        let (mut pdus, mut silent) = (Vec::with_capacity(events.len()), None);
+    ) -> SoFar {
+        let mut so_far = SoFar { pdus: Vec::with_capacity(events.len()), ..SoFar::default() };
         for (event_id, checked) in self.verify(events, rules).await {
             match checked {
-                Ok(pdu) => pdus.push(pdu),
+                Ok(pdu) => so_far.pdus.push(pdu),
                 Err(error) => {
                     tracing::debug!(%event_id, %error, "left out an event");
-                    if let Unverifiable::NoKeys(server) = error {
-                        silent = Some(server);
+                    match error {
+                        Unverifiable::NoKeys(server) => drop(so_far.waiting.insert(event_id, server)),
+                        Unverifiable::Gone(server) => drop(so_far.gone.insert(event_id, server)),
+                        Unverifiable::Bad(_) => {}
                     }
                 }
             }
         }
-        (pdus, silent)
+        so_far
     }
 }
 

@@ -17,7 +17,7 @@ use storage::{
     schema::{self, GapRecord, StrippedStateRecord},
 };
 
-use super::{ActiveRoom, Empty, RoomError, change::Change, members::Membership, receive::Source};
+use super::{ActiveRoom, Empty, Lacking, RoomError, change::Change, members::Membership, receive::Source};
 
 /// Before every place of a timeline.
 const BEFORE_ALL: TimelineIndex = TimelineIndex(i64::MIN / 2);
@@ -29,6 +29,8 @@ pub struct Adopt {
     pub version: RoomVersionId,
     /// The state before the join.
     pub state: Vec<Pdu>,
+    /// What of the state could not be checked.
+    pub lacking: Lacking,
     /// Whatever authorises the state.
     pub auth_chain: Vec<Pdu>,
     /// The join of our user.
@@ -96,9 +98,10 @@ impl ActiveRoom {
 
     /// Starts (again) from the state that a resident server gave.
     pub(super) async fn adopt(&self, change: &mut Change, adopt: Adopt) -> Result<(), RoomError> {
-        let Adopt { state, auth_chain, join, origin, partial, .. } = adopt;
+        let Adopt { state, mut lacking, auth_chain, join, origin, partial, .. } = adopt;
         let state_ids: Vec<_> = state.iter().map(|pdu| pdu.event_id().clone()).collect();
         self.store_outliers(change, auth_chain.into_iter().chain(state).collect()).await?;
+        lacking.extend(self.unknown_for_want_of(change, &state_ids, &lacking).await?);
         let join = Arc::new(join);
         let named_by = partial.is_some().then_some(&*join);
         let before = self.decide(change, |room| room.state_given(&state_ids, named_by)).await?;
@@ -118,6 +121,7 @@ impl ActiveRoom {
         change.head.corrected = false;
         change.batch.delete(&schema::PARTIAL_ROOMS, &self.room);
         self.forget_noted(change).await?;
+        self.forget_lacking(change);
         change.hot = imbl::OrdMap::new();
         let floor = if change.head.latest == TimelineIndex(0) { BEFORE_ALL } else { change.head.latest };
         // What happened while this server was away has its places before the join.
@@ -135,6 +139,7 @@ impl ActiveRoom {
         }
         let source = Source { origin: origin.clone(), sent_by: None };
         let event = self.accept(change, &join, placement, source).await?;
+        self.note_lacking(change, event.short, &lacking);
         if let Some(servers) = partial {
             self.begin_partial(change, event.pdu.event_id().clone(), &origin, servers);
         }

@@ -16,7 +16,7 @@ use engine::{
 use ruma::OwnedEventId;
 use storage::schema::{self, GapRecord};
 
-use super::{ActiveRoom, RoomError, RoomHandle, StoredEvent, change::Change};
+use super::{ActiveRoom, GivenState, Lacking, RoomError, RoomHandle, StoredEvent, change::Change};
 
 /// Older events, to be put into a hole of the timeline.
 #[derive(Clone, Debug)]
@@ -25,29 +25,35 @@ pub struct Backfill {
     pub gap: TimelineIndex,
     /// The events, in any order.
     pub events: Vec<Pdu>,
-    /// For events whose prev events are not known either: the events of the state before each of them.
-    pub states: BTreeMap<OwnedEventId, Vec<OwnedEventId>>,
+    /// For events whose prev events are not known either: the state before each of them.
+    pub states: BTreeMap<OwnedEventId, GivenState>,
 }
 
 impl ActiveRoom {
     /// Puts older events into a hole; returns how many came of it.
     pub(super) async fn backfill(&self, change: &mut Change, backfill: Backfill) -> Result<usize, RoomError> {
         let Backfill { gap: at, events, states } = backfill;
-        let mut roots = BTreeMap::new();
+        let (mut roots, mut lacking) = (BTreeMap::new(), BTreeMap::new());
         for (id, state) in states {
-            roots.insert(id, self.decide(change, |room| room.state_of(&state)).await?);
+            roots.insert(id.clone(), self.decide(change, |room| room.state_of(&state.events)).await?);
+            lacking.insert(id, state.lacking);
         }
-        self.fill(change, at, events, &roots).await
+        let state_events = events.iter().filter(|pdu| pdu.state_key().is_some());
+        let known: Vec<_> = state_events.map(|pdu| pdu.event_id().clone()).collect();
+        let filled = self.fill(change, at, events, (&roots, &lacking)).await?;
+        self.mend(change, known).await?;
+        Ok(filled)
     }
 
     /// Puts older events into a hole, by the states before those whose prev events are not known; returns how many
-    /// got a place in the graph, or 1 if none did but the hole turned out to be none.
+    /// got a place in the graph, or 1 if none did but the hole turned out to be none. `lacking` says what these states
+    /// lack.
     pub(super) async fn fill(
         &self,
         change: &mut Change,
         at: TimelineIndex,
         events: Vec<Pdu>,
-        roots: &BTreeMap<OwnedEventId, StateRoot>,
+        (roots, lacking): (&BTreeMap<OwnedEventId, StateRoot>, &BTreeMap<OwnedEventId, Lacking>),
     ) -> Result<usize, RoomError> {
         let Some(gap) = change.head.gaps.get(&at).cloned() else { return Ok(0) };
         let GapRecord { missing, floor, origin } = gap;
@@ -76,12 +82,21 @@ impl ActiveRoom {
             }
             hole.missing.remove(pdu.event_id());
             hole.missing.extend(placement.missing.iter().cloned());
+            // The state before it was given, unless it follows from what comes before.
+            let lacking = lacking.get(pdu.event_id()).filter(|_| given == Some(placement.before));
+            let note = |change: &mut Change, short| {
+                if let Some(lacking) = lacking {
+                    self.note_lacking(change, short, lacking);
+                }
+            };
             if standing == Standing::Rejected {
-                self.hide(change, &pdu, standing, &placement);
+                let short = self.hide(change, &pdu, standing, &placement);
+                note(change, short);
                 rejected += 1;
                 continue;
             }
             let event = self.old_event(change, &pdu, &placement).await?;
+            note(change, event.short);
             change.hidden_ids.insert(event.pdu.event_id().clone(), event.short);
             change.hidden.insert(event.short, Arc::new(event.clone()));
             accepted.push(event);

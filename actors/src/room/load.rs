@@ -19,7 +19,7 @@ use storage::{
 };
 
 use super::{
-    ActiveRoom, Empty, Published, RECENT_MAX, Receipt, Receipts, RelatedCache, RoomError, RoomHead,
+    ActiveRoom, Empty, Lacks, Published, RECENT_MAX, Receipt, Receipts, RelatedCache, RoomError, RoomHead,
     RoomSnapshot, Typing, early_receipts::EarlyReceipts, ephemeral::Typists, extremities::TidyUp,
     heroes::HeroesCache, pending::Pending, send::txn_key,
 };
@@ -56,9 +56,13 @@ impl Empty {
         let gaps = KeyRange::prefix(&(room,));
         let gaps = store.storage().range(&schema::GAPS, gaps, Direction::Ascending, usize::MAX).await?;
         let partial = store.storage().get(&schema::PARTIAL_ROOMS, &room).await?;
+        let lacks = KeyRange::prefix(&(room,));
+        let lacks =
+            store.storage().range(&schema::STATE_LACKS, lacks, Direction::Ascending, usize::MAX).await?;
         Ok(RoomHead {
             lacks_members: partial.as_ref().is_some_and(|partial| partial.completed.is_none()),
             corrected: partial.as_ref().is_some_and(|partial| partial.corrected),
+            lacks: ActiveRoom::lacks_of(lacks),
             completed: partial.and_then(|partial| partial.completed).unwrap_or_default(),
             root: record.root,
             tips,
@@ -105,6 +109,7 @@ impl Empty {
             recent: imbl::Vector::new(),
             recent_is_all: true,
             lacks_members: false,
+            lacks: Lacks::new(),
             completed: Position(0),
             corrected: false,
         };

@@ -18,7 +18,7 @@ use storage::{
     schema::{self, PartialRoomRecord},
 };
 
-use super::{ActiveRoom, ReadError, RoomError, RoomHandle, StoredEvent, change::Change};
+use super::{ActiveRoom, GivenState, ReadError, RoomError, RoomHandle, StoredEvent, change::Change};
 
 /// Servers of a room that are remembered to complete its state from.
 const SERVERS_MAX: usize = 50;
@@ -28,8 +28,8 @@ const SERVERS_MAX: usize = 50;
 pub struct Complete {
     /// The join that it is the state before.
     pub join: OwnedEventId,
-    /// The events of the state; all of them are known here.
-    pub state: Vec<OwnedEventId>,
+    /// The state; what it does not lack is known here.
+    pub state: GivenState,
 }
 
 impl ActiveRoom {
@@ -74,7 +74,7 @@ impl ActiveRoom {
         };
         let join = self.known_event(change, &join).await?;
         let join = join.ok_or_else(|| ReadError::Lost("the join of a room".to_owned()))?;
-        let full = self.decide(change, |room| room.state_of(&state)).await?;
+        let full = self.decide(change, |room| room.state_of(&state.events)).await?;
         if full.is_empty() {
             return Err(RoomError::Invalid("the resident server sent no state".to_owned()));
         }
@@ -92,6 +92,7 @@ impl ActiveRoom {
         change.head.completed = ticket.last();
         change.head.corrected = rejudged.is_different();
         self.recount(change, root).await?;
+        self.note_lacking(change, join.short, &state.lacking);
         self.forget_noted(change).await?;
         record.completed = Some(ticket.last());
         record.corrected = rejudged.is_different();

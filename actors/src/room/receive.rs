@@ -22,7 +22,7 @@ use storage::{
     schema::{self, GapRecord, SentBy},
 };
 
-use super::{ActiveRoom, Advice, RoomError, StoredEvent, change::Change};
+use super::{ActiveRoom, Advice, Lacking, RoomError, StoredEvent, change::Change};
 
 /// Where an event comes from.
 pub(super) struct Source {
@@ -45,6 +45,8 @@ pub struct Receive {
     pub origin: OwnedServerName,
     /// For prev events that cannot be had: the events of the state after each of them.
     pub prev_states: BTreeMap<OwnedEventId, Vec<OwnedEventId>>,
+    /// What these states lack and may be had later.
+    pub lacking: Lacking,
     /// Whether this server is to pass it on: its server is not in the room (yet), and came to us with it.
     pub relay: bool,
     /// What the room's policy server thinks of it.
@@ -60,6 +62,7 @@ impl Receive {
             pdu,
             origin,
             prev_states: BTreeMap::new(),
+            lacking: Lacking::new(),
             relay: false,
             advice: Advice::Recommended,
             sent_by: None,
@@ -70,7 +73,17 @@ impl Receive {
 impl ActiveRoom {
     /// Judges a received event and takes it in accordingly.
     pub(super) async fn receive(&self, change: &mut Change, receive: Receive) -> Result<Received, RoomError> {
-        let Receive { pdu, origin, prev_states, relay, advice, sent_by } = receive;
+        let event_id = receive.pdu.event_id().clone();
+        let is_state = receive.pdu.state_key().is_some();
+        let received = self.judge(change, receive).await?;
+        if is_state {
+            self.mend(change, [event_id]).await?;
+        }
+        Ok(received)
+    }
+
+    async fn judge(&self, change: &mut Change, receive: Receive) -> Result<Received, RoomError> {
+        let Receive { pdu, origin, prev_states, lacking, relay, advice, sent_by } = receive;
         change.relays = relay;
         let pdu = Arc::new(pdu);
         let gap = change.head.gaps.iter().find(|(_, gap)| gap.missing.contains(pdu.event_id()));
@@ -81,7 +94,8 @@ impl ActiveRoom {
                 Step::Answer(answer) => return Ok(answer),
                 Step::Fill(end, before) => {
                     let states = BTreeMap::from([(pdu.event_id().clone(), before)]);
-                    self.fill(change, end, vec![Pdu::clone(&pdu)], &states).await?;
+                    let lacking = BTreeMap::from([(pdu.event_id().clone(), lacking.clone())]);
+                    self.fill(change, end, vec![Pdu::clone(&pdu)], (&states, &lacking)).await?;
                     // A hole without a place for it leaves it to the end.
                     hole = None;
                 }
@@ -94,10 +108,12 @@ impl ActiveRoom {
             tracing::debug!(event_id = %pdu.event_id(), %reason, "did not accept an event");
         }
         if standing == Standing::Accepted {
-            self.accept(change, &pdu, placement, Source { origin, sent_by }).await?;
+            let event = self.accept(change, &pdu, placement, Source { origin, sent_by }).await?;
+            self.note_lacking(change, event.short, &lacking);
             return Ok(received);
         }
-        self.hide(change, &pdu, standing, &placement);
+        let short = self.hide(change, &pdu, standing, &placement);
+        self.note_lacking(change, short, &lacking);
         // By the rules, that is; what a policy server thinks stays.
         if advice == Advice::Recommended {
             self.note_refused(change, pdu.event_id());
@@ -231,6 +247,13 @@ impl ActiveRoom {
         let floor = std::mem::replace(&mut change.head.latest, index);
         self.open_gap(change, index, GapRecord { missing, floor, origin });
         change.tickets.push(ticket);
+    }
+
+    /// Keeps events that others refer to; states that lack them get them.
+    pub(super) async fn keep_outliers(&self, change: &mut Change, pdus: Vec<Pdu>) -> Result<(), RoomError> {
+        let known: Vec<_> = pdus.iter().map(|pdu| pdu.event_id().clone()).collect();
+        self.store_outliers(change, pdus).await?;
+        self.mend(change, known).await
     }
 
     /// Stores events that others refer to, without a place in the graph.

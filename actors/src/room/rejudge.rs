@@ -177,7 +177,7 @@ impl ActiveRoom {
     }
 
     /// Takes an event out of the timeline, if it is there.
-    async fn refuse(&self, change: &mut Change, mut event: StoredEvent) -> Result<(), RoomError> {
+    pub(super) async fn refuse(&self, change: &mut Change, mut event: StoredEvent) -> Result<(), RoomError> {
         if let Some(index) = event.index.take() {
             self.unrelate(change, &event).await?;
             let sent_ms = u64::from(event.pdu.origin_server_ts().get());
@@ -192,7 +192,7 @@ impl ActiveRoom {
     }
 
     /// Gives events that were refused a place at the end of the timeline.
-    async fn place(&self, change: &mut Change, came: &[ShortEventId]) -> Result<(), RoomError> {
+    pub(super) async fn place(&self, change: &mut Change, came: &[ShortEventId]) -> Result<(), RoomError> {
         for short in came {
             let mut event = self.event(change, *short).await?;
             if !self.decide(change, |room| room.is_withheld(&event.pdu)).await? {

@@ -15,7 +15,7 @@ use ruma::{
 
 use storage::schema::GapRecord;
 
-use super::{RelatedCache, StoredEvent, heroes::HeroesCache};
+use super::{Lacks, RelatedCache, StoredEvent, heroes::HeroesCache};
 
 /// How many events of the timeline an active room keeps in memory.
 pub const RECENT_MAX: usize = 64;
@@ -41,6 +41,8 @@ pub struct RoomHead {
     pub lacks_members: bool,
     /// When the members came that it lacked, if it ever did.
     pub completed: Position,
+    /// What states here lack, since it could not be checked.
+    pub lacks: Lacks,
     /// Whether events were judged otherwise then, so that clients were told what did not stand.
     pub corrected: bool,
 }

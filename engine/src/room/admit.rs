@@ -152,7 +152,7 @@ impl Room<'_> {
     }
 
     /// The current state once an event is in, and the forward extremities beside it.
-    pub(super) fn follow(&mut self, event: &StoredEvent) -> Result<(StateRoot, Vec<Arc<StoredEvent>>), Need> {
+    pub fn follow(&mut self, event: &StoredEvent) -> Result<(StateRoot, Vec<Arc<StoredEvent>>), Need> {
         // Where states disagree about it, the event itself is looked up.
         self.placing = Some(Arc::new(event.clone()));
         let tips = self.tips_beside(&event.pdu)?;

@@ -75,7 +75,7 @@ impl Room<'_> {
     }
 
     /// The state before an event by what its prev events are now; none where it is as it was, since they are not known.
-    fn before_anew(
+    pub(super) fn before_anew(
         &mut self,
         event: &StoredEvent,
         since: &BTreeSet<OwnedEventId>,

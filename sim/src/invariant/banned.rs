@@ -44,14 +44,23 @@ pub(super) async fn silent(histories: &[History]) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// An event that was accepted although its sender was out of the room when it came.
+/// An event that was accepted although its sender was out of the room when it came, as the state after what came last
+/// before it says.
+///
+/// The number of an event says when it was first stored, its place in the timeline when it came, or into which hole of the
+/// timeline it was put. Where both are the same, it came as news. A lower place is one in an older hole: it was no news,
+/// and its state is that of its own branch. A higher one has an event that was known before, because others refer to it:
+/// it may have come as news later, or have been put into a hole that was opened later. Neither is said of it, and what
+/// comes next to it is not judged by it: it may be the join that lets its sender speak again.
 async fn late(side: &Side, known: &mut Known) -> Result<Option<String>> {
     let timeline = side.handle.timeline_forward(TimelineIndex(i64::MIN), usize::MAX / 2).await?;
-    // What filled a hole has another place than number: it was no news, and its state is that of its own branch.
-    let came_now =
-        |event: &&Arc<StoredEvent>| event.index == Some(TimelineIndex::from(Position(event.short.0)));
-    let came: Vec<_> = timeline.iter().filter(came_now).collect();
+    let is_old = |event: &&Arc<StoredEvent>| event.index < Some(number(event));
+    let came: Vec<_> = timeline.iter().filter(|event| !is_old(event)).collect();
+    let is_news = |event: &&Arc<StoredEvent>| event.index == Some(number(event));
     for (before, event) in came.iter().zip(came.iter().skip(1)) {
+        if !is_news(before) || !is_news(event) {
+            continue;
+        }
         let (pdu, host) = (&event.pdu, &side.host);
         if pdu.kind() == "m.room.member" {
             continue;
@@ -65,6 +74,11 @@ async fn late(side: &Side, known: &mut Known) -> Result<Option<String>> {
         }
     }
     Ok(None)
+}
+
+/// When an event was first stored, as a place in the timeline.
+fn number(event: &StoredEvent) -> TimelineIndex {
+    TimelineIndex::from(Position(event.short.0))
 }
 
 /// Memberships that were looked up before: most events change no state.

@@ -11,7 +11,7 @@ use crate::{fault::Kind, minimise::minimise, scenario};
 const SEEDS: u64 = 200;
 
 /// Scenarios with seeds that found a bug: docs/simulation.md says which.
-const FOUND: [(&str, u64); 35] = [
+const FOUND: [(&str, u64); 37] = [
     ("quiet-network", 4),
     ("large-join", 2),
     ("hostile-peer", 9),
@@ -28,6 +28,7 @@ const FOUND: [(&str, u64); 35] = [
     ("large-join", 51),
     ("joins-and-leaves", 58),
     ("joins-and-leaves", 11),
+    ("joins-and-leaves", 149),
     ("joins-and-leaves", 150),
     ("joins-and-leaves", 164),
     ("large-join", 106),
@@ -36,6 +37,7 @@ const FOUND: [(&str, u64); 35] = [
     ("bans-racing", 187),
     ("power-fight", 192),
     ("bans-racing", 202),
+    ("bans-racing", 231),
     ("large-join", 216),
     ("devices", 3),
     ("devices", 4),

@@ -216,6 +216,15 @@ pub struct PartialRoomRecord {
     pub corrected: bool,
 }
 
+/// What is known of an event that a state lacks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateLackRecord {
+    /// The room's ID.
+    pub room_id: OwnedRoomId,
+    /// The server without whose keys it could not be checked.
+    pub server: OwnedServerName,
+}
+
 /// What a server sent along with an invite to a room that this server is not in, or with the answer to a knock.
 ///
 /// Spec: client-server API, "Stripped state".
@@ -291,6 +300,10 @@ impl Record for ReceiptRecord {
 }
 
 impl Record for PartialRoomRecord {
+    const VERSION: u8 = 1;
+}
+
+impl Record for StateLackRecord {
     const VERSION: u8 = 1;
 }
 

@@ -126,13 +126,14 @@ fn federation_rows() -> Vec<String> {
         row(&STAGED, &(room_id.clone(), Position(5), server.clone()), &json),
         row(&OUTBOX, &Position(701), &outgoing),
         row(&DESTINATIONS, &server, &DestinationRecord { failures: 3, retry_at_ms: 1_000_000 }),
-        row(&CATCH_UP, &(server.clone(), room_id), &Position(701)),
-        row(&EDU_QUEUE, &(server, Position(5)), &json),
+        row(&CATCH_UP, &(server.clone(), room_id.clone()), &Position(701)),
+        row(&EDU_QUEUE, &(server.clone(), Position(5)), &json),
         row(&PARTIAL_ROOMS, &ROOM, &partial),
         row(&PARTIAL_REFUSED, &(ROOM, Position(5)), &EVENT),
         row(&PARTIAL_HIDDEN, &(ROOM, Position(5)), &EVENT),
         row(&PARTIAL_REDACTED, &(ROOM, EVENT), &Bytes::from_static(b"{}")),
         row(&PARTIAL_TIPS, &(ROOM, EVENT), &()),
+        row(&STATE_LACKS, &(ROOM, owned_event_id!("$leave"), EVENT), &StateLackRecord { room_id, server }),
     ]
 }
 

@@ -77,16 +77,17 @@ fn what_is_signed_by_a_silent_server_may_be_checked_later_until_it_seems_gone() 
     let mut known = Known::default();
     let silent = |known: &Known| {
         let mut found = FoundKeys::default();
-        found.add(&server, &wanted, (known.wanted(&wanted), known.may_answer_later()));
-        found.silent(&servers).is_some()
+        found.add(&server, &wanted, (known.wanted(&wanted), known.silence()));
+        found.silent(&servers).map(|(_, silence)| silence)
     };
-    assert!(!silent(&known), "it was not asked");
+    assert_eq!(silent(&known), None, "it was not asked");
     for failure in 1..=SILENCES_MAX + 1 {
         known.asked(false, 0);
-        assert_eq!(silent(&known), failure <= SILENCES_MAX);
+        let silence = if failure <= SILENCES_MAX { Silence::Brief } else { Silence::Long };
+        assert_eq!(silent(&known), Some(silence));
     }
     known.asked(true, 0);
-    assert!(!silent(&known), "it answered, and has no such key");
+    assert_eq!(silent(&known), None, "it answered, and has no such key");
 }
 
 /// One event with a time at which its key is not valid does not take that key from others.
@@ -99,7 +100,7 @@ fn each_signature_is_checked_with_keys_of_its_own_time() {
     };
     let keys = DatedKeys::from([("ed25519:now".to_owned(), key)]);
     let mut found = FoundKeys::default();
-    found.add(&server, &BTreeMap::from([("ed25519:now".to_owned(), 9)]), (keys, false));
+    found.add(&server, &BTreeMap::from([("ed25519:now".to_owned(), 9)]), (keys, None));
     let servers = BTreeSet::from([server]);
     assert_eq!(found.valid_at(&servers, 5).len(), 1);
     assert!(found.valid_at(&servers, 6).is_empty());
