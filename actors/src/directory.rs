@@ -218,7 +218,7 @@ impl<A: DirectoryActor> Directory<A> {
             return Ok(handle);
         }
         let found = tokio::time::timeout(self.0.config.call_timeout, self.find_or_start(key)).await;
-        found.unwrap_or_else(|_| Err(ActivateError::late()))
+        found.unwrap_or_else(|_| Err(ActivateError::Late))
     }
 
     /// The actor of a key if it is active.

@@ -16,6 +16,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use engine::id::{Position, TimelineIndex};
 use ruma::{OwnedDeviceId, OwnedUserId, api::client::filter::FilterDefinition};
+use storage::Batch;
 use tokio::time::Instant;
 
 pub use self::response::{
@@ -23,6 +24,7 @@ pub use self::response::{
     Timeline,
 };
 use crate::{
+    directory::ActivateError,
     filter,
     homeserver::{Homeserver, ROOMS_AT_A_TIME},
     room::{ReadError, RoomError, RoomHandle},
@@ -144,6 +146,22 @@ impl Homeserver {
         }
     }
 
+    /// Whether a room that cannot be read may be readable later, since it is the server that is in trouble.
+    pub(crate) async fn may_read_later(&self, error: &RoomError) -> bool {
+        match error {
+            RoomError::Busy { .. }
+            | RoomError::Crashed
+            | RoomError::TimedOut
+            | RoomError::Commit(_)
+            | RoomError::Activate(ActivateError::Late | ActivateError::Stopping) => true,
+            // After a failed commit no room starts any more until the store is opened again.
+            RoomError::Activate(_) | RoomError::Read(ReadError::Store(_)) => {
+                self.storage().commit(Batch::default()).await.is_err()
+            }
+            _ => false,
+        }
+    }
+
     /// Waits until what is marked as changed is below the watermark, and returns the watermark.
     ///
     /// Marks come a moment before the watermark; only earlier commits that are under way lie between.
@@ -186,6 +204,8 @@ impl Pass<'_> {
             for (room_id, entry) in rooms {
                 match self.add_room(&mut response.rooms, room_id, entry).await {
                     Ok(()) => {}
+                    // The next token goes past what happened in it, which the client would never be told of.
+                    Err(error) if self.homeserver.may_read_later(&error).await => return Err(error.into()),
                     // One damaged room must not take the account down with it.
                     Err(error) => tracing::error!(room.id = %room_id, %error, "room left out of a sync"),
                 }

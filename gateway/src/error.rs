@@ -213,7 +213,7 @@ impl From<ActivateError> for ApiError {
     fn from(error: ActivateError) -> Self {
         match error {
             ActivateError::Failed(_) => Self::internal(&error),
-            ActivateError::BackingOff { .. } | ActivateError::Stopping => {
+            ActivateError::Late | ActivateError::BackingOff { .. } | ActivateError::Stopping => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", error.to_string())
             }
         }

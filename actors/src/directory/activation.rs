@@ -18,6 +18,9 @@ pub enum ActivateError {
     /// Its start failed.
     #[error("{0}")]
     Failed(String),
+    /// The start, or the end of the actor before, takes too long.
+    #[error("it did not start in time")]
+    Late,
     /// It crashed repeatedly, and the next start waits.
     #[error("it crashed repeatedly; retry in {} ms", retry_after.as_millis())]
     BackingOff {
@@ -27,13 +30,6 @@ pub enum ActivateError {
     /// The server is shutting down.
     #[error("the server is shutting down")]
     Stopping,
-}
-
-impl ActivateError {
-    /// The start, or the end of the actor before, takes too long.
-    pub(super) fn late() -> Self {
-        Self::Failed("it did not start in time".to_owned())
-    }
 }
 
 /// Recent crashes of one key's actors.
@@ -123,8 +119,8 @@ impl<A: DirectoryActor> Inner<A> {
                 }
             }
             Err(error) => {
-                if let ActivateError::Failed(reason) = &error {
-                    self.note_crash(&slot.key, reason);
+                if matches!(error, ActivateError::Failed(_) | ActivateError::Late) {
+                    self.note_crash(&slot.key, &error.to_string());
                 }
                 if slot.gate.close() {
                     self.free(slot, Phase::Failed(error));
@@ -152,7 +148,7 @@ impl<A: DirectoryActor> Inner<A> {
         match started {
             Ok(Ok((actor, _))) => Ok(actor),
             Ok(Err(error)) => Err(ActivateError::Failed(error.to_string())),
-            Err(_) => Err(ActivateError::late()),
+            Err(_) => Err(ActivateError::Late),
         }
     }
 

@@ -72,6 +72,9 @@ impl Homeserver {
         let mut neighbors = Neighbors::default();
         for (room_id, entry) in session.view().rooms_changed(since) {
             if let Err(error) = self.add_neighbors(session, &room_id, &entry, since, &mut neighbors).await {
+                if self.may_read_later(&error).await {
+                    return Err(error.into());
+                }
                 tracing::error!(room.id = %room_id, %error, "a room's members left out of the device lists");
             }
         }

@@ -11,7 +11,7 @@ use crate::{fault::Kind, minimise::minimise, scenario};
 const SEEDS: u64 = 200;
 
 /// Scenarios with seeds that found a bug: docs/simulation.md says which.
-const FOUND: [(&str, u64); 37] = [
+const FOUND: [(&str, u64); 38] = [
     ("quiet-network", 4),
     ("large-join", 2),
     ("hostile-peer", 9),
@@ -42,6 +42,7 @@ const FOUND: [(&str, u64); 37] = [
     ("devices", 3),
     ("devices", 4),
     ("devices", 6),
+    ("devices", 23),
     ("devices", 92),
     ("devices", 113),
     ("devices", 155),
