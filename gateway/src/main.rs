@@ -54,6 +54,8 @@ enum Command {
     Check,
     /// Replace the signing key of a stopped server; what the old one signed stays valid.
     RotateSigningKey,
+    /// Write the store of a stopped server anew, so that it takes less of the disk; as much as it then takes has to be free.
+    Compact,
     /// List what users reported, whether the server runs or not; times are milliseconds since 1970.
     Reports,
     /// Manage accounts, whether the server runs or not.
@@ -97,6 +99,11 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::RotateSigningKey => {
             let id = runtime.block_on(serve::rotate_signing_key(&Options::new(&config?)))?;
             tell(&format!("This server signs with {id} from its next start on."));
+        }
+        Command::Compact => {
+            let (before, after) = runtime.block_on(serve::compact(&Options::new(&config?)))?;
+            let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+            tell(&format!("The store took {} MiB, and takes {} MiB now.", mib(before), mib(after)));
         }
         Command::Reports => runtime.block_on(users::run(Options::new(&config?), UserCommand::Reports))?,
         Command::User { command } => runtime.block_on(users::run(Options::new(&config?), command))?,

@@ -107,6 +107,12 @@ pub async fn rotate_signing_key(options: &Options) -> anyhow::Result<String> {
     Ok(keys?.signing.id())
 }
 
+/// Writes the store of a stopped server anew; how many bytes it took before, and takes now.
+pub async fn compact(options: &Options) -> anyhow::Result<(u64, u64)> {
+    let store = open_store(options).await.context("the server must be stopped first")?;
+    Storage::compact(store).await.context("cannot compact the store")
+}
+
 /// Opens the store, starts the actors and binds the listeners.
 pub async fn start(mut options: Options) -> anyhow::Result<Running> {
     // Password hashes and keys are in there.

@@ -28,7 +28,7 @@ pub(crate) async fn check(store: Arc<dyn Store>) {
     empty_keys_and_values_are_rows(store.as_ref()).await;
     odd_ranges_are_empty(store.as_ref()).await;
     large_batches_are_stored(store.as_ref()).await;
-    checkpoints_change_nothing(store.as_ref()).await;
+    checkpoints_and_compaction_change_nothing(store.as_ref()).await;
     let storage = Storage::open(store.clone(), Durability::Always).await.unwrap();
     for table in &ROWS {
         ranges_page_in_both_directions(&storage, table).await;
@@ -173,7 +173,7 @@ async fn large_batches_are_stored(store: &dyn Store) {
     assert_eq!(rows[90].1, row(700));
 }
 
-async fn checkpoints_change_nothing(store: &dyn Store) {
+async fn checkpoints_and_compaction_change_nothing(store: &dyn Store) {
     static NUMBERS: Table<u64, u64> = Table::new(TEST_TABLES + 4, "NUMBERS");
     for number in 0..20 {
         let put = batch(|batch| {
@@ -184,6 +184,9 @@ async fn checkpoints_change_nothing(store: &dyn Store) {
         if number % 3 == 0 {
             store.checkpoint().await.unwrap();
             assert_eq!(store.checkpoint_due(), Due::NotYet);
+        }
+        if number % 7 == 0 {
+            store.compact().await.unwrap();
         }
         let rows = store.scan(scan(NUMBERS.id(), Bound::Unbounded, Bound::Unbounded, 100)).await.unwrap();
         assert_eq!(

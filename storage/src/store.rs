@@ -113,6 +113,12 @@ pub trait Store: Send + std::marker::Sync + 'static {
         Ok(())
     }
 
+    /// Writes all rows anew, so that they take as little of the disk as they can, which needs as much free again meanwhile. Reads and
+    /// commits wait; it may be interrupted.
+    async fn compact(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// About how many bytes the store takes.
     async fn size(&self) -> Result<u64, StoreError>;
 

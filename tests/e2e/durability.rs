@@ -171,6 +171,35 @@ async fn accounts_rooms_and_tokens_survive_a_restart() {
 
 /// What an account sets off in its rooms goes on after a crash.
 #[tokio::test]
+async fn a_compacted_store_has_all_that_was_in_it() {
+    let mut server = Server::start().await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({ "name": "attic" })).await;
+    for number in 0..50 {
+        alice.say(&room, &format!("b{number}"), "box").await;
+    }
+    let history = async || {
+        let page = alice.get(&Client::room(&room, "messages?dir=b&limit=100")).await.ok();
+        let events = page["chunk"].as_array().unwrap().iter();
+        events.map(|event| (event["event_id"].clone(), event["content"].clone())).collect::<Vec<_>>()
+    };
+    let before = history().await;
+    let running = server.command(&["compact"], "").await;
+    assert!(!running.status.success(), "a running server writes to its store");
+    let complaint = String::from_utf8_lossy(&running.stderr).into_owned();
+    assert!(complaint.contains("the server must be stopped first"), "{complaint}");
+    server.stop().await;
+    for _ in 0..2 {
+        let output = server.command(&["compact"], "").await;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("MiB now"));
+    }
+    server.restart().await;
+    assert_eq!(history().await, before);
+    alice.say(&room, "last", "one more").await;
+}
+
+#[tokio::test]
 async fn profile_changes_and_departures_are_taken_up_again() {
     const ROOMS: usize = 30;
     let mut server = Server::start_with("").await;

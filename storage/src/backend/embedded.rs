@@ -41,6 +41,11 @@ pub(super) trait Engine: Send + std::marker::Sync + Sized + 'static {
         Ok(())
     }
 
+    /// As [`Store::compact`], where the library does not do it by itself; nothing else is under way.
+    fn compact(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// As [`Store::checkpoint_due`].
     fn checkpoint_due(&self) -> Due {
         Due::NotYet
@@ -162,6 +167,11 @@ impl<E: Engine> Handle<E> {
         self.engine.checkpoint()
     }
 
+    fn compact(&self) -> Result<(), StoreError> {
+        let _no_commit = self.commits.lock();
+        self.engine.compact()
+    }
+
     fn finish(&self) -> Result<(), StoreError> {
         self.sync()?;
         if self.engine.checkpoint_due() == Due::NotYet { Ok(()) } else { self.checkpoint() }
@@ -198,6 +208,10 @@ impl<E: Engine> Store for Embedded<E> {
 
     async fn rearrange(&self) -> Result<(), StoreError> {
         self.call(|open| open.engine.rearrange()).await
+    }
+
+    async fn compact(&self) -> Result<(), StoreError> {
+        self.call(Handle::compact).await
     }
 
     async fn size(&self) -> Result<u64, StoreError> {

@@ -177,12 +177,13 @@ impl Engine for Sled {
     }
 
     fn rearrange(&self) -> Result<(), StoreError> {
+        if self.rows.read().tree()?.form == Form::Blocks { Ok(()) } else { self.compact() }
+    }
+
+    fn compact(&self) -> Result<(), StoreError> {
         let mut journal = self.journal.lock();
         self.settle(&mut journal)?;
         let mut rows = self.rows.write();
-        if rows.tree()?.form == Form::Blocks {
-            return Ok(());
-        }
         let new_folder = pack::new_folder(&self.folder);
         let new = open_tree(&new_folder, self.cache_bytes).map_err(failed)?;
         pack::copy(rows.tree()?, &new, &new_folder)?;
@@ -192,6 +193,7 @@ impl Engine for Sled {
         *self.disk.lock() = Disk::open(&self.folder).map_err(pack::io_failed)?;
         *journal = Journal::open(&self.folder.join(tree.form.journal())).map_err(pack::io_failed)?.0;
         rows.tree = Some(tree);
+        self.given.store(0, Ordering::Relaxed);
         journal.clear().map_err(pack::io_failed)
     }
 

@@ -29,6 +29,12 @@ impl Prefix {
         Self([BLOCKS.as_slice(), &escape(&[table.0])].concat())
     }
 
+    /// The table of a block at this key in sled, and its prefix; none if there is no block.
+    pub(super) fn of_block_at(place: &[u8]) -> Option<(TableId, Self)> {
+        let table = TableId(*place.strip_prefix(BLOCKS.as_slice())?.first()?);
+        Some((table, Self::of_blocks(table)))
+    }
+
     /// The key in sled for one of the table.
     pub(super) fn with(&self, key: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.0.len() + key.len() + 8);

@@ -1,4 +1,5 @@
-//! Writes a database from before there were blocks anew, with blocks.
+//! Writes a database anew: one from before there were blocks, with blocks; another with full ones, and without what sled has left
+//! over from rows that were written again.
 //!
 //! Packing the rows where they are would not do: sled keeps a place in its table of pages for each page that there ever was.
 
@@ -32,10 +33,17 @@ pub(super) fn copy(old: &Tree, new: &Tree, new_folder: &Path) -> Result<(), Stor
     let mut entries = old.db.iter();
     for number in 1.. {
         let (mut change, mut packed, mut count) = (Change::default(), Writes::new(), 0);
-        for entry in entries.by_ref().take(CHUNK) {
+        while count < CHUNK
+            && let Some(entry) = entries.next()
+        {
             let (place, value) = entry.map_err(failed)?;
-            count += 1;
             let table = TableId(place.first().copied().unwrap_or_default());
+            if let Some((table, rows)) = old.in_block(&place, &value)? {
+                count += rows.len();
+                packed.extend(rows.into_iter().map(|(key, value)| ((table, key), Some(value))));
+                continue;
+            }
+            count += 1;
             if new.form.packs(table) {
                 let key = Prefix::of_rows(table).without(&place);
                 packed.insert((table, key), Some(Bytes::copy_from_slice(&value)));
@@ -50,7 +58,7 @@ pub(super) fn copy(old: &Tree, new: &Tree, new_folder: &Path) -> Result<(), Stor
         new.db.apply_batch(change.batch).map_err(failed)?;
         copied += count;
         if number % REPORT == 0 {
-            tracing::info!(rows = copied, "writing the store anew, in smaller form");
+            tracing::info!(rows = copied, "writing the store anew");
         }
     }
     new.db.flush().map_err(failed)?;

@@ -137,7 +137,8 @@ proptest! {
                 }
                 check(&sled, table, &model, &bounds)?;
             }
-            sled.sync().unwrap();
+            sled.compact().unwrap();
+            check(&sled, table, &model, &bounds)?;
             drop(sled);
             sled = Sled::open(&folder, 8 << 20).unwrap();
             check(&sled, table, &model, &bounds)?;
@@ -300,6 +301,28 @@ fn a_checkpoint_is_due_after_much_writing_and_spares_the_next_opening_the_log() 
     let left = crashed(folder.path());
     let after = Sled::open(left.path(), 8 << 20).unwrap();
     assert_eq!(committed(&after).len() as u64, number + 1);
+}
+
+#[test]
+fn a_compacted_database_takes_less_of_the_disk() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path().join("sled");
+    let sled = Sled::open(&folder, 8 << 20).unwrap();
+    let mut noise = vec![0_u8; 8 << 10];
+    for number in 1..4_000_u64 {
+        // Rows that come out of order, each of them written again later.
+        let key = Bytes::copy_from_slice(&(number * 7_919 % 500).to_be_bytes());
+        noise.rotate_left(1);
+        noise[0] = noise[1].wrapping_mul(31).wrapping_add(number.to_le_bytes()[0]);
+        let row = ((TABLES[0], key), Some(Bytes::copy_from_slice(&noise)));
+        sled.apply(number, Writes::from([row]), Sync::Later).unwrap();
+    }
+    sled.sync().unwrap();
+    let (rows, before) = (backwards(&sled, TABLES[0]), sled.size().unwrap());
+    sled.compact().unwrap();
+    let after = sled.size().unwrap();
+    assert_eq!(backwards(&sled, TABLES[0]), rows);
+    assert!(after * 2 < before, "{before} bytes before, {after} after");
 }
 
 #[test]

@@ -62,6 +62,20 @@ impl Tree {
         }))
     }
 
+    /// The rows of a block, and their table; none if this entry of sled's tree is none.
+    pub(super) fn in_block(
+        &self,
+        place: &[u8],
+        bytes: &[u8],
+    ) -> Result<Option<(TableId, Vec<Row>)>, StoreError> {
+        let Some((table, prefix)) = Prefix::of_block_at(place) else { return Ok(None) };
+        if !self.form.packs(table) {
+            return Ok(None);
+        }
+        let rows = Block::open(prefix.without(place), bytes).and_then(|block| block.rows());
+        Ok(Some((table, rows.map_err(damaged)?)))
+    }
+
     /// The block in which a key is if it is in any.
     fn holding(&self, prefix: &Prefix, key: &Bytes) -> Result<Option<Entry>, StoreError> {
         let range = prefix.range(Bound::Unbounded, Bound::Included(key));
