@@ -95,7 +95,16 @@ impl Homeserver {
         let snapshot = room.snapshot();
         let chain = self.remote(origin)?.event_auth(&snapshot.room_id, pdu.event_id()).await;
         match chain {
-            Ok(chain) => room.keep_outliers(self.verified(&chain, snapshot.rules).await).await,
+            Ok(chain) => {
+                let SoFar { pdus, waiting, .. } = self.verified_so_far(&chain, snapshot.rules).await;
+                room.keep_outliers(pdus).await?;
+                match waiting.into_values().next() {
+                    Some(server) if !room.unknown_events(missing).await?.is_empty() => {
+                        Err(FederationError::NoKeys(server).into())
+                    }
+                    _ => Ok(()),
+                }
+            }
             Err(error) => {
                 tracing::debug!(%origin, %error, "a server does not give an auth chain");
                 self.fetch_events(room, origin, missing).await.map(drop)

@@ -39,6 +39,9 @@ const PDUS_MAX: usize = 50;
 /// How long a join waits for the members of the room, if they come apart from it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long a join waits for the members of the former one.
+const PATIENCE_FORMER: Duration = Duration::from_secs(10);
+
 /// Versions from whose events on the room ID alone says nothing about a server to ask.
 const UNVERSIONED: RoomVersionId = RoomVersionId::V1;
 
@@ -138,6 +141,7 @@ impl Homeserver {
     ) -> Result<(), RoomError> {
         let remote = self.remote(server)?;
         self.bring_last_events(server, room_id).await?;
+        self.complete_former(server, room_id, PATIENCE_FORMER).await;
         let template = remote.make("join", room_id, user, &SUPPORTED).await?;
         let (version, rules) = version_of(&template)?;
         let join = self.complete(&template, ("join", room_id, user), content, rules)?;

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use ruma::RoomId;
+use ruma::{RoomId, ServerName};
 use storage::{Direction, KeyRange, schema, schema::PartialRoomRecord};
 
 use crate::{
@@ -79,11 +79,31 @@ impl Homeserver {
         }
     }
 
-    async fn complete_from(
-        &self,
-        server: &ruma::OwnedServerName,
-        record: &PartialRoomRecord,
-    ) -> Result<(), RoomError> {
+    /// Gets the members of a room that was left before they came, before it is joined again: without them nothing can be
+    /// said of the states after a leave which the others do not know. A server that knows of it gives nothing, and need
+    /// not.
+    pub(super) async fn complete_former(&self, server: &ServerName, room_id: &RoomId, limit: Duration) {
+        let Ok(room) = self.room(room_id).await else { return };
+        if !room.lacks_members() || room.snapshot().head.has_server(self.server_name()) {
+            return;
+        }
+        let complete = async {
+            let record = self.storage().get(&schema::PARTIAL_ROOMS, &room.snapshot().room).await?;
+            match record {
+                Some(record) => self.complete_from(server, &record).await,
+                None => Ok(()),
+            }
+        };
+        match tokio::time::timeout(limit, complete).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(%room_id, %server, %error, "a server does not give the members of a room that was left");
+            }
+            Err(_) => tracing::debug!(%room_id, %server, "the members of a room that was left take too long"),
+        }
+    }
+
+    async fn complete_from(&self, server: &ServerName, record: &PartialRoomRecord) -> Result<(), RoomError> {
         let room = self.room(&record.room_id).await?;
         let state = self.fetch_state_before(&room, server, &record.join).await?;
         let lacking = state.lacking.clone();
