@@ -2,6 +2,7 @@
 
 pub mod account;
 pub mod account_data;
+mod content;
 pub mod delayed_events;
 pub mod devices;
 pub mod directory;

@@ -11,7 +11,7 @@ use ruma::{OwnedRoomId, RoomId};
 use serde_json::{Map, Value, json, value::RawValue};
 use storage::schema::DelayedStage;
 
-use super::events::{content_of, room_of};
+use super::{content::content_of, events::room_of};
 use crate::{
     app::App,
     error::{ApiError, ApiResult},

@@ -28,7 +28,7 @@ use ruma::{
 use serde_json::value::{RawValue, to_raw_value};
 use storage::schema::SentBy;
 
-use super::delayed_events;
+use super::{content::content_of, delayed_events};
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
@@ -125,32 +125,6 @@ async fn send(
         Some(invite) => Ok(app.homeserver().invite_remote(&room, invite).await?),
         None => Ok(room.send(send).await?),
     }
-}
-
-/// The content of an event that a client sends: an object, whatever else ruma's types let through, and of a message one
-/// that clients can show.
-///
-/// Spec: client-server API, "Instant Messaging", server behaviour.
-pub(super) fn content_of(kind: &str, content: Box<RawValue>) -> ApiResult<Box<RawValue>> {
-    #[derive(serde::Deserialize)]
-    struct Message<'a> {
-        #[serde(borrow)]
-        msgtype: Option<&'a RawValue>,
-        #[serde(borrow)]
-        body: Option<&'a RawValue>,
-    }
-    if !content.get().trim_start().starts_with('{') {
-        return Err(ApiError::bad_json("the content of an event must be an object"));
-    }
-    if kind == "m.room.message" {
-        let message = serde_json::from_str::<Message<'_>>(content.get());
-        let Message { msgtype, body } = message.map_err(|error| ApiError::bad_json(error.to_string()))?;
-        let is_text = |value: Option<&RawValue>| value.is_some_and(|value| value.get().starts_with('"'));
-        if !is_text(msgtype) || !is_text(body) {
-            return Err(ApiError::bad_json("a message has a msgtype and a body, both of which are strings"));
-        }
-    }
-    Ok(content)
 }
 
 /// New aliases of a room must lead to it.
