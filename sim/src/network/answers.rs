@@ -1,6 +1,6 @@
 //! What hosts answer to transactions that come again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ruma::OwnedServerName;
 
@@ -11,12 +11,15 @@ pub(super) type Pair = (OwnedServerName, OwnedServerName);
 #[derive(Default)]
 pub(super) struct Answers {
     last: BTreeMap<Pair, Last>,
+    seen: BTreeSet<(Pair, String)>,
     contradictions: Vec<String>,
 }
 
 struct Last {
     path: String,
     answer: Option<String>,
+    /// Whether another transaction came between it and its duplicate.
+    is_late: bool,
 }
 
 impl Answers {
@@ -24,13 +27,16 @@ impl Answers {
     pub(super) fn arrives(&mut self, pair: &Pair, path: &str) {
         // Servers know a transaction until another one follows: before that its sender had an answer to it.
         if is_transaction(path) && self.last.get(pair).is_none_or(|last| last.path != path) {
-            self.last.insert(pair.clone(), Last { path: path.to_owned(), answer: None });
+            let is_late = !self.seen.insert((pair.clone(), path.to_owned()));
+            self.last.insert(pair.clone(), Last { path: path.to_owned(), answer: None, is_late });
         }
     }
 
     /// A request that arrived is answered with success.
     pub(super) fn is_answered(&mut self, pair: &Pair, path: &str, body: &[u8]) {
-        let Some(last) = self.last.get_mut(pair).filter(|last| last.path == path) else { return };
+        let Some(last) = self.last.get_mut(pair).filter(|last| last.path == path && !last.is_late) else {
+            return;
+        };
         let answer = String::from_utf8_lossy(body).into_owned();
         match &last.answer {
             Some(first) if *first != answer => {
@@ -64,13 +70,22 @@ mod tests {
         let pair = (owned_server_name!("a"), owned_server_name!("b"));
         let path = |id: &str| format!("/_matrix/federation/v1/send/{id}");
         let mut answers = Answers::default();
-        for (id, body) in [("1", "x"), ("1", "x"), ("2", "y"), ("1", "z")] {
+        for (id, body) in [("1", "x"), ("1", "x"), ("2", "y"), ("1", "z"), ("1", "x"), ("2", "x")] {
             answers.arrives(&pair, &path(id));
             answers.is_answered(&pair, &path(id), body.as_bytes());
         }
+        // A late duplicate of the one before arrives between the two.
+        for id in ["3", "2", "3"] {
+            answers.arrives(&pair, &path(id));
+        }
+        for body in ["x", "z"] {
+            answers.is_answered(&pair, &path("3"), body.as_bytes());
+        }
         assert!(answers.contradictions().is_empty(), "{:?}", answers.contradictions());
-        answers.arrives(&pair, &path("1"));
-        answers.is_answered(&pair, &path("1"), b"another");
+        for body in ["x", "z"] {
+            answers.arrives(&pair, &path("4"));
+            answers.is_answered(&pair, &path("4"), body.as_bytes());
+        }
         assert_eq!(answers.contradictions().len(), 1);
     }
 }

@@ -11,7 +11,7 @@ use crate::{fault::Kind, minimise::minimise, scenario};
 const SEEDS: u64 = 200;
 
 /// Scenarios with seeds that found a bug: docs/simulation.md says which.
-const FOUND: [(&str, u64); 38] = [
+const FOUND: [(&str, u64); 39] = [
     ("quiet-network", 4),
     ("large-join", 2),
     ("hostile-peer", 9),
@@ -50,6 +50,7 @@ const FOUND: [(&str, u64); 38] = [
     ("devices", 183),
     ("devices", 231),
     ("devices", 242),
+    ("restarts", 455),
 ];
 
 fn play(name: &str, seed: u64) -> Outcome {
