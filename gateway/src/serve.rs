@@ -312,7 +312,14 @@ async fn accept(
         }
         let _ = stream.set_nodelay(true);
         let origin = Origin { address: address.ip(), trusted_proxies: trusted_proxies.clone() };
-        let serving = connection::serve(stream, tls.clone(), origin, router.clone(), graceful.watcher());
+        let serving = connection::serve(
+            stream,
+            tls.clone(),
+            origin,
+            router.clone(),
+            graceful.watcher(),
+            closed.clone(),
+        );
         tokio::spawn(serving);
     }
 }

@@ -21,6 +21,20 @@ async fn answer_to(server: &Server, sent: &str) -> String {
 }
 
 #[tokio::test]
+async fn who_has_not_asked_yet_does_not_keep_the_server_from_stopping() {
+    let mut server = Server::start().await;
+    let mut streams = Vec::new();
+    for sent in ["", "GET /_matrix/client/versions HT"] {
+        let mut stream = TcpStream::connect(server.url().trim_start_matches("http://")).await.unwrap();
+        stream.write_all(sent.as_bytes()).await.unwrap();
+        streams.push(stream);
+    }
+    // An answer on a connection that was opened later: the others have been accepted.
+    server.client("alice").await;
+    timeout(Duration::from_secs(15), server.stop()).await.expect("the server waits for them");
+}
+
+#[tokio::test]
 async fn who_does_not_finish_a_request_is_not_waited_for() {
     let server = Server::start().await;
     let alice = server.client("alice").await;

@@ -19,6 +19,7 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
+    sync::watch,
 };
 use tower::ServiceExt;
 
@@ -40,13 +41,14 @@ pub(super) struct Origin {
     pub(super) trusted_proxies: Arc<[IpAddr]>,
 }
 
-/// Serves a connection until it ends, or no request comes.
+/// Serves a connection until it ends, or no request comes, or none came before the server stops.
 pub(super) async fn serve(
     stream: TcpStream,
     tls: Option<Arc<Tls>>,
     origin: Origin,
     router: Router,
     watcher: Watcher,
+    closed: watch::Receiver<bool>,
 ) {
     let has_asked = Arc::new(AtomicBool::new(false));
     let asks = has_asked.clone();
@@ -62,7 +64,7 @@ pub(super) async fn serve(
                 tracing::debug!(%error, "connection ended early");
             }
         }
-        () = idle(&has_asked) => tracing::debug!("connection closed: no request came in time"),
+        () = unused(&has_asked, closed) => tracing::debug!("connection closed: no request came in time"),
     }
 }
 
@@ -85,9 +87,14 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     watcher.watch(connection.into_owned()).await
 }
 
-/// Ends if there was no request for too long after the start; what comes later is hyper's to bound.
-async fn idle(has_asked: &AtomicBool) {
-    tokio::time::sleep(FIRST_REQUEST_MAX).await;
+/// Ends if there was no request when there was time enough, or the server stops; what comes later is hyper's to bound.
+async fn unused(has_asked: &AtomicBool, mut closed: watch::Receiver<bool>) {
+    // The result says whether the server, which is stopping then, is there to tell.
+    let stops = async { drop(closed.wait_for(|closed| *closed).await) };
+    tokio::select! {
+        () = tokio::time::sleep(FIRST_REQUEST_MAX) => {}
+        () = stops => {}
+    }
     if has_asked.load(Ordering::Relaxed) {
         std::future::pending::<()>().await;
     }
