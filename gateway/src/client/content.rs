@@ -1,6 +1,6 @@
 //! What clients may put into events.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use ruma::{Int, OwnedUserId};
 use serde::Deserialize;
@@ -14,11 +14,11 @@ use crate::error::{ApiError, ApiResult};
 /// Spec: client-server API, "Instant Messaging", server behaviour; `m.room.power_levels`; `m.room.member`.
 pub(super) fn content_of(kind: &str, content: Box<RawValue>) -> ApiResult<Box<RawValue>> {
     #[derive(Deserialize)]
-    struct Message {
-        #[serde(rename = "msgtype")]
-        _msgtype: String,
-        #[serde(rename = "body")]
-        _body: String,
+    struct Message<'a> {
+        #[serde(borrow, rename = "msgtype")]
+        _msgtype: Cow<'a, str>,
+        #[serde(borrow, rename = "body")]
+        _body: Cow<'a, str>,
     }
     #[derive(Deserialize)]
     struct Member {
@@ -29,7 +29,7 @@ pub(super) fn content_of(kind: &str, content: Box<RawValue>) -> ApiResult<Box<Ra
         return Err(ApiError::bad_json("the content of an event must be an object"));
     }
     let read = match kind {
-        "m.room.message" => serde_json::from_str::<Message>(content.get()).map(drop),
+        "m.room.message" => serde_json::from_str::<Message<'_>>(content.get()).map(drop),
         "m.room.member" => serde_json::from_str::<Member>(content.get()).map(drop),
         "m.room.power_levels" => serde_json::from_str::<PowerLevels>(content.get()).map(drop),
         _ => Ok(()),

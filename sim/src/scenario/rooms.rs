@@ -1,10 +1,11 @@
 //! Scenarios of one room, or of many.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use futures_util::future::{join_all, try_join, try_join_all, try_join3};
 use rand::RngExt;
+use ruma::OwnedRoomId;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -39,15 +40,20 @@ pub(super) async fn crowd(world: &World) -> Result<()> {
     world.under_faults(chat::chat(world, &room, &users, chat::calm(users.len()))).await
 }
 
-pub(super) async fn restarts(world: &World) -> Result<()> {
+/// A user on each host, all in one room, who know each other and each other's servers' keys.
+async fn introduced(world: &World) -> Result<(Vec<Arc<Client>>, OwnedRoomId)> {
     let users = world.users("user").await?;
     let room = world.public_room(&users).await?;
     world.settle().await?;
     for user in &users {
-        // So that all know each other's keys.
         user.send(&room, "here I am").await?;
     }
     world.settle().await?;
+    Ok((users, room))
+}
+
+pub(super) async fn restarts(world: &World) -> Result<()> {
+    let (users, room) = introduced(world).await?;
     world.under_faults(chat::chat(world, &room, &users, chat::calm(users.len()))).await?;
     world.heal().await?;
     world.settle().await?;
@@ -55,14 +61,7 @@ pub(super) async fn restarts(world: &World) -> Result<()> {
 }
 
 pub(super) async fn outages(world: &World) -> Result<()> {
-    let users = world.users("user").await?;
-    let room = world.public_room(&users).await?;
-    world.settle().await?;
-    for user in &users {
-        // So that all know who is in the room.
-        user.send(&room, "here I am").await?;
-    }
-    world.settle().await?;
+    let (users, room) = introduced(world).await?;
     let began = Instant::now();
     world.under_faults(chat::chat(world, &room, &users, chat::calm(users.len()))).await?;
     world.heal().await?;
