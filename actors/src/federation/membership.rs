@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use engine::{
     pdu::{self, Pdu},
+    room::local,
     room_version::{self, RoomVersion, SUPPORTED},
 };
 use http::StatusCode;
-use js_int::UInt;
 use ruma::{
-    CanonicalJsonObject, CanonicalJsonValue, OwnedEventId, OwnedServerName, OwnedUserId, RoomId,
-    RoomVersionId, ServerName, UserId, events::TimelineEventType,
+    CanonicalJsonObject, CanonicalJsonValue, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedServerName,
+    OwnedUserId, RoomId, RoomVersionId, ServerName, UserId, events::TimelineEventType,
 };
 use serde_json::{Map, Value, value::RawValue};
 use tracing::Instrument;
@@ -144,7 +144,7 @@ impl Homeserver {
         self.complete_former(server, room_id, PATIENCE_FORMER).await;
         let template = remote.make("join", room_id, user, &SUPPORTED).await?;
         let (version, rules) = version_of(&template)?;
-        let join = self.complete(&template, ("join", room_id, user), content, rules)?;
+        let join = self.complete(&template, ("join", room_id, user), content, rules).await?;
         let lacks_members = self.joining(room_id, self.take_over(server, (version, rules), join)).await?;
         if lacks_members {
             self.begin_completing(room_id).await?;
@@ -251,7 +251,7 @@ impl Homeserver {
         let versions: Vec<_> = SUPPORTED.into_iter().filter(may_knock).collect();
         let template = remote.make("knock", room_id, user, &versions).await?;
         let (version, rules) = version_of(&template)?;
-        let knock = self.complete(&template, ("knock", room_id, user), content, rules)?;
+        let knock = self.complete(&template, ("knock", room_id, user), content, rules).await?;
         let answer = remote.send_knock(room_id, knock.event_id(), knock.raw().clone()).await?;
         let mut state = answer.knock_room_state;
         if rules.authorization.room_create_event_id_as_room_id {
@@ -298,7 +298,7 @@ impl Homeserver {
         let remote = self.remote(server)?;
         let template = remote.make("leave", room_id, user, &[]).await?;
         let (version, rules) = version_of(&template)?;
-        let leave = self.complete(&template, ("leave", room_id, user), content, rules)?;
+        let leave = self.complete(&template, ("leave", room_id, user), content, rules).await?;
         remote.send_leave(room_id, leave.event_id(), leave.raw().clone()).await?;
         Ok((version, leave))
     }
@@ -388,7 +388,7 @@ impl Homeserver {
     }
 
     /// Fills in, hashes and signs the template of a membership event.
-    fn complete(
+    async fn complete(
         &self,
         template: &Template,
         (membership, room_id, user): (&str, &RoomId, &UserId),
@@ -421,13 +421,28 @@ impl Homeserver {
             content.insert("join_authorised_via_users_server".to_owned(), authorised.clone());
         }
         object.insert("content".to_owned(), CanonicalJsonValue::Object(content));
-        let now = UInt::new_saturating(self.env().clock.now_ms());
-        object.insert("origin_server_ts".to_owned(), CanonicalJsonValue::Integer(now.into()));
+        let date = self.date_of_membership(room_id, user).await?.get();
+        object.insert("origin_server_ts".to_owned(), CanonicalJsonValue::Integer(date.into()));
         if rules.event_format.require_event_id {
             let id = format!("${}:{}", self.env().entropy.token(18), self.server_name());
             object.insert("event_id".to_owned(), id.into());
         }
         Ok(pdu::seal(object, &self.room_shared().signing_key, self.server_name(), rules)?)
+    }
+
+    /// The date of a local user's next membership event in a room that this server is not in.
+    async fn date_of_membership(
+        &self,
+        room_id: &RoomId,
+        user: &UserId,
+    ) -> Result<MilliSecondsSinceUnixEpoch, RoomError> {
+        let held = match self.room(room_id).await {
+            Ok(room) => room.membership_event(user).await?,
+            Err(RoomError::NotFound) => None,
+            Err(error) => return Err(error),
+        };
+        let replaced = held.as_ref().map(|event| &*event.pdu);
+        Ok(local::date(self.env().clock.now(), replaced, self.server_name()))
     }
 
     /// The servers other than ours whose users are in rooms of a local user, for what concerns all of them.

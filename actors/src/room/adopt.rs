@@ -180,6 +180,6 @@ impl ActiveRoom {
             .map_err(|error| RoomError::Invalid(error.to_string()))?;
         let draft =
             Draft { kind: "m.room.member".into(), state_key: Some(user.to_string()), content, redacts: None };
-        Ok(self.author().build(&self.machine_head(change), (&[], &[]), user, draft)?)
+        Ok(self.author().build(&self.machine_head(change), (&[], &[]), None, (user, draft))?)
     }
 }

@@ -146,10 +146,18 @@ impl RoomHandle {
 
     /// The server of whoever invited a local user, or of whom the user knocked with.
     pub(crate) async fn inviting_server(&self, user: &UserId) -> Result<Option<OwnedServerName>, RoomError> {
-        let Some(record) = self.membership_record(user).await? else { return Ok(None) };
-        let event = self.shared.store.event(record.event).await?;
+        let Some(event) = self.membership_event(user).await? else { return Ok(None) };
         let server = event.pdu.sender().server_name().to_owned();
         Ok((server != self.shared.server_name).then_some(server))
+    }
+
+    /// A local user's membership event, also if this server is not in the room.
+    pub(crate) async fn membership_event(
+        &self,
+        user: &UserId,
+    ) -> Result<Option<Arc<StoredEvent>>, RoomError> {
+        let Some(record) = self.membership_record(user).await? else { return Ok(None) };
+        Ok(Some(self.shared.store.event(record.event).await?))
     }
 
     /// What a server that is not in the room is told of it, with the member who tells it: whole events.

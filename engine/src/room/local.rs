@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use ruma::{MilliSecondsSinceUnixEpoch, ServerName, UserId};
+use ruma::{MilliSecondsSinceUnixEpoch, ServerName, UserId, uint};
 use serde_json::Value;
 
 use super::{
@@ -19,6 +19,9 @@ use crate::{
     pdu::{self, BuildContext, Draft, Pdu, PduError, SigningKey},
     state::StateRoot,
 };
+
+/// How far ahead of the clock an event is dated, at most: others take no event that its signing key is too old for.
+const AHEAD_MAX_MS: u64 = 3_600_000;
 
 /// Who makes events here, and when.
 pub struct Author<'a> {
@@ -47,18 +50,18 @@ pub enum Refusal {
 pub type Made = Result<(Pdu, Placement), Refusal>;
 
 impl Author<'_> {
-    /// Builds and signs an event of a room, whether it is allowed or not.
+    /// Builds and signs an event of a room, whether it is allowed or not; `replaced` is the event whose place it takes.
     pub fn build(
         &self,
         head: &Head<'_>,
         (prev_events, auth_events): (&[Arc<Pdu>], &[Arc<Pdu>]),
-        sender: &UserId,
-        draft: Draft,
+        replaced: Option<&Pdu>,
+        (sender, draft): (&UserId, Draft),
     ) -> Result<Pdu, PduError> {
         let context = BuildContext {
             room_id: Some(head.id),
             sender,
-            origin_server_ts: self.now,
+            origin_server_ts: date(self.now, replaced, self.server_name),
             prev_events,
             auth_events,
             event_id_localpart: &self.seed,
@@ -68,6 +71,26 @@ impl Author<'_> {
         };
         pdu::build(draft, &context)
     }
+}
+
+/// The date of an event that takes the place of another one in a room's state: later than that one's, if `server_name`
+/// dated that as well.
+///
+/// Where branches of the room meet, both may be in conflict, and what is dated later is applied last. A clock that was
+/// set back in between, or two events of one millisecond, would bring back what was replaced: who left a room and came
+/// back would be out of it.
+///
+/// Spec: room version 2, "State resolution", "Mainline ordering".
+pub fn date(
+    now: MilliSecondsSinceUnixEpoch,
+    replaced: Option<&Pdu>,
+    server_name: &ServerName,
+) -> MilliSecondsSinceUnixEpoch {
+    let own = replaced.filter(|event| event.sender().server_name() == server_name);
+    let next = own.and_then(|event| event.origin_server_ts().get().checked_add(uint!(1)));
+    let latest = u64::from(now.get()).saturating_add(AHEAD_MAX_MS);
+    let next = next.filter(|next| u64::from(*next) <= latest);
+    next.map_or(now, |next| now.max(MilliSecondsSinceUnixEpoch(next)))
 }
 
 impl Room<'_> {
@@ -107,7 +130,15 @@ impl Room<'_> {
         };
         let auth_events: Vec<_> = self.held(before, keys)?.into_values().collect();
         let create = self.current("m.room.create", "")?.map(|event| event.pdu.clone());
-        let pdu = match author.build(&self.head, (&pdus(prevs), &pdus(&auth_events)), sender, draft.clone()) {
+        let replaced = match &draft.state_key {
+            Some(state_key) => {
+                self.held(before, [(draft.kind.to_string(), state_key.clone())])?.into_values().next()
+            }
+            None => None,
+        };
+        let replaced = replaced.as_ref().map(|event| &*event.pdu);
+        let around = (&*pdus(prevs), &*pdus(&auth_events));
+        let pdu = match author.build(&self.head, around, replaced, (sender, draft.clone())) {
             Ok(pdu) => pdu,
             Err(error) => return Ok(Err(error.into())),
         };

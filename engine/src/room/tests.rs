@@ -76,6 +76,11 @@ impl Event {
         self
     }
 
+    fn dated(mut self, origin_server_ts: u64) -> Self {
+        self.0["origin_server_ts"] = origin_server_ts.into();
+        self
+    }
+
     fn pdu(mut self) -> Pdu {
         let name = self.0.as_object_mut().unwrap().remove("name").unwrap();
         Pdu::from_stored(id(name.as_str().unwrap()), self.0.to_string().into()).unwrap()

@@ -231,14 +231,36 @@ fn a_redaction_that_does_not_apply_is_part_of_the_graph_and_not_of_the_timeline(
     }
 }
 
+/// Otherwise who leaves a room and comes back would be out of it where branches meet.
+#[test]
+fn what_replaces_an_own_event_holds_also_if_the_clock_was_set_back() {
+    let mut one = Owner::with_room("10");
+    member(&mut one, BOB, BOB, JOIN);
+    let leave = member(&mut one, BOB, BOB, "leave");
+    let mut two = copy(&one);
+    one.set_back = 500;
+    let join = member(&mut one, BOB, BOB, JOIN);
+    assert!(join.pdu.origin_server_ts() > leave.pdu.origin_server_ts());
+    let aside = member(&mut two, CAROL, CAROL, JOIN);
+    assert_eq!(one.receive(&aside.pdu), Received::Accepted);
+    assert_eq!(two.receive(&join.pdu), Received::Accepted);
+    let key = |user: &str| ("m.room.member".to_owned(), user.to_owned());
+    for owner in [&one, &two] {
+        assert_eq!(owner.state()[&key(BOB)], *join.pdu.event_id());
+        assert_eq!(owner.state()[&key(CAROL)], *aside.pdu.event_id());
+    }
+}
+
 #[test]
 fn a_key_that_goes_back_to_an_older_event_is_recorded() {
     let mut one = Owner::with_room("10");
-    // The clock of this one is ahead, so that what it says counts as newer than what is said after it.
+    member(&mut one, CAROL, CAROL, JOIN);
+    one.send(ALICE, "m.room.power_levels", Some(""), json!({ "users": { ALICE: 100, CAROL: 50 } }));
+    // The clock of carol's server is ahead, so that what it says counts as newer than what is said after it.
     let mut ahead = one.fork();
-    let tea = ahead.send(ALICE, "m.room.topic", Some(""), json!({ "topic": "tea" }));
+    let tea = ahead.send(CAROL, "m.room.topic", Some(""), json!({ "topic": "tea" }));
     assert_eq!(one.receive(&tea.pdu), Received::Accepted);
-    let beside = say(&mut ahead, ALICE, "who says something else?");
+    let beside = say(&mut ahead, CAROL, "who says something else?");
     let coffee = one.send(ALICE, "m.room.topic", Some(""), json!({ "topic": "coffee" }));
     let key = ("m.room.topic".to_owned(), String::new());
     assert_eq!(one.state()[&key], *coffee.pdu.event_id());

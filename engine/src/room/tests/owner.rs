@@ -28,6 +28,8 @@ pub(super) struct Owner {
     pub(super) tips: Vec<Arc<StoredEvent>>,
     pub(super) lacks_members: bool,
     pub(super) resets: Vec<ResetRecord>,
+    /// By how much its clock is behind.
+    pub(super) set_back: u32,
     server_name: OwnedServerName,
     merged: Merged,
     nodes: BTreeMap<NodeId, Arc<Node>>,
@@ -69,6 +71,7 @@ impl Owner {
             tips: Vec::new(),
             lacks_members: false,
             resets: Vec::new(),
+            set_back: 0,
             server_name: server_name.try_into().unwrap(),
             merged: Merged::new(),
             nodes: BTreeMap::new(),
@@ -190,8 +193,9 @@ impl Owner {
     pub(super) fn make(&mut self, sender: &str, draft: &Draft) -> Result<(Pdu, Placement), Refusal> {
         let server_name = self.server_name.clone();
         let key = SigningKey::new(&[7; 32], "1").unwrap();
-        let now = MilliSecondsSinceUnixEpoch(UInt::from(1000 + self.tick()));
-        let author = Author { server_name: &server_name, key: &key, now, seed: format!("e{now:?}") };
+        let tick = self.tick();
+        let now = MilliSecondsSinceUnixEpoch(UInt::from(1000 + tick - self.set_back));
+        let author = Author { server_name: &server_name, key: &key, now, seed: format!("e{tick}") };
         let sender = <&UserId>::try_from(sender).unwrap();
         self.ask(|room| room.make(sender, draft, &author))
     }
@@ -253,6 +257,7 @@ impl Owner {
             tips: self.tips.clone(),
             lacks_members: self.lacks_members,
             resets: Vec::new(),
+            set_back: self.set_back,
             server_name: self.server_name.clone(),
             merged: self.merged.clone(),
             nodes: self.nodes.clone(),
