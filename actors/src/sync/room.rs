@@ -7,7 +7,10 @@ use engine::{
     pdu::client::{self, RoomIdField},
     state::StateRoot,
 };
-use ruma::{OwnedUserId, RoomId, UserId, api::client::filter::EventFormat};
+use ruma::{
+    OwnedUserId, RoomId, UserId,
+    api::client::filter::{EventFormat, RoomFilter},
+};
 use serde_json::value::RawValue;
 
 use super::{
@@ -96,10 +99,10 @@ impl Pass<'_> {
         let (stretch, delta) = if was_inside && !entry.forgotten {
             let (mut stretch, delta) = self.until_leave(&room, end).await?;
             // What ended an invite from another server is not part of the room's timeline here.
-            stretch.events.extend(alone.events.into_iter().filter(|event| event.index.is_none()));
+            stretch.events.extend(alone.0.events.into_iter().filter(|event| event.index.is_none()));
             (stretch, delta)
         } else {
-            (alone, Delta::default())
+            alone
         };
         Ok(LeftRoom {
             state: self.render_state(&room, delta).await?,
@@ -127,12 +130,20 @@ impl Pass<'_> {
     }
 
     /// The event by which someone left who never was in the room, or has forgotten it.
-    async fn leave_alone(&self, room: &RoomHandle, entry: &RoomEntry) -> Result<Stretch, RoomError> {
-        let filter = &self.request.filter.room.timeline;
-        let mut events = room.events(&[entry.event]).await?;
-        let applies = filter::applies_to_room(filter, &room.snapshot().room_id);
-        events.retain(|event| applies && filter::passes(filter, &event.pdu));
-        Ok(Stretch { events, limited: false })
+    ///
+    /// When state resolution undoes an invite, the earlier leave holds again: it is no news, but the state.
+    async fn leave_alone(&self, room: &RoomHandle, entry: &RoomEntry) -> Result<(Stretch, Delta), RoomError> {
+        let RoomFilter { timeline, state, .. } = &self.request.filter.room;
+        let since = TimelineIndex::from(self.since);
+        let is_news =
+            |event: &Arc<StoredEvent>| self.is_initial() || event.index.is_none_or(|index| index > since);
+        let (mut news, mut held): (Vec<_>, Vec<_>) =
+            room.events(&[entry.event]).await?.into_iter().partition(is_news);
+        for (events, filter) in [(&mut news, timeline), (&mut held, state)] {
+            let applies = filter::applies_to_room(filter, &room.snapshot().room_id);
+            events.retain(|event| applies && filter::passes(filter, &event.pdu));
+        }
+        Ok((Stretch { events: news, limited: false }, Delta { events: held, renames: false }))
     }
 
     /// The newest events of `(after, end]` that the filter lets through and the user may see.

@@ -3,7 +3,7 @@
 //! Spec: "State resolution" of the room versions.
 
 use serde_json::{Value, json};
-use tests::{Link, Server, Synapse};
+use tests::{Link, Server, Stranger, Synapse};
 
 use super::{User, eventually, path};
 
@@ -180,4 +180,38 @@ async fn a_third_server_that_was_cut_off_agrees_with_the_others() {
     bob.hears(&room, "bob is back").await;
     agree(&[&alice, &bob, &carol], &room, "three servers").await;
     assert_outcome(&room, &carol, &erin, &dave, "three servers").await;
+}
+
+/// Of an invite that state resolution takes back, the leave before it is what clients have been told already.
+#[tokio::test]
+async fn a_leave_that_holds_again_is_told_as_state() {
+    let (server, stranger) = (Server::start_federating("").await, Stranger::start().await);
+    let (alice, bob) = (User(server.client("alice").await), User(server.client("bob").await));
+    let room = alice.create("11", json!({})).await;
+    let mut mallory = stranger.join(&server, &room, "mallory").await;
+    let mut levels = alice.state(&room, "m.room.power_levels", "").await.unwrap();
+    levels["users"][mallory.user.as_str()] = json!(50);
+    levels["users"][format!("@boss:{}", stranger.name())] = json!(100);
+    alice.set(&room, "m.room.power_levels", "", &levels).await;
+    bob.join(&room, server.name()).await;
+    let since = bob.sync_token().await;
+    moderate(&alice, &room, "kick", &bob).await;
+    let left = bob.0.sync_until(&since, |sync| sync["rooms"]["leave"].is_object()).await;
+    let kick = left["rooms"]["leave"][&room]["timeline"]["events"][0]["event_id"].clone();
+    let boss = stranger.join(&server, &room, "boss").await;
+    (mallory.state, mallory.tips) = (boss.state.clone(), boss.tips.clone());
+    // Two branches: one has the invite, the other one bans whoever sends it.
+    let (invite, ban) = (json!({ "membership": "invite" }), json!({ "membership": "ban" }));
+    let ban = stranger.event_after(&boss, &boss.tips, "m.room.member", Some(mallory.user.as_str()), &ban);
+    let invite = stranger.event(&mut mallory, "m.room.member", Some(bob.id()), &invite);
+    stranger.send(&server, "invite", &[&invite]).await;
+    let since = left["next_batch"].as_str().unwrap();
+    let invited = bob.0.sync_until(since, |sync| sync["rooms"]["invite"].is_object()).await;
+    stranger.send(&server, "ban", &[&ban]).await;
+    let since = invited["next_batch"].as_str().unwrap();
+    let undone = bob.0.sync_until(since, |sync| sync["rooms"]["leave"].is_object()).await;
+    let told = &undone["rooms"]["leave"][&room];
+    assert_eq!(told["timeline"]["events"], json!([]), "{told}");
+    assert_eq!(told["state"]["events"].as_array().map(Vec::len), Some(1), "{told}");
+    assert_eq!(told["state"]["events"][0]["event_id"], kick, "{told}");
 }
