@@ -11,7 +11,7 @@ use crate::{fault::Kind, minimise::minimise, scenario};
 const SEEDS: u64 = 200;
 
 /// Scenarios with seeds that found a bug: docs/simulation.md says which.
-const FOUND: [(&str, u64); 39] = [
+const FOUND: [(&str, u64); 41] = [
     ("quiet-network", 4),
     ("large-join", 2),
     ("hostile-peer", 9),
@@ -38,6 +38,7 @@ const FOUND: [(&str, u64); 39] = [
     ("power-fight", 192),
     ("bans-racing", 202),
     ("bans-racing", 231),
+    ("bans-racing", 2792),
     ("large-join", 216),
     ("devices", 3),
     ("devices", 4),
@@ -50,6 +51,7 @@ const FOUND: [(&str, u64); 39] = [
     ("devices", 183),
     ("devices", 231),
     ("devices", 242),
+    ("devices", 3446),
     ("restarts", 455),
 ];
 
