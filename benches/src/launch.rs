@@ -35,7 +35,9 @@ pub struct Launched {
     /// The client-server API's base URL.
     pub url: String,
     /// From its start to its first answer.
-    pub took: Duration,
+    pub answered_after: Duration,
+    /// From its start to its first answer to a request that may need the store.
+    pub ready_after: Duration,
 }
 
 /// A setting's environment variable.
@@ -70,15 +72,19 @@ impl Launched {
         let start = Instant::now();
         let process = command.spawn().with_context(|| format!("cannot start {}", binary.display()))?;
         let url = format!("http://127.0.0.1:{port}");
-        let mut launched = Self { process, _folder: folder, url, took: Duration::ZERO };
-        launched.wait_until_up(start).await?;
-        launched.took = start.elapsed();
+        let (answered_after, ready_after) = (Duration::ZERO, Duration::ZERO);
+        let mut launched = Self { process, _folder: folder, url, answered_after, ready_after };
+        launched.wait_for("/_matrix/client/versions", start).await?;
+        launched.answered_after = start.elapsed();
+        launched.wait_for("/_matrix/client/v3/login", start).await?;
+        launched.ready_after = start.elapsed();
         Ok(launched)
     }
 
-    async fn wait_until_up(&mut self, start: Instant) -> Result<()> {
+    /// Waits until a path is answered.
+    async fn wait_for(&mut self, path: &str, start: Instant) -> Result<()> {
         let client = Client::anonymous(&self.url);
-        while client.call_raw(Method::GET, "/_matrix/client/versions", None).await.is_err() {
+        while client.call_raw(Method::GET, path, None).await.is_err() {
             if let Some(status) = self.process.try_wait()? {
                 bail!("the server ended at once: {status}");
             }

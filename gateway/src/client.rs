@@ -1,5 +1,6 @@
 //! The client-server API, a file per chapter.
 
+pub mod about;
 pub mod account;
 pub mod account_data;
 mod content;

@@ -13,9 +13,11 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
+use storage::backend::OpenError;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream},
+    time::Instant,
 };
 
 use crate::{
@@ -34,6 +36,12 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long a command may take: removing a million files is the longest.
 const EXECUTION_MAX: Duration = Duration::from_secs(3600);
+
+/// How long a command waits for a store that is in use: a server that starts takes no commands before it has opened its store.
+const STARTING_MAX: Duration = Duration::from_secs(10);
+
+/// How often it looks meanwhile.
+const ASK_EVERY: Duration = Duration::from_millis(100);
 
 /// What a command asks for.
 #[derive(Clone, Serialize, Deserialize)]
@@ -118,18 +126,7 @@ async fn execute(app: &App, request: Request) -> Answer {
 
 /// Carries out a command, through the running server or on the store if none runs, and prints what comes of it.
 pub async fn run(options: Options, request: Request, makes_store: bool) -> anyhow::Result<()> {
-    let asked = ask(&options.data_dir, &request).await;
-    let answer = if let Some(answer) = asked.context("cannot talk to the running server")? {
-        answer
-    } else {
-        let exists = options.data_dir.join("store").exists();
-        ensure!(exists || makes_store, "there is no store in {}", options.data_dir.display());
-        let server =
-            serve::start(Options { listen: Vec::new(), listen_metrics: Vec::new(), ..options }).await?;
-        let answer = execute(&server.app, request).await;
-        server.app.homeserver().shutdown().await;
-        answer
-    };
+    let answer = carry_out(options, request, makes_store).await?;
     match answer {
         Answer::Done(lines) => {
             let mut out = std::io::stdout().lock();
@@ -137,6 +134,35 @@ pub async fn run(options: Options, request: Request, makes_store: bool) -> anyho
         }
         Answer::Failed(message) => bail!(message),
     }
+}
+
+/// Has a command carried out by the running server, or by one of its own that answers nobody.
+async fn carry_out(options: Options, request: Request, makes_store: bool) -> anyhow::Result<Answer> {
+    let silent = Options { listen: Vec::new(), listen_metrics: Vec::new(), tls: None, ..options };
+    let start = Instant::now();
+    loop {
+        let asked = ask(&silent.data_dir, &request).await;
+        if let Some(answer) = asked.context("cannot talk to the running server")? {
+            return Ok(answer);
+        }
+        let exists = silent.data_dir.join("store").exists();
+        ensure!(exists || makes_store, "there is no store in {}", silent.data_dir.display());
+        match serve::start(silent.clone()).await {
+            Ok(server) => {
+                let answer = execute(&server.app, request).await;
+                server.app.homeserver().shutdown().await;
+                return Ok(answer);
+            }
+            Err(error) if is_in_use(&error) && start.elapsed() < STARTING_MAX => {
+                tokio::time::sleep(ASK_EVERY).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn is_in_use(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| matches!(cause.downcast_ref(), Some(OpenError::Locked { .. })))
 }
 
 /// Has the running server carry out a command; none if no server runs.

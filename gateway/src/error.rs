@@ -103,6 +103,12 @@ impl ApiError {
             .with("retry_after_ms", retry_ms)
     }
 
+    /// 503 `M_UNKNOWN`: the server takes long to start.
+    pub fn starting() -> Self {
+        let message = "the server is starting; try again";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", message).with("retry_after_ms", 2000)
+    }
+
     /// 500 `M_UNKNOWN`: the cause is logged with a reference, and only the reference is returned.
     pub fn internal(cause: &dyn std::fmt::Display) -> Self {
         let reference = next_reference();

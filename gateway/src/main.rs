@@ -1,6 +1,6 @@
 //! The binary `ganglion`: arguments and wiring only.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{net::SocketAddr, path::PathBuf, pin::pin, process::ExitCode};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
@@ -125,16 +125,23 @@ async fn run(config: &Config) -> anyhow::Result<()> {
         Ok(descriptors) => tracing::info!(descriptors, "file descriptors allowed"),
         Err(error) => tracing::warn!(%error, "the limit of file descriptors stays as it is"),
     }
-    let running = serve::start(Options::new(config)).await?;
-    greet(config, &running);
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-    let stop = async {
+    let mut stop = pin!(async {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
+    });
+    let running = tokio::select! {
+        biased;
+        started = serve::start(Options::new(config)) => started?,
+        () = &mut stop => {
+            tracing::info!("stopped while starting");
+            return Ok(());
+        }
     };
+    greet(config, &running);
     running.serve(stop).await;
     Ok(())
 }
@@ -145,10 +152,10 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     reason = "for the person at the terminal, whatever the log's level and format"
 )]
 fn greet(config: &Config, running: &serve::Running) {
-    for url in &running.urls {
+    for url in running.urls() {
         println!("Ganglion serves {} on {url}", config.server_name);
     }
-    let Some(url) = running.urls.first() else { return };
+    let Some(url) = running.urls().first() else { return };
     println!("Point a Matrix client at {url} as its homeserver.");
     match running.app.settings().registration.tokens.first() {
         Some(token) if !config.registration.enabled => {

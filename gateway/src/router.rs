@@ -1,25 +1,26 @@
 //! Every route, in one table.
 
 use axum::{
-    Json, Router,
-    extract::{Request, State},
+    Router,
+    extract::Request,
+    handler::Handler,
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post, put},
 };
 use http::{HeaderValue, Method, StatusCode, header};
-use serde_json::json;
 
 use crate::{
     admin,
     app::App,
     bodies,
     client::{
+        about::{self, About},
         account, account_data, delayed_events, devices, directory, ephemeral, events, filters, key_backup,
         keys, login, login_page, media, membership, moderation, old, openid, presence, profile, push_rules,
         pushers, register, relations, rendezvous, reporting, rooms, search, sliding_sync, spaces, summary,
         sync, third_party_ids, third_party_networks, threads, timeline, to_device, uia_fallback,
-        user_directory, voip, well_known,
+        user_directory, voip,
     },
     error::ApiError,
     federation, metrics,
@@ -27,23 +28,34 @@ use crate::{
 
 /// The server's routes. Paths under `r0` and `unstable` are spelled as they are under `v3` here; see [`alias`].
 pub fn router(app: App) -> Router {
-    Router::new()
-        .route("/_matrix/client/versions", get(versions))
-        .route("/.well-known/matrix/client", get(well_known::client))
-        .route("/.well-known/matrix/server", get(well_known::server))
-        .route("/.well-known/matrix/support", get(well_known::support))
+    let routes = Router::new()
+        .merge(about::routes(About::of(&app)))
         .merge(client_routes())
         .merge(sign_in_routes())
         .merge(federation::routes())
         .route("/_synapse/admin/v1/register", get(admin::register::nonce).post(admin::register::register))
         .route("/_matrix/federation/v1/openid/userinfo", get(openid::user_info))
-        .fallback(unrecognized)
+        .fallback(unrecognized);
+    polite(routes).layer(middleware::from_fn_with_state(app.clone(), metrics::count)).with_state(app)
+}
+
+/// The routes of a server that starts: what it says of itself. All else is up to `others`.
+pub fn starting<T: 'static>(about: About, others: impl Handler<T, ()>) -> Router {
+    polite(about::routes(about)).fallback(others)
+}
+
+/// An answer to whoever waited for longer than a server may take to start.
+pub fn still_starting() -> Router {
+    polite(Router::new().fallback(async || ApiError::starting()))
+}
+
+/// What goes for all routes.
+fn polite<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
+    routes
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn(cors))
         .layer(middleware::from_fn(bodies::drain))
         .layer(middleware::from_fn(bodies::bound))
-        .layer(middleware::from_fn_with_state(app.clone(), metrics::count))
-        .with_state(app)
 }
 
 fn client_routes() -> Router<App> {
@@ -311,29 +323,6 @@ pub fn alias(mut request: Request) -> Request {
     }
     request
 }
-
-/// `GET /_matrix/client/versions`
-async fn versions(State(app): State<App>) -> Json<serde_json::Value> {
-    let mut unstable_features = json!({
-        "org.matrix.msc3814": true,
-        "org.matrix.msc4108": true,
-        "org.matrix.msc4140": !app.homeserver().delay_max().is_zero(),
-        "org.matrix.msc4380.stable": true,
-        "org.matrix.simplified_msc3575": true,
-        "uk.half-shot.msc2666.query_mutual_rooms": true,
-    });
-    if app.homeserver().has_thread_subscriptions() {
-        unstable_features["org.matrix.msc4306"] = true.into();
-        unstable_features["org.matrix.msc4308"] = true.into();
-    }
-    Json(json!({ "versions": VERSIONS, "unstable_features": unstable_features }))
-}
-
-/// The versions of the specification whose client-server API this server speaks.
-const VERSIONS: [&str; 19] = [
-    "v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10", "v1.11", "v1.12",
-    "v1.13", "v1.14", "v1.15", "v1.16", "v1.17", "v1.18", "v1.19",
-];
 
 async fn unrecognized() -> ApiError {
     ApiError::new(StatusCode::NOT_FOUND, "M_UNRECOGNIZED", "there is no such endpoint")

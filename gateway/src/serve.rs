@@ -1,15 +1,10 @@
 //! The production wiring: from a configuration to a server that answers.
 
 mod connection;
+mod front;
 mod options;
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    os::unix::fs::DirBuilderExt,
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{os::unix::fs::DirBuilderExt, path::Path, sync::Arc};
 
 use actors::{
     env::{Clock, Entropy, Env},
@@ -18,30 +13,23 @@ use actors::{
     search::TextIndex,
 };
 use anyhow::Context;
-use axum::Router;
-use hyper_util::server::graceful::GracefulShutdown;
 use storage::{
     Storage, Store,
     backend::{Backend, Files},
 };
-use tokio::{
-    net::{TcpListener, UnixListener},
-    sync::watch,
-};
+use tokio::net::UnixListener;
 
-use self::connection::Origin;
+use self::front::{Front, Listener};
 pub use self::options::{Certificate, FederationOptions, Options, StoreKind};
 use crate::{
     app::App,
+    client::about::About,
     control, metrics,
     outbound::{Outbound, push::PushClient},
     password::Passwords,
     router, signing,
     tls::{Acme, Tls},
 };
-
-/// How long requests under way may take to finish once the server stops.
-const SHUTDOWN_MAX: Duration = Duration::from_secs(20);
 
 /// The system's clock.
 pub struct SystemClock;
@@ -64,36 +52,11 @@ impl Entropy for OsEntropy {
     }
 }
 
-/// Where a server listens.
-struct Listener {
-    tcp: TcpListener,
-    tls: Option<Arc<Tls>>,
-    serves: Serves,
-}
-
-impl Listener {
-    fn url(&self) -> std::io::Result<String> {
-        let scheme = if self.tls.is_some() { "https" } else { "http" };
-        Ok(format!("{scheme}://{}", self.tcp.local_addr()?))
-    }
-}
-
-/// What is served on a listener.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Serves {
-    /// The Matrix APIs.
-    Matrix,
-    /// The metrics.
-    Metrics,
-}
-
 /// A server that is up.
 pub struct Running {
     /// What handlers share.
     pub app: App,
-    /// The URLs at which it serves the Matrix APIs, those without TLS first.
-    pub urls: Vec<String>,
-    listeners: Vec<Listener>,
+    front: Front,
     control: Option<UnixListener>,
     acme: Option<Acme>,
 }
@@ -113,7 +76,7 @@ pub async fn compact(options: &Options) -> anyhow::Result<(u64, u64)> {
     Storage::compact(store).await.context("cannot compact the store")
 }
 
-/// Opens the store, starts the actors and binds the listeners.
+/// Binds the listeners, opens the store and starts the actors.
 pub async fn start(mut options: Options) -> anyhow::Result<Running> {
     // Password hashes and keys are in there.
     std::fs::DirBuilder::new()
@@ -121,6 +84,8 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
         .mode(0o700)
         .create(&options.data_dir)
         .with_context(|| format!("cannot create the data directory {}", options.data_dir.display()))?;
+    let is_silent = options.is_silent();
+    let (front, acme) = listen(&mut options).await?;
     let env = Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy) };
     let storage = Storage::open(open_store(&options).await?, options.durability).await?;
     let registration = &mut options.settings.registration;
@@ -145,9 +110,8 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
         }),
         None => None,
     };
-    // A server that answers nobody, as the commands start it, leaves the index as it is.
-    let search =
-        if options.listen.is_empty() { None } else { text_index(&options.data_dir, options.search)? };
+    // Commands leave the index as it is.
+    let search = if is_silent { None } else { text_index(&options.data_dir, options.search)? };
     let config = HomeserverConfig {
         federation,
         server_name: options.server_name.clone(),
@@ -165,12 +129,18 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
     let passwords = Passwords::new(options.password_cost, env.entropy.clone())?;
     let homeserver = Homeserver::start(config, env, storage).await;
     let app = App::new(homeserver, passwords, options.settings);
-    let mut listeners = Vec::new();
+    let control = if is_silent { None } else { bind_control(&options.data_dir) };
+    front.start(router::router(app.clone()), metrics::router(app.clone()));
+    Ok(Running { app, front, control, acme })
+}
+
+/// Begins to take connections.
+async fn listen(options: &mut Options) -> anyhow::Result<(Front, Option<Acme>)> {
+    let (mut matrix, mut metrics, mut acme) = (Vec::new(), Vec::new(), None);
     for address in &options.listen {
-        listeners.push(Listener { tcp: bind(*address).await?, tls: None, serves: Serves::Matrix });
+        matrix.push(Listener::bind(*address, None).await?);
     }
-    let mut acme = None;
-    if let Some((addresses, certificate)) = options.tls {
+    if let Some((addresses, certificate)) = options.tls.take() {
         let tls = match certificate {
             Certificate::Files(files) => Arc::new(Tls::load(files)?),
             Certificate::Acme(settings) => {
@@ -181,17 +151,16 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
             }
         };
         for address in addresses {
-            let tls = Some(tls.clone());
-            listeners.push(Listener { tcp: bind(address).await?, tls, serves: Serves::Matrix });
+            matrix.push(Listener::bind(address, Some(tls.clone())).await?);
         }
     }
-    let urls = listeners.iter().map(Listener::url).collect::<Result<_, _>>()?;
     for address in &options.listen_metrics {
-        listeners.push(Listener { tcp: bind(*address).await?, tls: None, serves: Serves::Metrics });
+        metrics.push(Listener::bind(*address, None).await?);
     }
-    // One that answers nobody else, as the commands start it, needs no commands either.
-    let control = if listeners.is_empty() { None } else { bind_control(&options.data_dir) };
-    Ok(Running { app, urls, listeners, control, acme })
+    let (settings, conversation) = (&options.settings, &options.conversation);
+    let well_known = settings.well_known.clone();
+    let about = About::new(well_known, conversation.delay_max, conversation.thread_subscriptions);
+    Ok((Front::open(matrix, metrics, about, &settings.trusted_proxies)?, acme))
 }
 
 /// The full-text index, if there is to be one; otherwise none is left on the disk either.
@@ -208,10 +177,6 @@ fn text_index(data_dir: &Path, enabled: bool) -> anyhow::Result<Option<Arc<TextI
         Err(error) => return Err(error).with_context(|| format!("cannot remove {}", folder.display())),
     }
     Ok(None)
-}
-
-async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
 }
 
 /// The control socket; a server without it works, but not for commands beside it.
@@ -249,16 +214,13 @@ pub(crate) fn secret_file(path: &Path, make: impl FnOnce() -> String) -> anyhow:
 }
 
 impl Running {
+    /// The URLs at which it serves the Matrix APIs, those without TLS first.
+    pub fn urls(&self) -> &[String] {
+        &self.front.urls
+    }
+
     /// Answers requests until `stop` resolves, then finishes those under way and closes the store.
     pub async fn serve(self, stop: impl Future<Output = ()>) {
-        let graceful = GracefulShutdown::new();
-        let (closing, closed) = watch::channel(false);
-        let (matrix, metrics) = (router::router(self.app.clone()), metrics::router(self.app.clone()));
-        let router = |serves| if serves == Serves::Metrics { &metrics } else { &matrix };
-        let trusted: Arc<[IpAddr]> = self.app.settings().trusted_proxies.clone().into();
-        let accepting = futures_util::future::join_all(self.listeners.iter().map(|listener| {
-            accept(listener, router(listener.serves), &graceful, closed.clone(), trusted.clone())
-        }));
         let commands = async {
             match &self.control {
                 Some(listener) => control::serve(listener, &self.app).await,
@@ -274,52 +236,13 @@ impl Running {
         tokio::select! {
             biased;
             () = stop => {}
-            _ = accepting => {}
             () = commands => {}
             () = certificate => {}
         }
         tracing::info!("stopping: finishing requests under way");
         self.app.homeserver().stop_waiting();
-        closing.send_replace(true);
-        drop(self.listeners);
-        if tokio::time::timeout(SHUTDOWN_MAX, graceful.shutdown()).await.is_err() {
-            tracing::warn!("some requests did not finish in time");
-        }
+        self.front.close().await;
         self.app.homeserver().shutdown().await;
         tracing::info!("stopped");
-    }
-}
-
-async fn accept(
-    Listener { tcp, tls, .. }: &Listener,
-    router: &Router,
-    graceful: &GracefulShutdown,
-    closed: watch::Receiver<bool>,
-    trusted_proxies: Arc<[IpAddr]>,
-) {
-    loop {
-        let (stream, address) = match tcp.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of descriptors, most likely: spinning would make it worse.
-                tracing::warn!(%error, "cannot accept connections");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        if *closed.borrow() {
-            return;
-        }
-        let _ = stream.set_nodelay(true);
-        let origin = Origin { address: address.ip(), trusted_proxies: trusted_proxies.clone() };
-        let serving = connection::serve(
-            stream,
-            tls.clone(),
-            origin,
-            router.clone(),
-            graceful.watcher(),
-            closed.clone(),
-        );
-        tokio::spawn(serving);
     }
 }

@@ -87,6 +87,19 @@ async fn commands_reach_a_running_server() {
 }
 
 #[tokio::test]
+async fn a_command_waits_for_whoever_uses_the_store_at_the_moment() {
+    let data = tempfile::tempdir().unwrap();
+    let other = serve::start(options(data.path())).await.unwrap();
+    let list = Request::User(without_password(UserCommand::List));
+    let command = tokio::spawn(control::run(options(data.path()), list, false));
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    assert!(!command.is_finished());
+    other.app.homeserver().shutdown().await;
+    drop(other);
+    command.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn commands_work_on_a_stopped_store() {
     let data = tempfile::tempdir().unwrap();
     let run = async |request: UserRequest| {

@@ -175,7 +175,8 @@ impl Server {
     async fn wait_until_up(&mut self) {
         #[expect(clippy::disallowed_methods, reason = "waits for a real process")]
         let start = Instant::now();
-        let url = format!("{}/_matrix/client/versions", self.url());
+        // One that needs the store, and so waits for it.
+        let url = format!("{}/_matrix/client/v3/login", self.url());
         while reqwest::get(&url).await.is_err() {
             let process = self.process.as_mut().expect("it was just started");
             if let Some(status) = process.try_wait().expect("its status can be read") {

@@ -3,13 +3,13 @@
 //! Spec: client-server API, "Well-known URIs" and "Server administrator contact"; server-server API,
 //! "Server discovery".
 
+use std::sync::Arc;
+
 use axum::{Json, extract::State};
 use serde_json::{Value, json};
 
-use crate::{
-    app::App,
-    error::{ApiError, ApiResult},
-};
+use super::about::About;
+use crate::error::{ApiError, ApiResult};
 
 /// What the well-known documents say.
 #[derive(Clone, Debug, Default)]
@@ -27,20 +27,20 @@ pub struct WellKnown {
 }
 
 /// `GET /.well-known/matrix/client`
-pub async fn client(State(app): State<App>) -> ApiResult<Json<Value>> {
-    let base_url = app.settings().well_known.client_base_url.as_ref().ok_or_else(absent)?;
+pub async fn client(State(about): State<Arc<About>>) -> ApiResult<Json<Value>> {
+    let base_url = about.well_known.client_base_url.as_ref().ok_or_else(absent)?;
     Ok(Json(json!({ "m.homeserver": { "base_url": base_url } })))
 }
 
 /// `GET /.well-known/matrix/server`
-pub async fn server(State(app): State<App>) -> ApiResult<Json<Value>> {
-    let server = app.settings().well_known.server.as_ref().ok_or_else(absent)?;
+pub async fn server(State(about): State<Arc<About>>) -> ApiResult<Json<Value>> {
+    let server = about.well_known.server.as_ref().ok_or_else(absent)?;
     Ok(Json(json!({ "m.server": server })))
 }
 
 /// `GET /.well-known/matrix/support`
-pub async fn support(State(app): State<App>) -> ApiResult<Json<Value>> {
-    let settings = &app.settings().well_known;
+pub async fn support(State(about): State<Arc<About>>) -> ApiResult<Json<Value>> {
+    let settings = &about.well_known;
     let mut contact = json!({ "role": "m.role.admin" });
     for (name, value) in [("matrix_id", &settings.support_user), ("email_address", &settings.support_email)] {
         if let Some(value) = value {

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body};
+use axum::body::Body;
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -21,8 +21,8 @@ use tokio::{
     net::TcpStream,
     sync::watch,
 };
-use tower::ServiceExt;
 
+use super::front::Answers;
 use crate::{extract::ClientIp, router, tls::Tls};
 
 /// How long a connection may last without a request: TLS and the first head have to come in this time.
@@ -46,7 +46,7 @@ pub(super) async fn serve(
     stream: TcpStream,
     tls: Option<Arc<Tls>>,
     origin: Origin,
-    router: Router,
+    answers: Answers,
     watcher: Watcher,
     closed: watch::Receiver<bool>,
 ) {
@@ -54,8 +54,8 @@ pub(super) async fn serve(
     let asks = has_asked.clone();
     let serving = async {
         match tls {
-            None => answer(stream, origin, router, watcher, asks).await,
-            Some(tls) => answer(tls.accept(stream).await?, origin, router, watcher, asks).await,
+            None => answer(stream, origin, answers, watcher, asks).await,
+            Some(tls) => answer(tls.accept(stream).await?, origin, answers, watcher, asks).await,
         }
     };
     tokio::select! {
@@ -71,7 +71,7 @@ pub(super) async fn serve(
 async fn answer<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     Origin { address, trusted_proxies }: Origin,
-    router: Router,
+    answers: Answers,
     watcher: Watcher,
     asks: Arc<AtomicBool>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
@@ -80,7 +80,7 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         let mut request = router::alias(request.map(Body::new));
         let client = client_ip(address, request.headers(), &trusted_proxies);
         request.extensions_mut().insert(ClientIp(client));
-        router.clone().oneshot(request)
+        answers.clone().answer(request)
     });
     let builder = connection_builder();
     let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));

@@ -101,6 +101,11 @@ pub struct FederationOptions {
 }
 
 impl Options {
+    /// Whether the server answers nobody: a command starts it so, on a store that no server uses.
+    pub(super) fn is_silent(&self) -> bool {
+        self.listen.is_empty() && self.listen_metrics.is_empty() && self.tls.is_none()
+    }
+
     /// What a configuration asks for.
     pub fn new(config: &Config) -> Self {
         let actors = &config.actors;
