@@ -142,6 +142,15 @@ impl Pdu {
     }
 }
 
+/// Everything else follows from the ID and the JSON, which may be redacted in one of two.
+impl PartialEq for Pdu {
+    fn eq(&self, other: &Self) -> bool {
+        self.event_id == other.event_id && self.raw == other.raw && self.rejected == other.rejected
+    }
+}
+
+impl Eq for Pdu {}
+
 impl fmt::Debug for Pdu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Content is private to the room: it must not end up in a log.

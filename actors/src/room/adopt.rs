@@ -8,7 +8,13 @@ use bytes::Bytes;
 use engine::{
     id::{Position, TimelineIndex},
     pdu::{Draft, Pdu},
-    room::{admit::Placement, census::Census, content, event::Standing, hole::HOLE_PLACES},
+    room::{
+        admit::{Former, Placement},
+        census::Census,
+        content,
+        event::Standing,
+        hole::HOLE_PLACES,
+    },
     state::StateRoot,
 };
 use ruma::{OwnedServerName, OwnedUserId, RoomVersionId};
@@ -100,7 +106,9 @@ impl ActiveRoom {
     pub(super) async fn adopt(&self, change: &mut Change, adopt: Adopt) -> Result<(), RoomError> {
         let Adopt { state, mut lacking, auth_chain, join, origin, partial, .. } = adopt;
         let state_ids: Vec<_> = state.iter().map(|pdu| pdu.event_id().clone()).collect();
-        self.store_outliers(change, auth_chain.into_iter().chain(state).collect()).await?;
+        let given: Vec<_> = auth_chain.into_iter().chain(state).collect();
+        let given_ids: Vec<_> = given.iter().map(|pdu| pdu.event_id().clone()).collect();
+        self.store_outliers(change, given).await?;
         lacking.extend(self.unknown_for_want_of(change, &state_ids, &lacking).await?);
         let join = Arc::new(join);
         let named_by = partial.is_some().then_some(&*join);
@@ -139,6 +147,8 @@ impl ActiveRoom {
         }
         let source = Source { origin: origin.clone(), sent_by: None };
         let event = self.accept(change, &join, placement, source).await?;
+        // By the state that was given.
+        self.redact_unseen(change, &given_ids).await?;
         self.note_lacking(change, event.short, &lacking);
         if let Some(servers) = partial {
             self.begin_partial(change, event.pdu.event_id().clone(), &origin, servers);
@@ -158,8 +168,8 @@ impl ActiveRoom {
         };
         let after = content::membership(&pdu);
         let before = self.membership_record(&user).await?.map(|record| record.membership);
-        let short = self.known_event(change, pdu.event_id()).await?.map(|known| known.short);
-        let placement = Placement { short, ..Placement::default() };
+        let known = self.known_event(change, pdu.event_id()).await?;
+        let placement = Placement { former: known.as_deref().map(Former::from), ..Placement::default() };
         let event = self.hide(change, &Arc::new(pdu), Standing::Outlier, &placement);
         let at = change.position().into();
         let membership = Membership { user: user.clone(), event, at, after: after.clone() };

@@ -64,7 +64,7 @@ impl ActiveRoom {
             placed.extend(known.filter(|known| known.has_place()).map(|known| known.pdu.event_id().clone()));
         }
         let mut accepted: Vec<StoredEvent> = Vec::new();
-        let mut rejected = 0;
+        let mut rejected = Vec::new();
         for pdu in by_age(hole.own(events, &placed)) {
             let pdu = Arc::new(pdu);
             let given = roots.get(pdu.event_id()).copied();
@@ -92,7 +92,7 @@ impl ActiveRoom {
             if standing == Standing::Rejected {
                 let short = self.hide(change, &pdu, standing, &placement);
                 note(change, short);
-                rejected += 1;
+                rejected.push(pdu.event_id().clone());
                 continue;
             }
             let event = self.old_event(change, &pdu, &placement).await?;
@@ -116,6 +116,7 @@ impl ActiveRoom {
             self.relate(change, &event).await?;
             self.apply_redactions(change, &event).await?;
         }
+        self.redact_unseen(change, &rejected).await?;
         // What came before the hole does not follow at once on what comes after it any more.
         change.head.keep_recent(|event| event.index >= Some(at));
         change.head.recent_is_all = false;
@@ -124,10 +125,10 @@ impl ActiveRoom {
         if let Some(Hole { end, floor, missing }) = hole.filled(count) {
             let missing = missing.into_iter().collect();
             self.open_gap(change, end, GapRecord { missing, floor, origin });
-            return Ok(count + rejected);
+            return Ok(count + rejected.len());
         }
         // That there is no hole is news, too.
-        Ok((count + rejected).max(1))
+        Ok((count + rejected.len()).max(1))
     }
 
     async fn old_event(

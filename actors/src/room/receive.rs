@@ -123,6 +123,7 @@ impl ActiveRoom {
         if standing == Standing::SoftFailed {
             self.note_missing(change, placement.missing, origin);
         }
+        self.redact_unseen(change, std::slice::from_ref(pdu.event_id())).await?;
         Ok(received)
     }
 
@@ -253,6 +254,7 @@ impl ActiveRoom {
     pub(super) async fn keep_outliers(&self, change: &mut Change, pdus: Vec<Pdu>) -> Result<(), RoomError> {
         let known: Vec<_> = pdus.iter().map(|pdu| pdu.event_id().clone()).collect();
         self.store_outliers(change, pdus).await?;
+        self.redact_unseen(change, &known).await?;
         self.mend(change, known).await
     }
 

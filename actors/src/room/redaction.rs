@@ -112,6 +112,33 @@ impl ActiveRoom {
         Ok(())
     }
 
+    /// Strips events that are kept without being shown of what redactions take that came before them. These go on waiting:
+    /// clients see them once they see what they redact.
+    pub(super) async fn redact_unseen(
+        &self,
+        change: &mut Change,
+        ids: &[OwnedEventId],
+    ) -> Result<(), RoomError> {
+        if !self.has_early(change).await? {
+            return Ok(());
+        }
+        for id in ids {
+            let Some(event) = self.known_event(change, id).await?.filter(|event| event.index.is_none())
+            else {
+                continue;
+            };
+            let early = self.early(change, id).await?;
+            for redaction in self.events(change, early).await? {
+                let is_accepted = redaction.standing == Standing::Accepted;
+                if is_accepted && self.applies(change, &redaction, &event).await? {
+                    self.redact(change, &event, &redaction).await?;
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Remembers a redaction until its target is there: which of several its sender may redact is seen only then.
     async fn note_early(
         &self,
@@ -135,31 +162,54 @@ impl ActiveRoom {
         Ok(())
     }
 
-    /// The accepted redactions that came before their target, in the order in which they came; they wait no longer.
-    async fn take_early(
+    /// Whether any redaction came before its target, which is seldom so.
+    async fn has_early(&self, change: &Change) -> Result<bool, RoomError> {
+        let is_redaction = |event: &Arc<StoredEvent>| event.pdu.kind() == "m.room.redaction";
+        if self.versions_in_flight(change).any(is_redaction) {
+            return Ok(true);
+        }
+        let rows = KeyRange::prefix(&(self.room,));
+        let storage = self.shared.store.storage();
+        let rows = storage.range(&schema::EARLY_REDACTIONS, rows, Direction::Ascending, 1).await?;
+        Ok(!rows.is_empty())
+    }
+
+    /// The redactions that came before their target, in the order in which they came.
+    async fn early(
         &self,
-        change: &mut Change,
+        change: &Change,
         target_id: &OwnedEventId,
-    ) -> Result<Vec<Arc<StoredEvent>>, RoomError> {
+    ) -> Result<BTreeSet<ShortEventId>, RoomError> {
         let storage = self.shared.store.storage();
         let key = (self.room, target_id.clone());
         let mut shorts: BTreeSet<_> =
             self.early_in_flight(change, target_id).iter().map(|event| event.short).collect();
         let first = storage.get(&schema::EARLY_REDACTIONS, &key).await?;
         if first.is_none() && shorts.is_empty() {
-            return Ok(Vec::new());
+            return Ok(shorts);
         }
         shorts.extend(first);
         let further = KeyRange::prefix(&key);
         let further =
             storage.range(&schema::FURTHER_REDACTIONS, further, Direction::Ascending, usize::MAX).await?;
         shorts.extend(further.into_iter().map(|((_, _, short), ())| short));
-        change.batch.delete(&schema::EARLY_REDACTIONS, &key);
-        let mut redactions = Vec::with_capacity(shorts.len());
-        for short in shorts {
-            change.batch.delete(&schema::FURTHER_REDACTIONS, &(self.room, target_id.clone(), short));
-            redactions.push(self.event(change, short).await?);
+        Ok(shorts)
+    }
+
+    /// Those of them that were accepted; they wait no longer.
+    async fn take_early(
+        &self,
+        change: &mut Change,
+        target_id: &OwnedEventId,
+    ) -> Result<Vec<Arc<StoredEvent>>, RoomError> {
+        let shorts = self.early(change, target_id).await?;
+        if !shorts.is_empty() {
+            change.batch.delete(&schema::EARLY_REDACTIONS, &(self.room, target_id.clone()));
         }
+        for short in &shorts {
+            change.batch.delete(&schema::FURTHER_REDACTIONS, &(self.room, target_id.clone(), *short));
+        }
+        let mut redactions = self.events(change, shorts).await?;
         redactions.retain(|redaction| redaction.standing == Standing::Accepted);
         Ok(redactions)
     }

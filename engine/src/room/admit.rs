@@ -31,10 +31,35 @@ pub struct Placement {
     pub before: StateRoot,
     /// One more than the highest rank of its auth events.
     pub rank: u64,
-    /// Its number, if it is known as an outlier.
-    pub short: Option<ShortEventId>,
+    /// What it was before, if it is known as an outlier.
+    pub former: Option<Former>,
     /// Prev events that have no place in the graph here.
     pub missing: Vec<OwnedEventId>,
+}
+
+/// An event as it was known before it got its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Former {
+    /// Its number.
+    pub short: ShortEventId,
+    /// What a redaction left of it, if one applied: it may arrive unredacted from servers that do not know that one.
+    pub redacted: Option<Redacted>,
+}
+
+/// What a redaction left of an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redacted {
+    /// The redaction.
+    pub by: ShortEventId,
+    /// The event without what the redaction took.
+    pub pdu: Arc<Pdu>,
+}
+
+impl From<&StoredEvent> for Former {
+    fn from(event: &StoredEvent) -> Self {
+        let redacted = event.redacted_by.map(|by| Redacted { by, pdu: event.pdu.clone() });
+        Self { short: event.short, redacted }
+    }
 }
 
 /// What the room's owner gives an event with its place.
@@ -82,7 +107,7 @@ pub struct MemberMoved {
 }
 
 impl Placement {
-    /// An event without a place in the timeline.
+    /// An event without a place in the timeline; what a redaction took of it before stays away.
     ///
     /// `new` is its number, unless it has one.
     pub fn event(
@@ -93,8 +118,10 @@ impl Placement {
         new: ShortEventId,
     ) -> StoredEvent {
         let is_rejected = standing == Standing::Rejected;
+        let redacted = self.former.as_ref().and_then(|former| former.redacted.as_ref());
+        let pdu = redacted.map_or(pdu, |redacted| &redacted.pdu);
         StoredEvent {
-            short: self.short.unwrap_or(new),
+            short: self.former.as_ref().map_or(new, |former| former.short),
             room,
             pdu: if is_rejected { Arc::new(Pdu::clone(pdu).rejected()) } else { pdu.clone() },
             index: None,
@@ -102,7 +129,7 @@ impl Placement {
             before: self.before,
             after: self.before,
             replaces: None,
-            redacted_by: None,
+            redacted_by: redacted.map(|redacted| redacted.by),
             sent_by: None,
             rank: self.rank,
             has_relations: false,

@@ -11,7 +11,7 @@ use ruma::{EventId, OwnedEventId, RoomId, events::StateEventType};
 
 pub use super::event::Standing;
 use super::{
-    admit::{Placement, by_id, rank_of},
+    admit::{Former, Placement, by_id, rank_of},
     event::StoredEvent,
     machine::{Need, Room, pdus},
     partial::add_members,
@@ -225,8 +225,8 @@ impl Room<'_> {
         }
         let verdict = self.judge(pdu, known.as_deref(), &auth_events, before)?;
         let (standing, received) = verdict.settle(advice);
-        let short = known.map(|known| known.short);
-        let placement = Placement { before, rank: rank_of(&auth_events), short, missing };
+        let former = known.as_deref().map(Former::from);
+        let placement = Placement { before, rank: rank_of(&auth_events), former, missing };
         Ok(Step::Settle { standing, received, reason: verdict.reason().cloned(), placement })
     }
 
@@ -266,11 +266,11 @@ impl Room<'_> {
             Verdict::Rejected(reason) => (Standing::Rejected, Some(reason)),
             Verdict::SoftFailed(_) | Verdict::Accepted => (Standing::Accepted, None),
         };
-        let short = known.map(|known| known.short);
+        let former = known.as_deref().map(Former::from);
         Ok(OldStep::Settle {
             standing,
             reason,
-            placement: Placement { before, rank: rank_of(&auth_events), short, missing },
+            placement: Placement { before, rank: rank_of(&auth_events), former, missing },
         })
     }
 
@@ -309,9 +309,9 @@ impl Room<'_> {
         if let Err(reason) = self.check(join, &auth_events, before)? {
             return Ok(Err(reason));
         }
-        let short = known.map(|known| known.short);
+        let former = known.as_deref().map(Former::from);
         // What came before it is to be found in the hole that begins there.
-        Ok(Ok(Placement { before, rank: rank_of(&auth_events), short, missing: Vec::new() }))
+        Ok(Ok(Placement { before, rank: rank_of(&auth_events), former, missing: Vec::new() }))
     }
 
     /// What is known of what comes before an event.

@@ -11,7 +11,7 @@ use crate::{fault::Kind, minimise::minimise, scenario};
 const SEEDS: u64 = 200;
 
 /// Scenarios with seeds that found a bug: docs/simulation.md says which.
-const FOUND: [(&str, u64); 41] = [
+const FOUND: [(&str, u64); 45] = [
     ("quiet-network", 4),
     ("large-join", 2),
     ("hostile-peer", 9),
@@ -53,6 +53,10 @@ const FOUND: [(&str, u64); 41] = [
     ("devices", 242),
     ("devices", 3446),
     ("restarts", 455),
+    ("redactions", 1218),
+    ("redactions", 1252),
+    ("redactions", 2544),
+    ("redactions", 2816),
 ];
 
 fn play(name: &str, seed: u64) -> Outcome {

@@ -296,6 +296,57 @@ async fn of_early_redactions_those_count_that_are_permitted() {
     assert!(!is_shown(&alice, &room, &refused).await);
 }
 
+/// What an event comes after may be had without what comes before that, and be redacted by then; the whole of it may
+/// come later, from a server that does not know the redaction.
+#[tokio::test]
+async fn a_redaction_counts_when_its_target_gets_its_place_only_later() {
+    let (server, stranger) = (Server::start_federating("").await, Stranger::start().await);
+    let (alice, room, mut guest) = room_with_guest(&server, &stranger, "11").await;
+    let state = ids(&guest.state.values().collect::<Vec<_>>());
+    let before = stranger.event(&mut guest, "m.room.message", None, &text("before"));
+    let target = stranger.event(&mut guest, "m.room.message", None, &text("regretted"));
+    let redaction =
+        stranger.event(&mut guest, "m.room.redaction", None, &json!({ "redacts": target.event_id() }));
+    let event = raw(&target);
+    stranger.on(move |heard| {
+        if heard.uri.contains("/state_ids/") {
+            return Some(Reply::Json(200, json!({ "pdu_ids": state, "auth_chain_ids": state })));
+        }
+        heard.uri.contains("/v1/event/").then(|| Reply::Json(200, json!({ "pdus": [event] })))
+    });
+    let results = stranger.send(&server, "redaction", &[&redaction]).await;
+    assert_eq!(results[redaction.event_id().as_str()], json!({}), "{results}");
+    assert!(!stranger.heard("/state_ids/").is_empty());
+    let results = stranger.send(&server, "late", &[&before, &target]).await;
+    assert_eq!(results[target.event_id().as_str()], json!({}), "{results}");
+    let shown =
+        alice.0.get(&path(&room, &format!("event/{}", segment(target.event_id().as_str())))).await.ok();
+    assert_eq!(shown["content"], json!({}), "{shown}");
+    assert_eq!(shown["unsigned"]["redacted_because"]["event_id"], redaction.event_id().as_str());
+}
+
+/// What clients are not shown is given to other servers.
+#[tokio::test]
+async fn a_redaction_counts_for_what_is_soft_failed_after_it() {
+    let (server, stranger, other) =
+        (Server::start_federating("").await, Stranger::start().await, Stranger::start().await);
+    let (alice, room, mut guest) = room_with_guest(&server, &stranger, "11").await;
+    other.join(&server, &room, "carol").await;
+    let fork = guest.tips.clone();
+    let target = stranger.event_after(&guest, &fork, "m.room.message", None, &text("regretted"));
+    let content = json!({ "redacts": target.event_id() });
+    let redaction = stranger.event(&mut guest, "m.room.redaction", None, &content);
+    stranger.send(&server, "redaction", &[&redaction]).await;
+    let ban = json!({ "user_id": guest.user });
+    alice.0.post(&path(&room, "ban"), &ban).await.ok();
+    stranger.send(&server, "target", &[&target]).await;
+    assert!(!is_shown(&alice, &room, &target).await, "its sender is banned by now");
+    assert!(!is_shown(&alice, &room, &redaction).await, "neither is what takes it back");
+    let uri = format!("/_matrix/federation/v1/event/{}", segment(target.event_id().as_str()));
+    let given = other.get(&server, &uri).await.ok();
+    assert_eq!(given["pdus"][0]["content"], json!({}), "{given}");
+}
+
 /// A server that does not give what its events refer to holds up itself, not the room.
 #[tokio::test]
 async fn a_server_that_does_not_answer_holds_up_nobody_else() {

@@ -9,7 +9,7 @@ use super::{
     *,
 };
 use crate::{
-    id::TimelineIndex,
+    id::{ShortEventId, ShortRoomId, TimelineIndex},
     room::{
         StoredEvent,
         admit::Placement,
@@ -248,6 +248,28 @@ fn what_replaces_an_own_event_holds_also_if_the_clock_was_set_back() {
     for owner in [&one, &two] {
         assert_eq!(owner.state()[&key(BOB)], *join.pdu.event_id());
         assert_eq!(owner.state()[&key(CAROL)], *aside.pdu.event_id());
+    }
+}
+
+#[test]
+fn what_was_redacted_before_it_got_its_place_stays_so() {
+    let mut owner = Owner::with_room("10");
+    let mut other = copy(&owner);
+    let said = say(&mut owner, ALICE, "regretted");
+    other.hide(&said.pdu, Standing::Outlier, &Placement::default());
+    let redaction = ShortEventId(77);
+    let outlier = other.redact(said.pdu.event_id(), redaction);
+    let OldStep::Settle { placement, .. } = other.ask(|room| room.receive_old(&said.pdu, None)) else {
+        panic!("it can be judged")
+    };
+    let old = other.ask(|room| room.admit_old(&said.pdu, &placement, said.short, false));
+    let hidden = placement.event(ShortRoomId(1), &said.pdu, Standing::Rejected, said.short);
+    assert_eq!(other.receive(&said.pdu), Received::Accepted);
+    let placed = other.event(said.pdu.event_id()).unwrap();
+    assert_eq!(placed.standing, Standing::Accepted);
+    for event in [&old, &hidden, &*placed] {
+        assert_eq!((event.short, event.redacted_by), (outlier.short, Some(redaction)));
+        assert_eq!(event.pdu.content().get(), "{}");
     }
 }
 

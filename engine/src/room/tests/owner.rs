@@ -10,7 +10,7 @@ use ruma::{MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedServerName, RoomId, UI
 use super::*;
 use crate::{
     id::{ShortEventId, ShortRoomId, TimelineIndex},
-    pdu::{Draft, SigningKey},
+    pdu::{self, Draft, SigningKey},
     room::{
         Context, Findings, Head, LookUp, Merged, Need, Room, StoredEvent,
         admit::{Admission, MemberMoved, Place, Placement},
@@ -215,6 +215,15 @@ impl Owner {
     /// Marks an event as one at which the states lack members.
     pub(super) fn give_up(&mut self, event: &StoredEvent) {
         self.keep(&Arc::new(StoredEvent { lacks_members: true, ..event.clone() }));
+    }
+
+    /// Strips an event, wherever it stands.
+    pub(super) fn redact(&mut self, id: &OwnedEventId, redaction: ShortEventId) -> Arc<StoredEvent> {
+        let event = self.event(id).unwrap();
+        let pdu = Arc::new(pdu::redact(&event.pdu, self.rules).unwrap());
+        let event = Arc::new(StoredEvent { pdu, redacted_by: Some(redaction), ..(*event).clone() });
+        self.keep(&event);
+        event
     }
 
     /// What the machine says of another server's event.
