@@ -93,7 +93,8 @@ impl Pdu {
 
     /// The event of a canonical JSON object that a peer sent or that was built here.
     pub(super) fn from_object(object: &CanonicalJsonObject, version: &RoomVersion) -> Result<Self, PduError> {
-        let raw = serde_json::to_vec(object).map_err(|error| PduError::Json(error.to_string()))?;
+        let mut raw = serde_json::to_vec(object).map_err(|error| PduError::Json(error.to_string()))?;
+        raw.shrink_to_fit(); // it stays in memory for as long as the event does
         if raw.len() > SIZE_MAX {
             return Err(PduError::TooLarge(format!("{} bytes", raw.len())));
         }
