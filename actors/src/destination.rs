@@ -323,12 +323,10 @@ impl Destination {
     }
 
     /// Takes note of how a transaction of an earlier actor ended.
-    fn adopt_orphan(&mut self, outcome: Outcome) {
-        let before = self.catch_up.clone();
-        let mut catching = std::mem::take(&mut self.catching);
+    fn adopt_orphan(&mut self, mut outcome: Outcome) {
+        // Only its own actor knew whether a room got more to catch up with after the transaction was made.
+        outcome.transaction.rooms.retain(|room| room.rest.is_some());
         self.adopt(outcome);
-        catching.retain(|room_id| self.catch_up.get(room_id) == before.get(room_id));
-        self.catching = catching;
     }
 
     /// Takes note of how a transaction ended.
@@ -378,16 +376,20 @@ impl Destination {
             batch.delete(&schema::EDU_QUEUE, &key);
             self.deleting.insert(key.1);
         }
-        for CaughtUp { room_id, rest } in transaction.rooms {
+        for CaughtUp { room_id, from, rest } in transaction.rooms {
             let key = (self.server.clone(), room_id.clone());
-            if let Some(from) = rest {
-                batch.put(&schema::CATCH_UP, &key, &from);
-                self.catch_up.insert(room_id, from);
-            } else if self.catching.contains(&room_id) {
-                batch.delete(&schema::CATCH_UP, &key);
-                self.catch_up.remove(&room_id);
+            match rest {
+                Some(rest) if self.catch_up.get(&room_id) == Some(&from) => {
+                    batch.put(&schema::CATCH_UP, &key, &rest);
+                    self.catch_up.insert(room_id, rest);
+                }
+                None if self.catching.contains(&room_id) => {
+                    batch.delete(&schema::CATCH_UP, &key);
+                    self.catch_up.remove(&room_id);
+                }
+                // A room that got more to catch up with meanwhile, or from an earlier actor, is caught up with again.
+                _ => {}
             }
-            // A room that got more to catch up with meanwhile, or from an earlier actor, is caught up with again.
         }
         self.shared.storage.submit(batch, None, |_| {});
         let positions: Vec<_> = transaction.pdus.iter().map(|outgoing| outgoing.position).collect();

@@ -48,6 +48,8 @@ pub(super) struct Transaction {
 /// A room that a server is caught up with.
 pub(super) struct CaughtUp {
     pub(super) room_id: OwnedRoomId,
+    /// Where what was missed begins.
+    pub(super) from: Position,
     /// Where what is left over begins; nothing if none.
     pub(super) rest: Option<Position>,
 }
@@ -119,7 +121,7 @@ impl Destination {
             let left_over = missed.split_off(places.min(missed.len()));
             let rest = left_over.first().and_then(|event| event.index).map(Position::from);
             transaction.older.extend(missed);
-            transaction.rooms.push(CaughtUp { room_id: room_id.clone(), rest });
+            transaction.rooms.push(CaughtUp { room_id: room_id.clone(), from: *from, rest });
         }
         Ok(())
     }
