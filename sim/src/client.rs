@@ -181,6 +181,7 @@ impl Client {
 
     /// Makes a request until it has an answer that will stay; another server may be asked for it.
     pub async fn persist(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value, CallError> {
+        let _ongoing = self.trace.begin(format_args!("{} {method} {path}", self.user_id));
         loop {
             match self.call_within(REMOTE_ANSWER_MAX, method.clone(), path, body.clone()).await {
                 Err(error) if error.is_passing() && !self.verdict.is_over() => {

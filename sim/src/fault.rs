@@ -173,6 +173,7 @@ impl Fault {
     pub async fn happen(&self, world: &World) -> Result<()> {
         tokio::time::sleep(Duration::from_millis(self.at_ms)).await;
         world.trace().note(format_args!("fault {:?} for {} ms", self.kind, self.for_ms));
+        let _ongoing = world.trace().begin(format_args!("fault {:?}", self.kind));
         self.kind.begin(world).await?;
         tokio::time::sleep(Duration::from_millis(self.for_ms)).await;
         world.trace().note(format_args!("fault {:?} ends", self.kind));

@@ -314,6 +314,7 @@ impl Host {
         if self.running.lock().is_some() || self.held_down.load(Ordering::Relaxed) > 0 {
             return Ok(());
         }
+        let _ongoing = self.trace.begin(format_args!("{} starts", self.name));
         self.has_failed.store(self.disk.is_full(), Ordering::Relaxed);
         let (seed, commit_takes, is_silent) = {
             let mut random = self.random.lock();
@@ -324,6 +325,7 @@ impl Host {
             )
         };
         self.network.set_silent(&self.name, is_silent);
+        self.network.starts(&self.name);
         let power = Arc::new(Power::default());
         let store = Mounted { disk: self.disk.clone(), power: power.clone(), commit_takes };
         let storage = Storage::open(Arc::new(store), self.options.durability).await?;
@@ -387,6 +389,7 @@ impl Host {
     pub async fn crash(&self) {
         let _changing = self.changing.lock().await;
         let Some(boot) = self.running.lock().take() else { return };
+        let _ongoing = self.trace.begin(format_args!("{} crashes", self.name));
         self.trace.note(format_args!("{} crashes", self.name));
         boot.power.cut();
         for handler in std::mem::take(&mut *boot.handlers.lock()).into_values() {
@@ -401,6 +404,7 @@ impl Host {
     pub async fn stop(&self) {
         let _changing = self.changing.lock().await;
         let Some(boot) = self.running.lock().take() else { return };
+        let _ongoing = self.trace.begin(format_args!("{} stops", self.name));
         self.trace.note(format_args!("{} stops", self.name));
         let homeserver = boot.homeserver();
         homeserver.stop_waiting();

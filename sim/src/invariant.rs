@@ -161,7 +161,7 @@ const AT_REST: [(&str, Rule); 15] = [
 ];
 
 /// The names of all invariants, with what they say.
-pub const NAMES: [(&str, &str); 19] = [
+pub const NAMES: [(&str, &str); 20] = [
     ("queues_drain", "after healing all durable queues run empty, and no request stays under way"),
     ("same_state", "all servers in a room have the same state of it"),
     ("as_specified", "after a fork the state is what another implementation of state resolution makes of it"),
@@ -183,6 +183,7 @@ pub const NAMES: [(&str, &str); 19] = [
     ("devices_told", "messages to devices arrive, each once and in order"),
     ("devices_known", "who shares a room knows the keys of each other's devices"),
     ("same_answer", "a transaction that comes again is answered as before"),
+    ("ends", "a run comes to an end in simulated time"),
     ("within_limits", "connections and memory stay within their budgets"),
     ("answers", "each request is answered, and not with an internal error"),
     ("no_crash", "no task panics and no actor crashes, unless its disk fails"),

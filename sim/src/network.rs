@@ -187,6 +187,11 @@ impl Network {
         self.0.state.lock().slow.remove(host);
     }
 
+    /// Notes that a host starts: it remembers nothing of the requests that it had.
+    pub fn starts(&self, host: &ServerName) {
+        self.0.state.lock().answers.forgets(host);
+    }
+
     /// Whether connection attempts to a host that is down meet silence instead of a refusal.
     pub fn set_silent(&self, host: &ServerName, is_silent: bool) {
         self.0.state.lock().silent.insert(host.to_owned(), is_silent);

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use rand::RngExt;
 use ruma::RoomVersionId;
 use storage::{Direction, Durability, KeyRange, schema};
+use tokio::time::Instant;
 
 use crate::{
     fault::{self, Fault},
@@ -35,6 +36,9 @@ const RESETS_MAX: usize = 10;
 
 /// How long what is left of stopped hosts may take to end: longer than any request to another server.
 const END_MAX: Duration = Duration::from_secs(600);
+
+/// How long a run may take besides its workload: it comes to rest three times, and then its hosts stop.
+const RUN_MAX: Duration = Duration::from_secs(10 * 3600);
 
 /// What was asked for instead of what the seed says.
 #[derive(Clone, Debug, Default)]
@@ -128,6 +132,7 @@ pub fn run(scenario: &Scenario, seed: Seed, wish: &Wish) -> Result<Outcome> {
 
 async fn play(scenario: &Scenario, options: Options) -> Result<Outcome> {
     let (seed, servers, faults) = (options.seed, options.servers, options.faults.clone());
+    let most = RUN_MAX + options.lasts;
     let is_planted = scenario.quirk == Some(Quirk::Planted);
     let world = if is_planted { plant::grown(options).await? } else { World::new(options).await? };
     let watching = tokio::spawn(invariant::watch(world.clone()));
@@ -136,10 +141,20 @@ async fn play(scenario: &Scenario, options: Options) -> Result<Outcome> {
         (scenario.play)(&world).await?;
         conclude(&world).await
     };
+    let deadline = Instant::now() + most;
+    // What waits is dropped before the choice's own code runs, so that it must be asked in the condition.
+    let too_late = async {
+        tokio::time::sleep_until(deadline).await;
+        still_on(&world, most).await
+    };
     let ended = tokio::select! {
         biased;
         () = verdict.over() => Ok(()),
         ended = whole => ended,
+        what = too_late => {
+            verdict.fail("ends", what);
+            Ok(())
+        }
     };
     if let Err(error) = ended
         && !verdict.is_over()
@@ -157,7 +172,9 @@ async fn play(scenario: &Scenario, options: Options) -> Result<Outcome> {
     watching.abort();
     let traffic = world.network().traffic();
     if is_good {
-        world.stop().await;
+        if tokio::time::timeout_at(deadline, world.stop()).await.is_err() {
+            verdict.fail("ends", still_on(&world, most).await);
+        }
         let mut waited = Duration::ZERO;
         while tasks() > OWN_TASKS && waited < END_MAX {
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -183,6 +200,13 @@ async fn play(scenario: &Scenario, options: Options) -> Result<Outcome> {
         lasted: world.trace().elapsed(),
         resets,
     })
+}
+
+/// What still goes on in a world that does not end.
+async fn still_on(world: &World, most: Duration) -> String {
+    let busy = world.busy().await.unwrap_or_else(|error| Some(format!("{error:#}")));
+    let ongoing: Vec<_> = world.trace().ongoing().into_iter().chain(busy).collect();
+    format!("no end in {most:?}: {}", ongoing.join("; "))
 }
 
 fn tasks() -> usize {

@@ -1,6 +1,10 @@
 //! What happened in a run, as lines and as one hash.
 
-use std::{collections::VecDeque, fmt, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt,
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
@@ -13,6 +17,26 @@ const KEPT: usize = 40;
 pub struct Trace {
     start: Instant,
     inner: Mutex<Inner>,
+    going_on: Mutex<GoingOn>,
+}
+
+/// What has begun and not ended, by the order of the beginnings.
+#[derive(Default)]
+struct GoingOn {
+    begun: u64,
+    open: BTreeMap<u64, (Duration, String)>,
+}
+
+/// Something that goes on until this is dropped.
+pub struct Ongoing<'a> {
+    trace: &'a Trace,
+    number: u64,
+}
+
+impl Drop for Ongoing<'_> {
+    fn drop(&mut self) {
+        self.trace.going_on.lock().open.remove(&self.number);
+    }
 }
 
 struct Inner {
@@ -26,12 +50,28 @@ impl Trace {
     /// An empty trace that begins now; it keeps all lines, or the last ones.
     pub fn new(keep_all: bool) -> Self {
         let inner = Inner { hasher: Sha256::new(), lines: VecDeque::new(), keep_all, count: 0 };
-        Self { start: Instant::now(), inner: Mutex::new(inner) }
+        Self { start: Instant::now(), inner: Mutex::new(inner), going_on: Mutex::default() }
     }
 
     /// Simulated time since the beginning.
     pub fn elapsed(&self) -> Duration {
         self.start.elapsed()
+    }
+
+    /// Keeps in mind that something goes on, for a run that does not end; that is no line of the trace.
+    pub fn begin(&self, what: fmt::Arguments<'_>) -> Ongoing<'_> {
+        let mut going_on = self.going_on.lock();
+        going_on.begun += 1;
+        let number = going_on.begun;
+        going_on.open.insert(number, (self.elapsed(), what.to_string()));
+        Ongoing { trace: self, number }
+    }
+
+    /// What goes on now, and since when.
+    pub fn ongoing(&self) -> Vec<String> {
+        let going_on = self.going_on.lock();
+        let tell = |(since, what): &(Duration, String)| format!("{what}, since {} s", since.as_secs());
+        going_on.open.values().map(tell).collect()
     }
 
     /// Notes what happens now.

@@ -233,6 +233,7 @@ impl World {
         self.network().set_conditions(conditions);
         *self.0.ends.lock() = Some(Instant::now() + self.0.options.lasts);
         let faults = join_all(self.0.options.faults.iter().map(|fault| fault.happen(self)));
+        let _ongoing = self.trace().begin(format_args!("the workload and its faults"));
         let (worked, happened) = join(work, faults).await;
         happened.into_iter().collect::<Result<()>>()?;
         worked
@@ -267,6 +268,7 @@ impl World {
 
     /// Waits until nothing is left to be done; what never comes to rest breaks the invariant that queues drain.
     pub async fn settle(&self) -> Result<()> {
+        let _ongoing = self.trace().begin(format_args!("coming to rest"));
         let deadline = Instant::now() + SETTLE_MAX;
         let (pause, looks) = SETTLE_LOOKS;
         let (mut quiet, mut busy) = (0, None);
@@ -286,7 +288,7 @@ impl World {
     }
 
     /// What is left to be done, if anything.
-    async fn busy(&self) -> Result<Option<String>> {
+    pub async fn busy(&self) -> Result<Option<String>> {
         let in_flight = self.network().traffic().in_flight;
         if in_flight > 0 {
             return Ok(Some(format!("{in_flight} requests are under way")));

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ruma::OwnedServerName;
+use ruma::{OwnedServerName, ServerName};
 
 /// Two hosts: who asks, and who answers.
 pub(super) type Pair = (OwnedServerName, OwnedServerName);
@@ -30,6 +30,11 @@ impl Answers {
             let is_late = !self.seen.insert((pair.clone(), path.to_owned()));
             self.last.insert(pair.clone(), Last { path: path.to_owned(), answer: None, is_late });
         }
+    }
+
+    /// A host starts, and remembers no transactions.
+    pub(super) fn forgets(&mut self, host: &ServerName) {
+        self.last.retain(|(_, to), _| to != host);
     }
 
     /// A request that arrived is answered with success.
@@ -87,5 +92,18 @@ mod tests {
             answers.is_answered(&pair, &path("4"), body.as_bytes());
         }
         assert_eq!(answers.contradictions().len(), 1);
+    }
+
+    #[test]
+    fn a_host_that_starts_again_remembers_no_transaction() {
+        let pair = (owned_server_name!("a"), owned_server_name!("b"));
+        let path = "/_matrix/federation/v1/send/1";
+        let mut answers = Answers::default();
+        for body in ["x", "y", "z"] {
+            answers.arrives(&pair, path);
+            answers.is_answered(&pair, path, body.as_bytes());
+            answers.forgets(&pair.1);
+        }
+        assert!(answers.contradictions().is_empty(), "{:?}", answers.contradictions());
     }
 }

@@ -11,7 +11,7 @@ use crate::{fault::Kind, minimise::minimise, scenario};
 const SEEDS: u64 = 200;
 
 /// Scenarios with seeds that found a bug: docs/simulation.md says which.
-const FOUND: [(&str, u64); 45] = [
+const FOUND: [(&str, u64); 49] = [
     ("quiet-network", 4),
     ("large-join", 2),
     ("hostile-peer", 9),
@@ -31,6 +31,7 @@ const FOUND: [(&str, u64); 45] = [
     ("joins-and-leaves", 149),
     ("joins-and-leaves", 150),
     ("joins-and-leaves", 164),
+    ("joins-and-leaves", 5596),
     ("large-join", 106),
     ("large-join", 145),
     ("bans-racing", 147),
@@ -39,6 +40,7 @@ const FOUND: [(&str, u64); 45] = [
     ("bans-racing", 202),
     ("bans-racing", 231),
     ("bans-racing", 2792),
+    ("bans-racing", 5325),
     ("large-join", 216),
     ("devices", 3),
     ("devices", 4),
@@ -52,11 +54,13 @@ const FOUND: [(&str, u64); 45] = [
     ("devices", 231),
     ("devices", 242),
     ("devices", 3446),
+    ("devices", 5033),
     ("restarts", 455),
     ("redactions", 1218),
     ("redactions", 1252),
     ("redactions", 2544),
     ("redactions", 2816),
+    ("outages", 6594),
 ];
 
 fn play(name: &str, seed: u64) -> Outcome {
@@ -140,4 +144,20 @@ fn a_failure_is_shrunk_to_the_fault_that_causes_it() {
     assert!(failed.violation.is_some());
     let least = minimise(&scenario, &failed, &wish, |_, _| {}).unwrap();
     assert_eq!(least.faults, [Fault { at_ms: 0, for_ms: 100, kind: Kind::Dns { host: 1 } }]);
+}
+
+#[test]
+fn a_run_that_does_not_end_says_what_still_goes_on() {
+    let scenario = Scenario {
+        name: "endless",
+        about: "waits for what never comes",
+        profile: fault::Profile::Nothing,
+        servers: (1, 1),
+        lasts: Duration::from_secs(1),
+        quirk: None,
+        play: |world| Box::pin(world.under_faults(std::future::pending())),
+    };
+    let violation = run(&scenario, Seed(1), &Wish::default()).unwrap().violation.unwrap();
+    assert_eq!(violation.invariant, "ends");
+    assert!(violation.what.contains("the workload"), "{}", violation.what);
 }
