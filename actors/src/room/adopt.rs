@@ -154,7 +154,7 @@ impl ActiveRoom {
             self.begin_partial(change, event.pdu.event_id().clone(), &origin, servers);
         }
         if let Some(at) = event.index {
-            self.open_gap(change, at, GapRecord { missing, floor, origin });
+            self.open_gap(change, at, GapRecord { missing, floor, origin, root: None });
         }
         Ok(())
     }

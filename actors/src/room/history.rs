@@ -56,7 +56,7 @@ impl ActiveRoom {
         (roots, lacking): (&BTreeMap<OwnedEventId, StateRoot>, &BTreeMap<OwnedEventId, Lacking>),
     ) -> Result<usize, RoomError> {
         let Some(gap) = change.head.gaps.get(&at).cloned() else { return Ok(0) };
-        let GapRecord { missing, floor, origin } = gap;
+        let GapRecord { missing, floor, origin, mut root } = gap;
         let mut hole = Hole { end: at, floor, missing: missing.into_iter().collect() };
         let mut placed = BTreeSet::new();
         for pdu in &events {
@@ -106,6 +106,10 @@ impl ActiveRoom {
         let mut placed = Vec::with_capacity(count);
         for (place, mut event) in accepted.into_iter().rev().take(count).enumerate() {
             event.index = Some(hole.place(place));
+            // What clients were told by then: tokens of after the hole say nothing of what was in it.
+            if let Some(root) = root.take() {
+                event.after = root;
+            }
             let event = Arc::new(event);
             self.store_event(change, &event);
             change.hidden.insert(event.short, event.clone());
@@ -124,7 +128,7 @@ impl ActiveRoom {
         change.batch.delete(&schema::GAPS, &(self.room, at));
         if let Some(Hole { end, floor, missing }) = hole.filled(count) {
             let missing = missing.into_iter().collect();
-            self.open_gap(change, end, GapRecord { missing, floor, origin });
+            self.open_gap(change, end, GapRecord { missing, floor, origin, root });
             return Ok(count + rejected.len());
         }
         // That there is no hole is news, too.

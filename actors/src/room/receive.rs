@@ -172,7 +172,8 @@ impl ActiveRoom {
         }
         if !placement.missing.is_empty() {
             change.head.latest = index;
-            self.open_gap(change, index, GapRecord { missing: placement.missing, floor, origin });
+            let root = event.index.is_none().then_some(change.head.root);
+            self.open_gap(change, index, GapRecord { missing: placement.missing, floor, origin, root });
         }
         Ok(event)
     }
@@ -246,7 +247,8 @@ impl ActiveRoom {
         let ticket = self.shared.store.storage().reserve(HOLE_PLACES + 1);
         let index = TimelineIndex::from(ticket.last());
         let floor = std::mem::replace(&mut change.head.latest, index);
-        self.open_gap(change, index, GapRecord { missing, floor, origin });
+        let root = Some(change.head.root);
+        self.open_gap(change, index, GapRecord { missing, floor, origin, root });
         change.tickets.push(ticket);
     }
 

@@ -196,6 +196,9 @@ pub struct GapRecord {
     pub floor: TimelineIndex,
     /// Who is likely to have them: where the event after the hole came from.
     pub origin: OwnedServerName,
+    /// The room's state at the gap's place, if no event has that place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<StateRoot>,
 }
 
 /// A room that was joined with a state that lacked members.

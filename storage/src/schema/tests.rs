@@ -237,6 +237,7 @@ fn room_rows() -> Vec<String> {
         missing: vec![owned_event_id!("$missing")],
         floor: TimelineIndex(600),
         origin: owned_server_name!("example.org"),
+        root: None,
     };
     let alias_record = AliasRecord { room_id: room_id.clone(), creator: alice() };
     vec![
