@@ -11,7 +11,7 @@ use crate::{fault::Kind, minimise::minimise, scenario};
 const SEEDS: u64 = 200;
 
 /// Scenarios with seeds that found a bug: docs/simulation.md says which.
-const FOUND: [(&str, u64); 49] = [
+const FOUND: [(&str, u64); 50] = [
     ("quiet-network", 4),
     ("large-join", 2),
     ("hostile-peer", 9),
@@ -41,6 +41,7 @@ const FOUND: [(&str, u64); 49] = [
     ("bans-racing", 231),
     ("bans-racing", 2792),
     ("bans-racing", 5325),
+    ("bans-racing", 13808),
     ("large-join", 216),
     ("devices", 3),
     ("devices", 4),
