@@ -30,7 +30,7 @@ use crate::{
     retention::{Retention, RetentionConfig},
     room::{
         Erasures, MembershipAction, MembershipChange, RoomActor, RoomError, RoomHandle, RoomShared,
-        RoomStore, allowed_rooms,
+        RoomStore, Txns, allowed_rooms,
     },
     search::{Searching, TextIndex},
     session::{SessionActor, SessionError, SessionHandle, SessionShared},
@@ -143,6 +143,7 @@ impl Homeserver {
             published: dashmap::DashMap::new(),
             changed_rooms: ChangedRooms::default(),
             erasures: Erasures::default(),
+            txns: Arc::new(Txns::new(env.clone(), storage.clone())),
             closed_rooms,
             metrics: metrics.clone(),
         });
@@ -202,6 +203,7 @@ impl Homeserver {
     /// Takes up, in the background, what was under way when the server stopped.
     fn resume(&self) {
         self.0.delayed.start(self);
+        self.room_shared().txns.start();
         let homeserver = self.clone();
         self.session_shared().spawn(async move {
             if let Err(error) = homeserver.resume_effects().await {
@@ -480,6 +482,7 @@ impl Homeserver {
         self.0.delayed.stop().await;
         self.0.pushing.stop().await;
         self.0.retention.stop().await;
+        self.0.room_shared.txns.stop().await;
         self.0.searching.stop().await;
         self.0.session_shared.finish_background().await;
         self.0.sessions.drain_all().await;

@@ -43,6 +43,7 @@ mod related;
 mod relations;
 mod send;
 mod snapshot;
+mod txns;
 mod view;
 
 use std::{
@@ -64,6 +65,7 @@ use storage::schema::TxnKey;
 
 pub(crate) use self::mend::lacking_of;
 pub(crate) use self::permission::{INVITE_PERMISSION, blocks_invites};
+pub(crate) use self::txns::Txns;
 pub use self::{
     adopt::{Adopt, Adopted, Outside},
     erasure::Erasures,
@@ -124,6 +126,8 @@ pub struct RoomShared {
     pub changed_rooms: ChangedRooms,
     /// Users who asked for the erasure of what they sent.
     pub erasures: Erasures,
+    /// What clients' transactions made.
+    pub(crate) txns: Arc<Txns>,
     /// Is told of rooms that close to guests.
     pub(crate) closed_rooms: ClosedRooms,
     /// What is counted.

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// The schema this build reads and writes.
-pub const SCHEMA_VERSION: u64 = 3;
+pub const SCHEMA_VERSION: u64 = 4;
 
 /// Row of [`META`] with the schema version.
 const SCHEMA_VERSION_ROW: &str = "schema_version";
@@ -30,9 +30,9 @@ pub(crate) trait Step: Send + std::marker::Sync {
 }
 
 /// All steps, oldest first; the first schema needs none.
-const STEPS: &[&dyn Step] = &[&Announce(2), &Rearrange(3)];
+const STEPS: &[&dyn Step] = &[&Announce(2), &Rearrange(3), &Announce(4)];
 
-/// Changes nothing: builds that do not know what the next step does are kept out before it begins.
+/// Changes nothing, but keeps builds out that do not know what the next step does, or what this build writes.
 struct Announce(u64);
 
 #[async_trait]

@@ -33,7 +33,7 @@ impl TableId {
         if self.0 >= TEST_TABLES {
             return self.0 % 2 == 1;
         }
-        let packed = [EVENT_IDS.id, EVENTS.id, TIMELINE.id, TXN_IDS.id, EVENTS_BY_TIME.id];
+        let packed = [EVENT_IDS.id, EVENTS.id, TIMELINE.id, OLD_TXN_IDS.id, TXN_IDS.id, EVENTS_BY_TIME.id];
         packed.contains(&self)
     }
 }
@@ -155,11 +155,16 @@ tables! {
     /// Key: hash of the node. Writer: `RoomActor`, in the same batch as the event that made it. Changes: never.
     7 => STATE_NODES: [u8; 16] => Bytes;
 
+    /// What [`TXN_IDS`] was before schema version 4, without days. Nothing is looked up in it any more.
+    ///
+    /// Key: room, user, device, event type and transaction ID. Writer: none. Changes: deletion, by `Txns`.
+    8 => OLD_TXN_IDS: TxnKey => OwnedEventId;
+
     /// The event that a device's transaction made, so that a retry makes no second one.
     ///
-    /// Key: room, user, device, event type and transaction ID: an ID is good for one endpoint. Writer: `RoomActor`,
-    /// in the same batch as `EVENTS`. Changes: never.
-    8 => TXN_IDS: TxnKey => OwnedEventId;
+    /// Key: the day (since 1970), room, user, device, event type and transaction ID: an ID is good for one endpoint. Writer:
+    /// `RoomActor`, in the same batch as `EVENTS`. Changes: deletion after a week, by `Txns`.
+    15 => TXN_IDS: (u32, TxnKey) => OwnedEventId;
 
     /// Each local user's relation to each room that they were ever in, invited to or knocked on.
     ///

@@ -18,6 +18,24 @@ async fn a_transaction_makes_one_event_whoever_retries() {
     assert_eq!(event["unsigned"]["transaction_id"], Value::Null);
 }
 
+/// Also of what the room does not remember by itself any more: it starts with its last 64 events.
+#[tokio::test]
+async fn a_retry_after_a_crash_makes_no_second_event() {
+    let mut server = Server::start().await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({})).await;
+    let mut sent = Vec::new();
+    for number in 0..80 {
+        sent.push(alice.say(&room, &format!("t{number}"), "once").await);
+    }
+    server.kill();
+    server.restart().await;
+    for (number, event_id) in sent.iter().enumerate() {
+        assert_eq!(&alice.say(&room, &format!("t{number}"), "once").await, event_id);
+    }
+    assert_eq!(alice.all_messages(&room).await.len(), sent.len());
+}
+
 #[tokio::test]
 async fn paging_meets_each_message_once_in_both_directions() {
     let server = Server::start().await;

@@ -98,7 +98,7 @@ impl RoomHandle {
     async fn sent_before(&self, send: &Send, sent_by: &SentBy) -> Result<Option<OwnedEventId>, RoomError> {
         let room = self.snapshot().room;
         let key = txn_key(room, &send.sender, &send.draft.kind.to_string(), sent_by);
-        Ok(self.shared.store.storage().get(&schema::TXN_IDS, &key).await?)
+        Ok(self.shared.txns.find(&key).await?)
     }
 
     /// Changes a membership; `None` if it is so already.

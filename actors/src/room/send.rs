@@ -177,7 +177,7 @@ impl ActiveRoom {
         }
         if let Some(sent_by) = &event.sent_by {
             let key = txn_key(self.room, event.pdu.sender(), event.pdu.kind(), sent_by);
-            batch.put(&schema::TXN_IDS, &key, event.pdu.event_id());
+            self.shared.txns.put(batch, key, event.pdu.event_id());
         }
     }
 }

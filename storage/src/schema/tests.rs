@@ -239,6 +239,7 @@ fn room_rows() -> Vec<String> {
         origin: owned_server_name!("example.org"),
         root: None,
     };
+    let txn = (ROOM, alice(), phone(), "m.room.message txn".to_owned());
     let alias_record = AliasRecord { room_id: room_id.clone(), creator: alice() };
     vec![
         row(&ROOM_IDS, &room_id, &ROOM),
@@ -247,7 +248,8 @@ fn room_rows() -> Vec<String> {
         row(&EVENTS, &EVENT, &event_record()),
         row(&TIMELINE, &(ROOM, INDEX), &EVENT),
         row(&STATE_NODES, &[7; 16], &Bytes::from_static(b"node")),
-        row(&TXN_IDS, &(ROOM, alice(), phone(), "m.room.message txn".to_owned()), &event_id),
+        row(&OLD_TXN_IDS, &txn, &event_id),
+        row(&TXN_IDS, &(20_000, txn), &event_id),
         row(&MEMBERSHIPS, &(alice(), room_id.clone()), &membership),
         row(&RECEIPTS, &(ROOM, alice(), "main".to_owned()), &receipt),
         row(&ALIASES, &alias, &alias_record),
