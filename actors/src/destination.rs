@@ -36,7 +36,7 @@ pub use self::{
 use self::{
     ephemeral::{Taken, Waiting},
     reaction::Reaction,
-    transaction::{CaughtUp, EDUS_MAX as EDUS_MAX_SENT, Outcome, Transaction},
+    transaction::{Attempt, CaughtUp, EDUS_MAX as EDUS_MAX_SENT, Outcome, Transaction},
 };
 use crate::{
     directory::{DirectoryActor, Meter, Place},
@@ -121,6 +121,8 @@ pub struct Destination {
     /// Rows of `EDU_QUEUE` that were sent, and of which the deletion may not be visible yet.
     deleting: BTreeSet<Position>,
     in_flight: bool,
+    /// The last try, if the server may have taken it though it did not say so.
+    unanswered: Option<Attempt>,
     /// Rooms whose catch-up is on its way.
     catching: BTreeSet<OwnedRoomId>,
     failures: u32,
@@ -214,6 +216,7 @@ impl Destination {
             has_queued_edus: true,
             deleting: BTreeSet::new(),
             in_flight: false,
+            unanswered: None,
             catching: BTreeSet::new(),
             failures: record.failures,
             // After a restart every server gets a chance at once: it, or the way to it, may be back.
@@ -304,8 +307,9 @@ impl Destination {
         let whole = transaction.rooms.iter().filter(|room| room.rest.is_none());
         self.catching = whole.map(|room| room.room_id.clone()).collect();
         let (shared, server, myself) = (self.shared.clone(), self.server.clone(), myself.clone());
+        let before = self.unanswered.take();
         tokio::spawn(async move {
-            let outcome = transaction.send(&shared, &server).await;
+            let outcome = transaction.send(&shared, &server, before).await;
             // If the actor has ended meanwhile, the server's next one deals with it.
             if let Err(MessagingErr::SendErr(DestinationMessage::Done(outcome))) =
                 myself.cast(DestinationMessage::Done(Box::new(outcome)))
@@ -331,7 +335,7 @@ impl Destination {
 
     /// Takes note of how a transaction ended.
     fn adopt(&mut self, outcome: Outcome) {
-        let Outcome { transaction, result } = outcome;
+        let Outcome { transaction, attempt, result } = outcome;
         match result {
             Ok(()) => self.succeeded(transaction),
             Err(error) => match Reaction::to(&error, transaction.item_count()) {
@@ -349,6 +353,7 @@ impl Destination {
                     self.schedule_retry();
                 }
                 Reaction::BackOff(at_least) => {
+                    self.unanswered = Some(attempt);
                     self.failed(&error, at_least, transaction);
                     self.schedule_retry();
                 }

@@ -4,12 +4,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use engine::id::{Position, TimelineIndex};
 use http::Method;
 use ruma::{OwnedRoomId, OwnedServerName, RoomId, ServerName};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
 use storage::{Direction, KeyRange, schema};
 
 use super::{Destination, DestinationShared, Outgoing, ephemeral::Taken};
@@ -54,9 +54,17 @@ pub(super) struct CaughtUp {
     pub(super) rest: Option<Position>,
 }
 
+/// A try to send something.
+pub(super) struct Attempt {
+    txn_id: String,
+    /// The hash of what was sent.
+    items: [u8; 32],
+}
+
 /// How sending a transaction ended.
 pub struct Outcome {
     pub(super) transaction: Transaction,
+    pub(super) attempt: Attempt,
     pub(super) result: Result<(), FederationError>,
 }
 
@@ -177,13 +185,26 @@ impl Transaction {
         self.edus.len() + self.ephemeral.edus.len()
     }
 
-    pub(super) async fn send(self, shared: &DestinationShared, server: &ServerName) -> Outcome {
-        let txn_id = shared.env.entropy.token(24);
-        let path = format!("/_matrix/federation/v1/send/{txn_id}");
+    /// Sends it, as the same transaction as a try before that was not answered, if it carries the same.
+    pub(super) async fn send(
+        self,
+        shared: &DestinationShared,
+        server: &ServerName,
+        before: Option<Attempt>,
+    ) -> Outcome {
+        let mut body = self.items();
+        let items = Sha256::digest(&body).into();
+        let new = Attempt { txn_id: shared.env.entropy.token(24), items };
+        // Never for more than it carried: a server that has taken it would not look at the rest.
+        let attempt = before.filter(|before| before.items == items).unwrap_or(new);
+        let now_ms = shared.env.clock.now_ms();
+        let origin = format!(",\"origin\":\"{}\",\"origin_server_ts\":{now_ms}}}", shared.server_name);
+        body.extend_from_slice(origin.as_bytes());
+        let path = format!("/_matrix/federation/v1/send/{}", attempt.txn_id);
         let request = FederationRequest {
             method: Method::PUT,
             path_and_query: path.clone(),
-            body: Some(self.body(shared)),
+            body: Some(body.into()),
             timeout: TIMEOUT,
             max_response: RESPONSE_MAX,
         };
@@ -200,24 +221,21 @@ impl Transaction {
             }
             Ok(())
         });
-        Outcome { transaction: self, result }
+        Outcome { transaction: self, attempt, result }
     }
 
-    /// The body; the events are copied as they are stored.
-    fn body(&self, shared: &DestinationShared) -> Bytes {
+    /// The body without its end; the events are copied as they are stored.
+    fn items(&self) -> Vec<u8> {
         let mut body = Vec::with_capacity(4096);
         body.extend_from_slice(b"{\"edus\":[");
         let queued = self.edus.iter().map(|edu| edu.get().as_bytes());
         join(&mut body, queued.chain(self.ephemeral.edus.iter().map(|edu| edu.get().as_bytes())));
-        let now_ms = shared.env.clock.now_ms();
-        let origin =
-            format!("],\"origin\":\"{}\",\"origin_server_ts\":{now_ms},\"pdus\":[", shared.server_name);
-        body.extend_from_slice(origin.as_bytes());
+        body.extend_from_slice(b"],\"pdus\":[");
         let older = self.older.iter().map(|event| &event.pdu);
         let pdus = older.chain(self.pdus.iter().map(|outgoing| &outgoing.event.pdu));
         join(&mut body, pdus.take(PDUS_MAX).map(|pdu| pdu.raw().as_ref()));
-        body.extend_from_slice(b"]}");
-        body.into()
+        body.push(b']');
+        body
     }
 }
 

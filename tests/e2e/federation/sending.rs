@@ -322,6 +322,38 @@ async fn a_sign_of_life_ends_the_waiting() {
     gets(&away, "welcome back").await;
 }
 
+/// Spec: "must wait and retry for a 200 OK response before sending a transaction with a different `txnId`".
+#[tokio::test]
+async fn a_transaction_that_is_not_answered_is_sent_again_as_the_same() {
+    // Alice's presence would join it at the second try.
+    let (mut server, _) = talkative().await;
+    server.set("federation.send_presence", "false");
+    server.restart().await;
+    let alice = User(server.client("alice").await);
+    let room = alice.create("11", json!({})).await;
+    let lossy = Stranger::start().await;
+    lossy.join(&server, &room, "lossy").await;
+    gets_up_to_date(&alice, &room, &lossy, "it goes").await;
+    let before = lossy.heard("/v1/send/").len();
+    let broken = fail(&lossy, Reply::Json(502, json!({})));
+    alice.say(&room, "the answer is lost").await;
+    let tries = async |count: usize| {
+        eventually("it is tried", async || {
+            let heard = lossy.heard("/v1/send/");
+            (heard.len() >= before + count).then(|| heard[before..].to_vec())
+        })
+        .await
+    };
+    tries(2).await;
+    *broken.lock() = false;
+    let heard = tries(3).await;
+    assert!(heard[1..3].iter().all(|again| again.uri == heard[0].uri), "{heard:?}");
+    gets(&lossy, "the answer is lost").await;
+    // What was answered is over.
+    alice.say(&room, "more").await;
+    assert_ne!(tries(4).await[3].uri, heard[0].uri);
+}
+
 /// How long the lists of a server's devices are left alone after each failure, in milliseconds, as the log says.
 fn pauses_of_lists(server: &Server, stranger: &Stranger) -> Vec<u64> {
     let log = server.log();
