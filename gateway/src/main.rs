@@ -56,6 +56,8 @@ enum Command {
     RotateSigningKey,
     /// Write the store of a stopped server anew, so that it takes less of the disk; as much as it then takes has to be free.
     Compact,
+    /// Bring the store of a stopped server into the form of the back end that `storage.backend` names; there has to be room for both.
+    Convert,
     /// List what users reported, whether the server runs or not; times are milliseconds since 1970.
     Reports,
     /// Manage accounts, whether the server runs or not.
@@ -105,6 +107,10 @@ fn main() -> anyhow::Result<ExitCode> {
             let mib = |bytes: u64| bytes.div_ceil(1 << 20);
             tell(&format!("The store took {} MiB, and takes {} MiB now.", mib(before), mib(after)));
         }
+        Command::Convert => match runtime.block_on(serve::convert(&Options::new(&config?)))? {
+            Some(before) => tell(&format!("The store was one of {before}, and is converted.")),
+            None => tell("The store is one of the configured back end already."),
+        },
         Command::Reports => runtime.block_on(users::run(Options::new(&config?), UserCommand::Reports))?,
         Command::User { command } => runtime.block_on(users::run(Options::new(&config?), command))?,
         Command::Media { command } => {

@@ -76,6 +76,11 @@ pub async fn compact(options: &Options) -> anyhow::Result<(u64, u64)> {
     Storage::compact(store).await.context("cannot compact the store")
 }
 
+/// Brings the store of a stopped server into the form of the back end that is configured; which other one it had, if any.
+pub async fn convert(options: &Options) -> anyhow::Result<Option<&'static str>> {
+    backend(options).convert().await.context("cannot convert the store; the server must be stopped first")
+}
+
 /// Binds the listeners, opens the store and starts the actors.
 pub async fn start(mut options: Options) -> anyhow::Result<Running> {
     // Password hashes and keys are in there.
@@ -85,7 +90,7 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
         .create(&options.data_dir)
         .with_context(|| format!("cannot create the data directory {}", options.data_dir.display()))?;
     let is_silent = options.is_silent();
-    let (front, acme) = listen(&mut options).await?;
+    let (front, acme) = listen(&mut options)?;
     let env = Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy) };
     let storage = Storage::open(open_store(&options).await?, options.durability).await?;
     let registration = &mut options.settings.registration;
@@ -135,10 +140,10 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
 }
 
 /// Begins to take connections.
-async fn listen(options: &mut Options) -> anyhow::Result<(Front, Option<Acme>)> {
+fn listen(options: &mut Options) -> anyhow::Result<(Front, Option<Acme>)> {
     let (mut matrix, mut metrics, mut acme) = (Vec::new(), Vec::new(), None);
     for address in &options.listen {
-        matrix.push(Listener::bind(*address, None).await?);
+        matrix.push(Listener::bind(*address, None)?);
     }
     if let Some((addresses, certificate)) = options.tls.take() {
         let tls = match certificate {
@@ -151,11 +156,11 @@ async fn listen(options: &mut Options) -> anyhow::Result<(Front, Option<Acme>)> 
             }
         };
         for address in addresses {
-            matrix.push(Listener::bind(address, Some(tls.clone())).await?);
+            matrix.push(Listener::bind(address, Some(tls.clone()))?);
         }
     }
     for address in &options.listen_metrics {
-        metrics.push(Listener::bind(*address, None).await?);
+        metrics.push(Listener::bind(*address, None)?);
     }
     let (settings, conversation) = (&options.settings, &options.conversation);
     let well_known = settings.well_known.clone();
@@ -188,13 +193,16 @@ fn bind_control(data_dir: &Path) -> Option<UnixListener> {
 }
 
 pub(crate) async fn open_store(options: &Options) -> anyhow::Result<Arc<dyn Store>> {
+    backend(options).open().await.context("cannot open the store")
+}
+
+fn backend(options: &Options) -> Backend {
     let files = Files { path: options.data_dir.join("store"), cache_bytes: options.store_cache_bytes };
-    let backend = match options.store {
+    match options.store {
         StoreKind::Sled => Backend::Sled(files),
         StoreKind::Fjall => Backend::Fjall(files),
         StoreKind::Memory => Backend::Memory,
-    };
-    backend.open().await.context("cannot open the store")
+    }
 }
 
 /// The content of a file that only its user can read, made on first use.

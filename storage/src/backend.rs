@@ -9,6 +9,7 @@ use std::{
 
 use crate::store::{Store, StoreError};
 
+mod convert;
 mod disk;
 mod embedded;
 mod fjall;
@@ -85,7 +86,10 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// The folder holds a store of another back end.
-    #[error("{} holds a {found} store, the configuration says {wanted}", path.display())]
+    #[error(
+        "{} holds a {found} store, the configuration says {wanted}; change the configuration, or the store with `ganglion convert`",
+        path.display()
+    )]
     OtherBackend {
         /// The store's folder.
         path: PathBuf,

@@ -200,6 +200,36 @@ async fn a_compacted_store_has_all_that_was_in_it() {
 }
 
 #[tokio::test]
+async fn a_converted_store_has_all_that_was_in_it() {
+    let mut server = Server::start().await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({ "name": "attic" })).await;
+    alice.say(&room, "b", "box").await;
+    let history = async || {
+        let events = alice.all_messages(&room).await;
+        events.iter().map(|event| (event["event_id"].clone(), event["content"].clone())).collect::<Vec<_>>()
+    };
+    let before = history().await;
+    let running = server.command(&["convert"], "").await;
+    assert!(!running.status.success(), "a running server writes to its store");
+    server.kill();
+    for backend in ["fjall", "sled"] {
+        server.set("storage.backend", backend);
+        let refused = server.command(&["compact"], "").await;
+        let complaint = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(complaint.contains("`ganglion convert`"), "{complaint}");
+        for expected in ["is converted", "already"] {
+            let output = server.command(&["convert"], "").await;
+            let told = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(output.status.success() && told.contains(expected), "{told}");
+        }
+        server.restart().await;
+        assert_eq!(history().await, before);
+        server.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn profile_changes_and_departures_are_taken_up_again() {
     const ROOMS: usize = 30;
     let mut server = Server::start_with("").await;

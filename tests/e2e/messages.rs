@@ -33,7 +33,8 @@ async fn a_retry_after_a_crash_makes_no_second_event() {
     for (number, event_id) in sent.iter().enumerate() {
         assert_eq!(&alice.say(&room, &format!("t{number}"), "once").await, event_id);
     }
-    assert_eq!(alice.all_messages(&room).await.len(), sent.len());
+    let all = alice.all_messages(&room).await;
+    assert_eq!(all.iter().filter(|event| event["type"] == "m.room.message").count(), sent.len());
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@
 
 use std::{
     convert::Infallible,
+    io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -14,7 +15,7 @@ use anyhow::Context;
 use axum::{Router, extract::Request, response::Response};
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     sync::{SetOnce, watch},
     task::JoinSet,
 };
@@ -29,6 +30,18 @@ const SHUTDOWN_MAX: Duration = Duration::from_secs(20);
 /// How long a request waits for the server to start.
 const START_MAX: Duration = Duration::from_secs(30);
 
+/// Connections that may wait to be taken, if the system allows as many (`net.core.somaxconn`): after a start or a loss of the network
+/// all clients come back at once, and one that is turned away tries again a second later at the earliest.
+const BACKLOG: u32 = 4096;
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A start right after a stop finds connections that are not quite over.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
 /// Where a server listens.
 pub(super) struct Listener {
     tcp: TcpListener,
@@ -37,8 +50,8 @@ pub(super) struct Listener {
 
 impl Listener {
     /// Listens on an address, with TLS or without it.
-    pub(super) async fn bind(address: SocketAddr, tls: Option<Arc<Tls>>) -> anyhow::Result<Self> {
-        let tcp = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    pub(super) fn bind(address: SocketAddr, tls: Option<Arc<Tls>>) -> anyhow::Result<Self> {
+        let tcp = listen(address).with_context(|| format!("cannot listen on {address}"))?;
         Ok(Self { tcp, tls })
     }
 

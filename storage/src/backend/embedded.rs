@@ -58,10 +58,10 @@ pub(super) trait Engine: Send + std::marker::Sync + Sized + 'static {
 }
 
 /// The table of the back ends' own rows; the schema begins at 1.
-const OWN_TABLE: TableId = TableId(0);
+pub(super) const OWN_TABLE: TableId = TableId(0);
 
 /// How many commits the store has seen; compared with the witness file.
-const COMMITS_ROW: Bytes = Bytes::from_static(b"commits");
+pub(super) const COMMITS_ROW: Bytes = Bytes::from_static(b"commits");
 
 /// How many commits are in the engine's files.
 pub(super) fn commit_count(engine: &impl Engine) -> Result<u64, OpenError> {
@@ -77,12 +77,12 @@ pub(super) struct Embedded<E> {
     open: Arc<RwLock<Option<Handle<E>>>>,
 }
 
-struct Handle<E> {
-    engine: E,
+pub(super) struct Handle<E> {
+    pub(super) engine: E,
     /// Commits so far; locked for the whole of a commit.
-    commits: Mutex<u64>,
+    pub(super) commits: Mutex<u64>,
     /// After the engine, so that the lock is released last.
-    home: Home,
+    pub(super) home: Home,
 }
 
 impl<E: Engine> Embedded<E> {
@@ -114,7 +114,9 @@ impl<E: Engine> Embedded<E> {
 }
 
 /// Runs `work` on a thread that may block; fails when the runtime is going away.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, StoreError> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, StoreError> {
     #[expect(
         clippy::disallowed_methods,
         reason = "the one place where the back ends leave the async threads"
@@ -124,7 +126,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 impl<E: Engine> Handle<E> {
-    fn open(path: &Path, cache_bytes: u64) -> Result<Self, OpenError> {
+    pub(super) fn open(path: &Path, cache_bytes: u64) -> Result<Self, OpenError> {
         let home = Home::open(path, E::NAME)?;
         let engine = E::open(&home.folder(E::NAME), cache_bytes)?;
         home.sync_names(E::NAME).map_err(|source| OpenError::Folder { path: path.to_owned(), source })?;

@@ -14,7 +14,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::{EMBEDDED, OpenError, disk::sync_folder};
+use super::{EMBEDDED, OpenError, convert, disk::sync_folder};
 use crate::store::StoreError;
 
 /// Length of the witness: the count and its complement, 8 bytes each.
@@ -33,13 +33,7 @@ impl Home {
     /// Locks the folder, creating it if it is not there.
     pub(super) fn open(path: &Path, name: &'static str) -> Result<Self, OpenError> {
         let failed = |source| OpenError::Folder { path: path.to_owned(), source };
-        fs::create_dir_all(path).map_err(failed)?;
-        let lock = open_file(&path.join("lock")).map_err(failed)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(OpenError::Locked { path: path.to_owned() }),
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
-        }
+        let lock = lock(path)?;
         for found in EMBEDDED {
             if found != name && path.join(found).exists() {
                 return Err(OpenError::OtherBackend { path: path.to_owned(), found, wanted: name });
@@ -76,6 +70,20 @@ impl Home {
     pub(super) fn witness(&self, name: &'static str, commits: u64) -> Result<(), StoreError> {
         write_witness(&self.witness.lock(), commits).map_err(|error| StoreError::backend(name, error))
     }
+}
+
+/// Locks a store's folder, creating it if it is not there, and ends what a conversion that was interrupted has left.
+pub(super) fn lock(path: &Path) -> Result<File, OpenError> {
+    let failed = |source| OpenError::Folder { path: path.to_owned(), source };
+    fs::create_dir_all(path).map_err(failed)?;
+    let lock = open_file(&path.join("lock")).map_err(failed)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(OpenError::Locked { path: path.to_owned() }),
+        Err(TryLockError::Error(source)) => return Err(failed(source)),
+    }
+    convert::finish(path).map_err(failed)?;
+    Ok(lock)
 }
 
 fn open_file(path: &Path) -> io::Result<File> {

@@ -13,6 +13,7 @@ use crate::{
     schema::{META, TEST_TABLES},
 };
 
+mod convert;
 mod damage;
 
 static ROWS: Table<u64, Bytes> = Table::new(TEST_TABLES, "ROWS");

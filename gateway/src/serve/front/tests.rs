@@ -18,15 +18,25 @@ async fn get(base: &str, path: &str) -> (StatusCode, String) {
     (response.status(), response.text().await.unwrap())
 }
 
-async fn listener() -> Listener {
-    Listener::bind("127.0.0.1:0".parse().unwrap(), None).await.unwrap()
+fn listener() -> Listener {
+    Listener::bind("127.0.0.1:0".parse().unwrap(), None).unwrap()
+}
+
+/// Clients that all come back at once; who is turned away tries again a second later.
+#[tokio::test]
+async fn many_may_come_before_one_is_taken() {
+    let listener = listener();
+    let address = listener.tcp.local_addr().unwrap();
+    let coming = (0..500).map(|_| tokio::net::TcpStream::connect(address));
+    let come = tokio::time::timeout(Duration::from_millis(900), futures_util::future::join_all(coming)).await;
+    assert!(come.expect("nobody is turned away").iter().all(Result::is_ok));
 }
 
 #[tokio::test]
 async fn requests_wait_for_the_store_except_those_that_need_none() {
-    let metrics = listener().await;
+    let metrics = listener();
     let metrics_url = metrics.url().unwrap();
-    let front = Front::open(vec![listener().await], vec![metrics], about(), &[]).unwrap();
+    let front = Front::open(vec![listener()], vec![metrics], about(), &[]).unwrap();
     let url = front.urls[0].clone();
     let (status, versions) = get(&url, "/_matrix/client/versions").await;
     assert!(status.is_success() && versions.contains("v1.19"), "{status}: {versions}");
@@ -47,7 +57,7 @@ async fn requests_wait_for_the_store_except_those_that_need_none() {
 
 #[tokio::test]
 async fn a_server_that_cannot_start_takes_no_more_connections() {
-    let front = Front::open(vec![listener().await], Vec::new(), about(), &[]).unwrap();
+    let front = Front::open(vec![listener()], Vec::new(), about(), &[]).unwrap();
     let url = front.urls[0].clone();
     drop(front);
     // The task that listens ends at its next turn.
