@@ -22,7 +22,7 @@ use crate::{
 
 /// Views that are woken before others get their turn: each one builds a response, and whoever asks for something
 /// else meanwhile waits for no more than these.
-const WAKES_AT_A_TIME: usize = 16;
+const WAKES_AT_A_TIME: usize = 4;
 
 /// The local members of a room whose sessions are active.
 struct Members {
