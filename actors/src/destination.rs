@@ -21,7 +21,7 @@ use std::{
 
 use engine::id::Position;
 use ractor::{Actor, ActorProcessingErr, ActorRef, MessagingErr};
-use ruma::{OwnedRoomId, OwnedServerName};
+use ruma::{OwnedRoomId, OwnedServerName, RoomId};
 use storage::{
     Batch, Direction, KeyRange, Storage,
     schema::{self, DestinationRecord},
@@ -36,7 +36,7 @@ pub use self::{
 use self::{
     ephemeral::{Taken, Waiting},
     reaction::Reaction,
-    transaction::{Attempt, CaughtUp, EDUS_MAX as EDUS_MAX_SENT, Outcome, Transaction},
+    transaction::{CaughtUp, EDUS_MAX as EDUS_MAX_SENT, Outcome, Transaction},
 };
 use crate::{
     directory::{DirectoryActor, Meter, Place},
@@ -121,8 +121,8 @@ pub struct Destination {
     /// Rows of `EDU_QUEUE` that were sent, and of which the deletion may not be visible yet.
     deleting: BTreeSet<Position>,
     in_flight: bool,
-    /// The last try, if the server may have taken it though it did not say so.
-    unanswered: Option<Attempt>,
+    /// The last transaction, if the server may have taken it though it did not say so: it comes again before all else.
+    unanswered: Option<Transaction>,
     /// Rooms whose catch-up is on its way.
     catching: BTreeSet<OwnedRoomId>,
     failures: u32,
@@ -241,11 +241,19 @@ impl Destination {
         let is_covered =
             self.catch_up.contains_key(&outgoing.room_id) && !self.catching.contains(&outgoing.room_id);
         if is_covered {
+            self.extend(&outgoing.room_id, outgoing.position);
             self.shared.outbox.acknowledge(&[outgoing.position]);
         } else if self.retry_at_ms.is_some() || self.pdus.len() >= QUEUE_MAX {
             drop(self.leave_to_catch_up([outgoing]));
         } else {
             self.pdus.push_back(outgoing);
+        }
+    }
+
+    /// A room has more news than the transaction that is to come again.
+    fn extend(&mut self, room_id: &RoomId, position: Position) {
+        if let Some(unanswered) = &mut self.unanswered {
+            unanswered.ends_before(room_id, position);
         }
     }
 
@@ -270,6 +278,7 @@ impl Destination {
             let from = self.catch_up.get(&room_id).map_or(position, |from| position.min(*from));
             batch.put(&schema::CATCH_UP, &(self.server.clone(), room_id.clone()), &from);
             self.catching.remove(&room_id);
+            self.extend(&room_id, position);
             self.catch_up.insert(room_id, from);
             positions.push(position);
         }
@@ -301,15 +310,21 @@ impl Destination {
         if self.in_flight || self.retry_at_ms.is_some() {
             return Ok(());
         }
-        let Some(transaction) = self.next_transaction().await? else { return Ok(()) };
+        let again = self.unanswered.take();
+        let transaction = match again {
+            Some(transaction) => transaction,
+            None => match self.next_transaction().await? {
+                Some(transaction) => transaction,
+                None => return Ok(()),
+            },
+        };
         self.in_flight = true;
         self.attempted_ms = self.shared.env.clock.now_ms();
         let whole = transaction.rooms.iter().filter(|room| room.rest.is_none());
         self.catching = whole.map(|room| room.room_id.clone()).collect();
         let (shared, server, myself) = (self.shared.clone(), self.server.clone(), myself.clone());
-        let before = self.unanswered.take();
         tokio::spawn(async move {
-            let outcome = transaction.send(&shared, &server, before).await;
+            let outcome = transaction.send(&shared, &server).await;
             // If the actor has ended meanwhile, the server's next one deals with it.
             if let Err(MessagingErr::SendErr(DestinationMessage::Done(outcome))) =
                 myself.cast(DestinationMessage::Done(Box::new(outcome)))
@@ -322,7 +337,13 @@ impl Destination {
 
     fn done(&mut self, outcome: Outcome) {
         self.in_flight = false;
-        self.adopt(outcome);
+        let mut waiting = BTreeMap::new();
+        if outcome.result.is_err() {
+            for outgoing in &self.pdus {
+                waiting.entry(outgoing.room_id.clone()).or_insert(outgoing.position);
+            }
+        }
+        self.unanswered = self.adopt(outcome).map(|transaction| self.hold(transaction, &waiting));
         self.catching.clear();
     }
 
@@ -330,12 +351,15 @@ impl Destination {
     fn adopt_orphan(&mut self, mut outcome: Outcome) {
         // Only its own actor knew whether a room got more to catch up with after the transaction was made.
         outcome.transaction.rooms.retain(|room| room.rest.is_some());
-        self.adopt(outcome);
+        if let Some(transaction) = self.adopt(outcome) {
+            drop(self.leave_to_catch_up(transaction.pdus));
+            self.ephemeral.restore(transaction.ephemeral);
+        }
     }
 
-    /// Takes note of how a transaction ended.
-    fn adopt(&mut self, outcome: Outcome) {
-        let Outcome { transaction, attempt, result } = outcome;
+    /// Takes note of how a transaction ended; answers with it if it was not answered.
+    fn adopt(&mut self, outcome: Outcome) -> Option<Transaction> {
+        let Outcome { transaction, result } = outcome;
         match result {
             Ok(()) => self.succeeded(transaction),
             Err(error) => match Reaction::to(&error, transaction.item_count()) {
@@ -353,12 +377,29 @@ impl Destination {
                     self.schedule_retry();
                 }
                 Reaction::BackOff(at_least) => {
-                    self.unanswered = Some(attempt);
-                    self.failed(&error, at_least, transaction);
+                    self.failed(&error, at_least);
                     self.schedule_retry();
+                    return Some(transaction);
                 }
             },
         }
+        None
+    }
+
+    /// Keeps a transaction that was not answered, to send it again. What is in it is noted durably, too, and so is by now what was
+    /// `waiting` behind it, with the first position of each room.
+    fn hold(
+        &mut self,
+        mut transaction: Transaction,
+        waiting: &BTreeMap<OwnedRoomId, Position>,
+    ) -> Transaction {
+        let rooms = transaction.pdus.iter().map(|outgoing| &outgoing.room_id);
+        let new = rooms.filter(|room_id| !self.catch_up.contains_key(*room_id));
+        let known = self.catching.iter().chain(new).chain(waiting.keys());
+        let rests = known.map(|room_id| (room_id.clone(), waiting.get(room_id).copied())).collect();
+        drop(self.leave_to_catch_up(transaction.pdus.iter().cloned()));
+        transaction.hold(&self.catch_up, &rests);
+        transaction
     }
 
     fn succeeded(&mut self, transaction: Transaction) {
@@ -401,12 +442,12 @@ impl Destination {
         self.shared.outbox.acknowledge(&positions);
     }
 
-    fn failed(&mut self, error: &FederationError, at_least: Duration, transaction: Transaction) {
+    fn failed(&mut self, error: &FederationError, at_least: Duration) {
         self.failures = self.failures.saturating_add(1);
         let delay = self.delay().max(at_least).min(RETRY_MAX);
         let delay_s = delay.as_secs();
         tracing::info!(destination = %self.server, %error, delay_s, "a server does not take events; will retry");
-        self.put_off(delay, transaction.pdus, transaction.ephemeral);
+        self.put_off(delay, Vec::new(), Taken::default());
         self.shared.outbox.backs_off(&self.server);
         let mut batch = Batch::default();
         let retry_at_ms = self.retry_at_ms.unwrap_or_default();
@@ -444,6 +485,7 @@ impl Destination {
 
     fn weight(&self) -> u64 {
         let pdus: u64 = self.pdus.iter().map(|outgoing| outgoing.event.weight()).sum();
-        2048 + pdus + 512 * self.ephemeral.len() as u64 + 128 * self.catch_up.len() as u64
+        let held = self.unanswered.as_ref().map_or(0, Transaction::weight);
+        2048 + pdus + held + 512 * self.ephemeral.len() as u64 + 128 * self.catch_up.len() as u64
     }
 }

@@ -71,10 +71,20 @@ pub(super) struct Waiting {
 /// What one transaction takes along.
 #[derive(Default)]
 pub(super) struct Taken {
-    /// The EDUs.
+    /// The EDUs, typing notices last.
     pub(super) edus: Vec<Box<RawValue>>,
+    /// How many typing notices there are.
+    typing: usize,
     /// What they were made of.
     contents: Vec<Ephemeral>,
+}
+
+impl Taken {
+    /// Leaves out what soon holds no more.
+    pub(super) fn forget_typing(&mut self) {
+        self.edus.truncate(self.edus.len() - self.typing);
+        self.typing = 0;
+    }
 }
 
 impl Waiting {
@@ -151,7 +161,10 @@ impl Waiting {
             .into_iter()
             .map(|push| to_raw_value(&Edu { edu_type: "m.presence", content: Push { push } }));
         let typing = typing.into_iter().map(|content| to_raw_value(&Edu { edu_type: "m.typing", content }));
-        taken.edus = receipts.chain(pushes).chain(typing).filter_map(Result::ok).collect();
+        taken.edus = receipts.chain(pushes).filter_map(Result::ok).collect();
+        let others = taken.edus.len();
+        taken.edus.extend(typing.filter_map(Result::ok));
+        taken.typing = taken.edus.len() - others;
         taken
     }
 }

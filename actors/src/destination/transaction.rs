@@ -2,14 +2,14 @@
 //!
 //! Spec: server-server API, `PUT /_matrix/federation/v1/send/{txnId}`.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use engine::id::{Position, TimelineIndex};
 use http::Method;
 use ruma::{OwnedRoomId, OwnedServerName, RoomId, ServerName};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use sha2::{Digest, Sha256};
 use storage::{Direction, KeyRange, schema};
 
 use super::{Destination, DestinationShared, Outgoing, ephemeral::Taken};
@@ -32,6 +32,7 @@ const RESPONSE_MAX: usize = 1 << 20;
 
 /// What is sent together.
 pub(super) struct Transaction {
+    txn_id: String,
     /// Events that waited in memory.
     pub(super) pdus: Vec<Outgoing>,
     /// Events of rooms that are caught up with.
@@ -54,17 +55,9 @@ pub(super) struct CaughtUp {
     pub(super) rest: Option<Position>,
 }
 
-/// A try to send something.
-pub(super) struct Attempt {
-    txn_id: String,
-    /// The hash of what was sent.
-    items: [u8; 32],
-}
-
 /// How sending a transaction ended.
 pub struct Outcome {
     pub(super) transaction: Transaction,
-    pub(super) attempt: Attempt,
     pub(super) result: Result<(), FederationError>,
 }
 
@@ -72,6 +65,7 @@ impl Destination {
     /// The next transaction; none if there is nothing to send.
     pub(super) async fn next_transaction(&mut self) -> Result<Option<Transaction>, ReadError> {
         let mut transaction = Transaction {
+            txn_id: String::new(),
             pdus: Vec::new(),
             older: Vec::new(),
             rooms: Vec::new(),
@@ -92,7 +86,11 @@ impl Destination {
             && transaction.queued.is_empty()
             && transaction.ephemeral.edus.is_empty()
             && transaction.rooms.is_empty();
-        Ok((!is_empty).then_some(transaction))
+        if is_empty {
+            return Ok(None);
+        }
+        transaction.txn_id = self.shared.env.entropy.token(24);
+        Ok(Some(transaction))
     }
 
     async fn add_queued_edus(&mut self, transaction: &mut Transaction) -> Result<(), ReadError> {
@@ -161,7 +159,7 @@ async fn missed(
 #[derive(Deserialize)]
 struct Response {
     #[serde(default)]
-    pdus: std::collections::BTreeMap<String, PduResult>,
+    pdus: BTreeMap<String, PduResult>,
 }
 
 #[derive(Deserialize)]
@@ -180,31 +178,55 @@ impl Transaction {
         self.pdu_count() + self.edu_count()
     }
 
+    /// Makes it what is sent again as it was, although `catch_up` says of its events that the server has missed them.
+    ///
+    /// `rests` tells of the rooms of which that says nothing else where what came since begins, if anything did; of other rooms it
+    /// is not known, so that they are caught up with anew.
+    pub(super) fn hold(
+        &mut self,
+        catch_up: &BTreeMap<OwnedRoomId, Position>,
+        rests: &BTreeMap<OwnedRoomId, Option<Position>>,
+    ) {
+        // Who typed then has long stopped. That a server sees less than at the first time does no harm.
+        self.ephemeral.forget_typing();
+        self.rooms.retain_mut(|room| {
+            let rest = rests.get(&room.room_id);
+            room.rest = room.rest.or(rest.copied().flatten());
+            room.rest.is_some() || rest.is_some()
+        });
+        for Outgoing { room_id, event, .. } in std::mem::take(&mut self.pdus) {
+            self.older.push(event);
+            let is_known = self.rooms.iter().any(|room| room.room_id == room_id);
+            if let (false, Some(from), Some(rest)) = (is_known, catch_up.get(&room_id), rests.get(&room_id)) {
+                self.rooms.push(CaughtUp { room_id, from: *from, rest: *rest });
+            }
+        }
+    }
+
+    /// A room has news that are not in here, from `position` on.
+    pub(super) fn ends_before(&mut self, room_id: &RoomId, position: Position) {
+        for room in self.rooms.iter_mut().filter(|room| room.room_id == room_id) {
+            room.rest.get_or_insert(position);
+        }
+    }
+
+    /// About how many bytes it takes, beside the events that rooms have in memory.
+    pub(super) fn weight(&self) -> u64 {
+        let edus: usize = self.edus.iter().map(|edu| edu.get().len()).sum();
+        (edus + 512 * self.ephemeral.edus.len() + 256 * (self.older.len() + self.rooms.len())) as u64
+    }
+
     /// EDUs that it carries.
     pub(super) fn edu_count(&self) -> usize {
         self.edus.len() + self.ephemeral.edus.len()
     }
 
-    /// Sends it, as the same transaction as a try before that was not answered, if it carries the same.
-    pub(super) async fn send(
-        self,
-        shared: &DestinationShared,
-        server: &ServerName,
-        before: Option<Attempt>,
-    ) -> Outcome {
-        let mut body = self.items();
-        let items = Sha256::digest(&body).into();
-        let new = Attempt { txn_id: shared.env.entropy.token(24), items };
-        // Never for more than it carried: a server that has taken it would not look at the rest.
-        let attempt = before.filter(|before| before.items == items).unwrap_or(new);
-        let now_ms = shared.env.clock.now_ms();
-        let origin = format!(",\"origin\":\"{}\",\"origin_server_ts\":{now_ms}}}", shared.server_name);
-        body.extend_from_slice(origin.as_bytes());
-        let path = format!("/_matrix/federation/v1/send/{}", attempt.txn_id);
+    pub(super) async fn send(self, shared: &DestinationShared, server: &ServerName) -> Outcome {
+        let path = format!("/_matrix/federation/v1/send/{}", self.txn_id);
         let request = FederationRequest {
             method: Method::PUT,
             path_and_query: path.clone(),
-            body: Some(body.into()),
+            body: Some(self.body(shared)),
             timeout: TIMEOUT,
             max_response: RESPONSE_MAX,
         };
@@ -221,21 +243,24 @@ impl Transaction {
             }
             Ok(())
         });
-        Outcome { transaction: self, attempt, result }
+        Outcome { transaction: self, result }
     }
 
-    /// The body without its end; the events are copied as they are stored.
-    fn items(&self) -> Vec<u8> {
+    /// The body; the events are copied as they are stored.
+    fn body(&self, shared: &DestinationShared) -> Bytes {
         let mut body = Vec::with_capacity(4096);
         body.extend_from_slice(b"{\"edus\":[");
         let queued = self.edus.iter().map(|edu| edu.get().as_bytes());
         join(&mut body, queued.chain(self.ephemeral.edus.iter().map(|edu| edu.get().as_bytes())));
-        body.extend_from_slice(b"],\"pdus\":[");
+        let now_ms = shared.env.clock.now_ms();
+        let origin =
+            format!("],\"origin\":\"{}\",\"origin_server_ts\":{now_ms},\"pdus\":[", shared.server_name);
+        body.extend_from_slice(origin.as_bytes());
         let older = self.older.iter().map(|event| &event.pdu);
         let pdus = older.chain(self.pdus.iter().map(|outgoing| &outgoing.event.pdu));
         join(&mut body, pdus.take(PDUS_MAX).map(|pdu| pdu.raw().as_ref()));
-        body.push(b']');
-        body
+        body.extend_from_slice(b"]}");
+        body.into()
     }
 }
 
