@@ -7,10 +7,10 @@ use crate::config::{LogFormat, Logging};
 /// What is logged. `GANGLION_LOG` overrides it.
 pub fn filter(logging: &Logging) -> Result<EnvFilter, String> {
     let level = std::env::var("GANGLION_LOG").unwrap_or_else(|_| logging.level.clone());
-    // One line per authorization rule and event is for those who ask for it by name; a certificate of another server that
-    // is not good is no error of this one, and is told of where it is dealt with.
-    EnvFilter::try_new(format!("ruma_state_res=warn,rustls_platform_verifier=off,{level}"))
-        .map_err(|error| format!("logging.level: {error}"))
+    // One line per authorization rule and event, or each file of fjall's, is for those who ask for it by name; a certificate of
+    // another server that is not good is no error of this one, and is told of where it is dealt with.
+    let quiet = "ruma_state_res=warn,rustls_platform_verifier=off,fjall=warn,lsm_tree=warn";
+    EnvFilter::try_new(format!("{quiet},{level}")).map_err(|error| format!("logging.level: {error}"))
 }
 
 /// Starts logging to standard error.

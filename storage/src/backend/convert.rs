@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     schema::TableId,
-    store::{Direction, Scan, StoreError, Sync, Writes},
+    store::{Direction, Due, Scan, StoreError, Sync, Writes},
 };
 
 /// Where the new files are made.
@@ -103,6 +103,9 @@ fn copy<From: Engine>(store: &Handle<From>, new: &impl Engine) -> Result<(), Sto
     let count = Bytes::copy_from_slice(&store.commits.lock().to_be_bytes());
     new.apply(0, Writes::from([((OWN_TABLE, COMMITS_ROW), Some(count))]), Sync::Later)?;
     new.sync()?;
+    if new.checkpoint_due() != Due::NotYet {
+        new.checkpoint()?;
+    }
     tracing::info!(rows = copied, "the store is converted");
     Ok(())
 }
