@@ -210,10 +210,11 @@ impl Transaction {
         }
     }
 
-    /// About how many bytes it takes, beside the events that rooms have in memory.
+    /// About how many bytes it takes.
     pub(super) fn weight(&self) -> u64 {
         let edus: usize = self.edus.iter().map(|edu| edu.get().len()).sum();
-        (edus + 512 * self.ephemeral.edus.len() + 256 * (self.older.len() + self.rooms.len())) as u64
+        let others = edus + 512 * self.ephemeral.edus.len() + 128 * self.rooms.len();
+        self.older.iter().map(|event| event.weight()).sum::<u64>() + others as u64
     }
 
     /// EDUs that it carries.
