@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use storage::{Direction, KeyRange, schema};
 
-use super::{Destination, DestinationShared, Outgoing, ephemeral::Taken};
+use super::{Destination, DestinationShared, Outgoing, ephemeral::Taken, outbox::UnderWay};
 use crate::{
     federation::{FederationError, FederationRequest},
     room::{ReadError, StoredEvent},
@@ -58,6 +58,8 @@ pub(super) struct CaughtUp {
 pub struct Outcome {
     pub(super) transaction: Transaction,
     pub(super) result: Result<(), FederationError>,
+    /// Until an actor has taken note, the server gets no other transaction.
+    pub(super) under_way: UnderWay,
 }
 
 impl Destination {
@@ -177,7 +179,12 @@ impl Transaction {
         self.edus.len() + self.ephemeral.edus.len()
     }
 
-    pub(super) async fn send(self, shared: &DestinationShared, server: &ServerName) -> Outcome {
+    pub(super) async fn send(
+        self,
+        shared: &DestinationShared,
+        server: &ServerName,
+        under_way: UnderWay,
+    ) -> Outcome {
         let txn_id = shared.env.entropy.token(24);
         let path = format!("/_matrix/federation/v1/send/{txn_id}");
         let request = FederationRequest {
@@ -200,7 +207,7 @@ impl Transaction {
             }
             Ok(())
         });
-        Outcome { transaction: self, result }
+        Outcome { transaction: self, result, under_way }
     }
 
     /// The body; the events are copied as they are stored.
