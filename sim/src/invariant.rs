@@ -223,6 +223,7 @@ pub async fn check_arrival(world: &World, before: usize) -> Result<()> {
 pub async fn watch(world: World) {
     while !world.verdict().is_over() {
         tokio::time::sleep(EVERY).await;
+        world.trace().beat();
         if let Some(what) = limits::kept(&world) {
             world.verdict().fail("within_limits", what);
         }

@@ -151,6 +151,30 @@ fn a_failure_is_shrunk_to_the_fault_that_causes_it() {
 }
 
 #[test]
+fn a_run_whose_clock_stands_still_is_ended() {
+    let scenario = Scenario {
+        name: "restless",
+        about: "goes on without waiting",
+        profile: fault::Profile::Nothing,
+        servers: (1, 1),
+        lasts: Duration::from_secs(1),
+        quirk: None,
+        play: |world| {
+            Box::pin(world.under_faults(async {
+                loop {
+                    tokio::task::yield_now().await;
+                }
+            }))
+        },
+    };
+    let wish = Wish { patience: Some(Duration::from_secs(1)), ..Wish::default() };
+    let violation = run(&scenario, Seed(1), &wish).unwrap().violation.unwrap();
+    assert_eq!(violation.invariant, "ends");
+    assert!(violation.what.contains("stands still"), "{}", violation.what);
+    assert!(violation.what.contains("the workload"), "{}", violation.what);
+}
+
+#[test]
 fn a_run_that_does_not_end_says_what_still_goes_on() {
     let scenario = Scenario {
         name: "endless",
