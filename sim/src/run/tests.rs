@@ -11,7 +11,7 @@ use crate::{fault::Kind, minimise::minimise, scenario};
 const SEEDS: u64 = 200;
 
 /// Scenarios with seeds that found a bug: docs/simulation.md says which.
-const FOUND: [(&str, u64); 53] = [
+const FOUND: [(&str, u64); 56] = [
     ("quiet-network", 4),
     ("large-join", 2),
     ("hostile-peer", 9),
@@ -63,8 +63,11 @@ const FOUND: [(&str, u64); 53] = [
     ("redactions", 2816),
     ("outages", 6594),
     ("outages", 2),
-    ("outages", 10),
+    ("outages", 3),
+    ("outages", 4),
+    ("outages", 17),
     ("outages", 20),
+    ("outages", 23),
 ];
 
 fn play(name: &str, seed: u64) -> Outcome {
