@@ -3,6 +3,7 @@
 //! Owns the rows of its server in `DESTINATIONS`, `CATCH_UP` and `EDU_QUEUE`. States: *sending* (the server takes what
 //! it is sent; PDUs wait in memory, and in `OUTBOX` for the case of a crash) and *backing off* (it did not take the
 //! last transaction; rooms with news are noted in `CATCH_UP`, so that nothing grows with the length of the outage).
+//! Passivation ends neither: the server's next actor waits for a transaction that is on its way, and for a back-off.
 //! Started by the dispatcher when there is something to send, by a sign of life of its server, and at start-up if
 //! something is left to send. A restart costs one range of each table.
 //!
@@ -206,24 +207,27 @@ impl Destination {
         let record = storage.get(&schema::DESTINATIONS, &server).await?.unwrap_or_default();
         let own = KeyRange::prefix(&(server.clone(),));
         let rows = storage.range(&schema::CATCH_UP, own, Direction::Ascending, usize::MAX).await?;
-        Ok(Self {
+        // After a restart every server gets a chance at once: it, or the way to it, may be back.
+        let is_backing_off = shared.outbox.is_backing_off(&server);
+        let destination = Self {
             catch_up: rows.into_iter().map(|((_, room_id), from)| (room_id, from)).collect(),
-            server,
-            shared,
             meter,
             pdus: VecDeque::new(),
             ephemeral: Waiting::default(),
             has_queued_edus: true,
             deleting: BTreeSet::new(),
-            in_flight: false,
+            in_flight: shared.outbox.is_under_way(&server),
             unanswered: None,
             catching: BTreeSet::new(),
             failures: record.failures,
-            // After a restart every server gets a chance at once: it, or the way to it, may be back.
-            retry_at_ms: None,
+            retry_at_ms: is_backing_off.then_some(record.retry_at_ms),
             attempted_ms: 0,
             size_max: EDUS_MAX_SENT,
-        })
+            server,
+            shared,
+        };
+        destination.schedule_retry();
+        Ok(destination)
     }
 
     /// The server gave a sign of life: it is tried at once, unless that was done just now.
@@ -323,8 +327,9 @@ impl Destination {
         let whole = transaction.rooms.iter().filter(|room| room.rest.is_none());
         self.catching = whole.map(|room| room.room_id.clone()).collect();
         let (shared, server, myself) = (self.shared.clone(), self.server.clone(), myself.clone());
+        let under_way = shared.outbox.under_way(&server);
         tokio::spawn(async move {
-            let outcome = transaction.send(&shared, &server).await;
+            let outcome = transaction.send(&shared, &server, under_way).await;
             // If the actor has ended meanwhile, the server's next one deals with it.
             if let Err(MessagingErr::SendErr(DestinationMessage::Done(outcome))) =
                 myself.cast(DestinationMessage::Done(Box::new(outcome)))
@@ -349,6 +354,7 @@ impl Destination {
 
     /// Takes note of how a transaction of an earlier actor ended.
     fn adopt_orphan(&mut self, mut outcome: Outcome) {
+        self.in_flight = false;
         // Only its own actor knew whether a room got more to catch up with after the transaction was made.
         outcome.transaction.rooms.retain(|room| room.rest.is_some());
         if let Some(transaction) = self.adopt(outcome) {
@@ -359,7 +365,8 @@ impl Destination {
 
     /// Takes note of how a transaction ended; answers with it if it was not answered.
     fn adopt(&mut self, outcome: Outcome) -> Option<Transaction> {
-        let Outcome { transaction, result } = outcome;
+        let Outcome { transaction, result, under_way } = outcome;
+        drop(under_way);
         match result {
             Ok(()) => self.succeeded(transaction),
             Err(error) => match Reaction::to(&error, transaction.item_count()) {
@@ -407,6 +414,7 @@ impl Destination {
         self.size_max = (2 * self.size_max).min(EDUS_MAX_SENT);
         if self.failures > 0 {
             tracing::info!(destination = %self.server, "a server takes events again");
+            self.shared.outbox.takes_again(&self.server);
             let mut batch = Batch::default();
             batch.delete(&schema::DESTINATIONS, &self.server);
             self.shared.storage.submit(batch, None, |_| {});

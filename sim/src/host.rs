@@ -263,6 +263,7 @@ impl Host {
     pub fn skew(&self, by_ms: i64) {
         self.trace.note(format_args!("{} clock off by {by_ms} ms", self.name));
         self.skew_ms.store(by_ms, Ordering::Relaxed);
+        self.network.sets_clock(&self.name);
         self.fastest_ms.fetch_max(by_ms, Ordering::Relaxed);
     }
 
@@ -301,6 +302,7 @@ impl Host {
     pub async fn recover(&self) -> Result<()> {
         self.held_down.store(0, Ordering::Relaxed);
         self.skew_ms.store(0, Ordering::Relaxed);
+        self.network.sets_clock(&self.name);
         self.set_mute(false);
         if self.disk.is_full() {
             self.empty_disk().await?;

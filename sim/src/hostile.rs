@@ -1,4 +1,5 @@
-//! A peer that does not keep to the rules: it answers just enough to take part, and sends what no honest server would.
+//! A peer that does not keep to the rules: it answers just enough to take part, and sends what no honest server would, or
+//! what it should have sent to all to a few.
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use engine::{
     pdu::{self, Pdu, SigningKey},
     room_version::{self, RoomVersion},
 };
-use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, future::BoxFuture};
 use http::{Method, StatusCode};
 use parking_lot::Mutex;
 use ruma::{
@@ -82,6 +83,8 @@ struct Place {
     /// The events that authorise its messages.
     auth: Vec<OwnedEventId>,
     count: u64,
+    /// What comes before its next event: the deepest event that it was sent, with its depth.
+    latest: (OwnedEventId, u64),
 }
 
 impl Mallory {
@@ -163,7 +166,8 @@ impl Mallory {
                 auth.push(pdu.event_id().clone());
             }
         }
-        *self.place.lock() = Some(Place { room: room.clone(), rules, join, auth, count: 0 });
+        let latest = (join.event_id().clone(), join.depth());
+        *self.place.lock() = Some(Place { room: room.clone(), rules, join, auth, count: 0, latest });
         Ok(())
     }
 
@@ -205,7 +209,7 @@ impl Mallory {
                 let events = [message, other];
                 for (number, host) in hosts.iter().enumerate() {
                     let event = self.seal(events[number % 2].clone(), &place, &mut Vec::new())?;
-                    self.send(host, &place, &[event]).await;
+                    drop(self.send(host, &place, &[event]).await);
                 }
                 return Ok(Vec::new());
             }
@@ -235,9 +239,53 @@ impl Mallory {
             }
         };
         for host in &hosts {
-            self.send(host, &place, &events).await;
+            drop(self.send(host, &place, &events).await);
         }
         Ok(forged)
+    }
+
+    /// Says something good to some servers, and never to the others: those have to get it from the ones that have it.
+    /// One that `goes_on` then says something after it to all of them, before anybody else can. Notes for each server what
+    /// it acknowledged.
+    pub async fn withhold(&self, world: &World, some: &[OwnedServerName], goes_on: bool) -> Result<()> {
+        let Some(place) = self.next_place() else { return Ok(()) };
+        world.trace().note(format_args!("mallory tells only {some:?}"));
+        let (prev, depth) = &place.latest;
+        let event = self.message_after(&place, (prev, *depth), "a secret");
+        let event = pdu::seal(event, &self.key, &self.name, place.rules)?;
+        self.tell(world, &place, some, &event).await?;
+        if let (true, Some(place)) = (goes_on, self.next_place()) {
+            let next = self.message_after(&place, (event.event_id(), event.depth()), "after the secret");
+            let next = pdu::seal(next, &self.key, &self.name, place.rules)?;
+            let hosts: Vec<_> = world.hosts().iter().map(|host| host.name.clone()).collect();
+            self.tell(world, &place, &hosts, &next).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends an event, and notes who acknowledged it.
+    async fn tell(&self, world: &World, place: &Place, hosts: &[OwnedServerName], event: &Pdu) -> Result<()> {
+        for host in hosts {
+            let answer = self.send(host, place, &[event.to_object()?]).await.unwrap_or_default();
+            let result = answer["pdus"].get(event.event_id().as_str());
+            if result.is_some_and(|result| result.get("error").is_none()) {
+                world.ledger().acknowledge(host, &place.room, event.event_id());
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes note of the events that it is sent.
+    fn hear(&self, transaction: &[u8]) {
+        let Ok(transaction) = serde_json::from_slice::<Value>(transaction) else { return };
+        let mut place = self.place.lock();
+        let Some(place) = place.as_mut() else { return };
+        for event in transaction["pdus"].as_array().into_iter().flatten() {
+            let Ok(pdu) = Pdu::parse(event.to_string().as_bytes(), place.rules) else { continue };
+            if pdu.depth() >= place.latest.1 {
+                place.latest = (pdu.event_id().clone(), pdu.depth());
+            }
+        }
     }
 
     fn next_place(&self) -> Option<Place> {
@@ -249,6 +297,16 @@ impl Mallory {
 
     /// A message right after its join, without hashes and signatures.
     fn message(&self, place: &Place, body: &str) -> CanonicalJsonObject {
+        self.message_after(place, (place.join.event_id(), place.join.depth()), body)
+    }
+
+    /// A message after an event of this depth, without hashes and signatures.
+    fn message_after(
+        &self,
+        place: &Place,
+        (prev, depth): (&OwnedEventId, u64),
+        body: &str,
+    ) -> CanonicalJsonObject {
         let text = format!("{body} {}", place.count);
         let value = json!({
             "type": "m.room.message",
@@ -256,9 +314,9 @@ impl Mallory {
             "sender": self.user,
             "content": { "msgtype": "m.text", "body": text },
             "origin_server_ts": self.now_ms(),
-            "prev_events": [place.join.event_id()],
+            "prev_events": [prev],
             "auth_events": place.auth,
-            "depth": place.join.depth() + 1,
+            "depth": depth + 1,
         });
         match to_canonical_value(value) {
             Ok(CanonicalJsonValue::Object(object)) => object,
@@ -277,12 +335,12 @@ impl Mallory {
         Ok(pdu.to_object()?)
     }
 
-    /// Sends a transaction; how it is taken does not matter to such a peer.
-    async fn send(&self, host: &ServerName, place: &Place, events: &[CanonicalJsonObject]) {
+    /// Sends a transaction, once; gives the answer.
+    async fn send(&self, host: &ServerName, place: &Place, events: &[CanonicalJsonObject]) -> Result<Value> {
         let body =
             json!({ "origin": self.name, "origin_server_ts": self.now_ms(), "pdus": events, "edus": [] });
         let path = format!("/_matrix/federation/v1/send/m{}", place.count);
-        drop(self.ask(host, Method::PUT, path, Some(&body)).await);
+        self.ask(host, Method::PUT, path, Some(&body)).await
     }
 
     /// Its keys, which are the one thing that it is honest about.
@@ -314,10 +372,15 @@ impl Endpoint for Mallory {
     }
 
     fn serve(&self, request: http::Request<Body>) -> BoxFuture<'static, Result<Response, Gone>> {
-        let path = request.uri().path();
+        let (parts, body) = request.into_parts();
+        let path = parts.uri.path();
         let answer = if path.starts_with("/_matrix/key/v2/server") {
             self.keys().ok()
         } else if path.contains("/send/") {
+            // The network carries whole requests: nothing is to be waited for.
+            if let Some(Ok(body)) = axum::body::to_bytes(body, usize::MAX).now_or_never() {
+                self.hear(&body);
+            }
             Some(json!({ "pdus": {} }))
         } else if path.contains("/get_missing_events/") {
             Some(json!({ "events": [] }))

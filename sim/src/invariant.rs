@@ -142,7 +142,7 @@ impl Ledger {
 type Rule = for<'a> fn(&'a World, &'a [History]) -> BoxFuture<'a, Result<Option<String>>>;
 
 /// The invariants at rest, by name.
-const AT_REST: [(&str, Rule); 15] = [
+const AT_REST: [(&str, Rule); 16] = [
     ("queues_drain", |world, _| Box::pin(queues::drained(world))),
     ("same_state", |_, histories| Box::pin(ready(Ok(agreement::same_state(histories))))),
     ("as_specified", |_, histories| Box::pin(resolved::as_specified(histories))),
@@ -157,11 +157,12 @@ const AT_REST: [(&str, Rule); 15] = [
     ("devices_told", |world, _| Box::pin(ready(Ok(devices::told(world))))),
     ("devices_known", |world, histories| Box::pin(devices::known(world, histories))),
     ("same_answer", |world, _| Box::pin(ready(Ok(world.network().contradictions().into_iter().next())))),
+    ("backs_off", |world, _| Box::pin(ready(Ok(world.network().hasty_retries().into_iter().next())))),
     ("within_limits", |world, _| Box::pin(ready(Ok(limits::kept(world))))),
 ];
 
 /// The names of all invariants, with what they say.
-pub const NAMES: [(&str, &str); 20] = [
+pub const NAMES: [(&str, &str); 21] = [
     ("queues_drain", "after healing all durable queues run empty, and no request stays under way"),
     ("same_state", "all servers in a room have the same state of it"),
     ("as_specified", "after a fork the state is what another implementation of state resolution makes of it"),
@@ -183,6 +184,10 @@ pub const NAMES: [(&str, &str); 20] = [
     ("devices_told", "messages to devices arrive, each once and in order"),
     ("devices_known", "who shares a room knows the keys of each other's devices"),
     ("same_answer", "a transaction that comes again is answered as before"),
+    (
+        "backs_off",
+        "who does not take what it is sent is tried again after a back-off that grows, or after a sign of life",
+    ),
     ("ends", "a run comes to an end in simulated time"),
     ("within_limits", "connections and memory stay within their budgets"),
     ("answers", "each request is answered, and not with an internal error"),
@@ -205,10 +210,10 @@ pub async fn check_at_rest(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Checks that all servers of rooms that nobody left have what was acknowledged, before anybody says more: after that
-/// they would find what they lack by looking for what comes before.
-pub async fn check_arrival(world: &World) -> Result<()> {
-    if let Some(what) = acknowledged::arrived(world).await? {
+/// Checks that all servers of rooms that nobody left have what was acknowledged, without the first `before` events, before
+/// anybody says more: after that they would find what they lack by looking for what comes before.
+pub async fn check_arrival(world: &World, before: usize) -> Result<()> {
+    if let Some(what) = acknowledged::arrived(world, before).await? {
         world.verdict().fail("arrives", what);
     }
     Ok(())
@@ -218,6 +223,7 @@ pub async fn check_arrival(world: &World) -> Result<()> {
 pub async fn watch(world: World) {
     while !world.verdict().is_over() {
         tokio::time::sleep(EVERY).await;
+        world.trace().beat();
         if let Some(what) = limits::kept(&world) {
             world.verdict().fail("within_limits", what);
         }

@@ -16,6 +16,7 @@ pub mod invariant;
 pub mod minimise;
 pub mod network;
 pub mod plant;
+pub mod pulse;
 pub mod report;
 pub mod resolution;
 pub mod run;

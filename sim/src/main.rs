@@ -15,7 +15,7 @@ use sim::{
     fault::Fault,
     invariant,
     minimise::minimise,
-    report,
+    pulse, report,
     run::{Outcome, Wish, run},
     scenario::{self, Scenario},
     seed::Seed,
@@ -103,6 +103,10 @@ struct What {
     /// Writes the timeline to this file.
     #[arg(long)]
     trace: Option<PathBuf>,
+    /// Seconds of real time for which the simulated clock may stand still: a run that hangs is ended, at the latest after
+    /// twice as long.
+    #[arg(long, default_value_t = pulse::PATIENCE.as_secs(), value_parser = clap::value_parser!(u64).range(1..))]
+    patience: u64,
 }
 
 impl What {
@@ -119,19 +123,8 @@ impl What {
     fn wish(&self) -> Result<Wish> {
         let lasts = self.minutes.map(|minutes| Duration::try_from_secs_f64(60.0 * minutes)).transpose()?;
         let keep_trace = self.trace.is_some();
-        Ok(Wish { servers: self.servers, lasts, keep_trace, ..Wish::default() })
-    }
-
-    /// The options that repeat a run.
-    fn spelled(&self, scenario: &Scenario, outcome: &Outcome) -> String {
-        let mut spelled = format!("--scenario {} --seed {}", scenario.name, outcome.seed);
-        if let Some(servers) = self.servers {
-            spelled.extend([" --servers ", &servers.to_string()]);
-        }
-        if let Some(minutes) = self.minutes {
-            spelled.extend([" --minutes ", &minutes.to_string()]);
-        }
-        spelled
+        let patience = Some(Duration::from_secs(self.patience));
+        Ok(Wish { servers: self.servers, lasts, keep_trace, patience, ..Wish::default() })
     }
 }
 
@@ -226,12 +219,12 @@ fn sweep(what: &What, seeds: Option<&str>, jobs: usize, shrink: bool) -> Result<
             write_trace(path, &outcome)?;
         }
         if one || outcome.violation.is_some() || !outcome.resets.is_empty() {
-            tell(what, scenario, &outcome);
+            tell(&wish, scenario, &outcome);
         }
         if outcome.violation.is_some() {
             failed += 1;
             if shrink && failed == 1 {
-                shrunk(what, scenario, &outcome, &wish)?;
+                shrunk(scenario, &outcome, &wish)?;
             }
         }
     }
@@ -243,7 +236,7 @@ fn pick(scenarios: &[&'static Scenario], seed: u64) -> &'static Scenario {
     scenarios[usize::try_from(seed).unwrap_or(0) % scenarios.len()]
 }
 
-fn tell(what: &What, scenario: &Scenario, outcome: &Outcome) {
+fn tell(wish: &Wish, scenario: &Scenario, outcome: &Outcome) {
     let Outcome { seed, servers, hash, line_count, acknowledged, traffic, .. } = outcome;
     let lasted = outcome.lasted.as_secs();
     say(&format!(
@@ -262,11 +255,11 @@ fn tell(what: &What, scenario: &Scenario, outcome: &Outcome) {
     }
     if let Some(violation) = &outcome.violation {
         say(&format!("  breaks {}: {}", violation.invariant, violation.what));
-        say(&format!("  replay: cargo run --release -p sim -- replay {}", what.spelled(scenario, outcome)));
+        say(&format!("  replay: cargo run --release -p sim -- replay {}", wish.spelled(scenario, *seed)));
     }
 }
 
-fn shrunk(what: &What, scenario: &Scenario, outcome: &Outcome, wish: &Wish) -> Result<()> {
+fn shrunk(scenario: &Scenario, outcome: &Outcome, wish: &Wish) -> Result<()> {
     let bar = ProgressBar::new_spinner();
     let least = minimise(scenario, outcome, wish, |runs, faults| {
         bar.set_message(format!("{runs} runs, {faults} faults left"));
@@ -279,7 +272,7 @@ fn shrunk(what: &What, scenario: &Scenario, outcome: &Outcome, wish: &Wish) -> R
     for Fault { at_ms, for_ms, kind } in &least.faults {
         say(&format!("    at {at_ms} ms for {for_ms} ms: {kind:?}"));
     }
-    let spelled = what.spelled(scenario, outcome);
+    let spelled = wish.spelled(scenario, outcome.seed);
     say(&format!("  replay: cargo run --release -p sim -- replay {spelled} --faults {}", path.display()));
     Ok(())
 }
@@ -295,12 +288,13 @@ fn replay(what: &What, faults: Option<&std::path::Path>) -> Result<ExitCode> {
         None => None,
     };
     let Some(scenario) = what.scenarios()?.pop() else { bail!("there is no such scenario") };
-    let outcome = run(scenario, Seed(what.seed), &Wish { faults, keep_trace: true, ..what.wish()? })?;
+    let wish = Wish { faults, keep_trace: true, ..what.wish()? };
+    let outcome = run(scenario, Seed(what.seed), &wish)?;
     match &what.trace {
         Some(path) => write_trace(path, &outcome)?,
         None => outcome.lines.iter().for_each(|line| say(line)),
     }
-    tell(what, scenario, &outcome);
+    tell(&wish, scenario, &outcome);
     Ok(if outcome.violation.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -5,6 +5,7 @@
 
 mod answers;
 mod link;
+mod retries;
 mod wire;
 
 use std::{
@@ -25,6 +26,7 @@ use ruma::{OwnedServerName, ServerName};
 use self::{
     answers::{Answers, Pair},
     link::{Fate, Link},
+    retries::Retries,
 };
 pub use self::{
     link::{Conditions, LinkTraffic},
@@ -85,6 +87,7 @@ struct State {
     traffic: Traffic,
     per_host: BTreeMap<OwnedServerName, HostTraffic>,
     answers: Answers,
+    retries: Retries,
 }
 
 /// What all hosts send together.
@@ -136,6 +139,7 @@ impl Network {
             traffic: Traffic::default(),
             per_host: BTreeMap::new(),
             answers: Answers::default(),
+            retries: Retries::default(),
         };
         Self(Arc::new(Inner { seed, trace, state: Mutex::new(state) }))
     }
@@ -188,8 +192,15 @@ impl Network {
     }
 
     /// Notes that a host starts: it remembers nothing of the requests that it had.
-    pub fn starts(&self, host: &ServerName) {
-        self.0.state.lock().answers.forgets(host);
+    pub fn starts(&self, host: &OwnedServerName) {
+        let mut state = self.0.state.lock();
+        state.answers.forgets(host);
+        state.retries.starts(host);
+    }
+
+    /// Notes that the clock of a host is set.
+    pub fn sets_clock(&self, host: &OwnedServerName) {
+        self.0.state.lock().retries.starts(host);
     }
 
     /// Whether connection attempts to a host that is down meet silence instead of a refusal.
@@ -229,6 +240,11 @@ impl Network {
     /// Transactions that came twice and were answered in two ways.
     pub fn contradictions(&self) -> Vec<String> {
         self.0.state.lock().answers.contradictions().to_vec()
+    }
+
+    /// Transactions to hosts that did not take the one before, which came earlier than a back-off allows.
+    pub fn hasty_retries(&self) -> Vec<String> {
+        self.0.state.lock().retries.hasty().to_vec()
     }
 
     /// What passed over each link so far.
@@ -276,6 +292,7 @@ impl Network {
         served: BoxFuture<'static, Result<Response, Gone>>,
     ) -> Result<(http::response::Parts, Bytes), FederationError> {
         self.0.state.lock().answers.arrives(pair, path);
+        let _dealing = Dealing::new(self, pair);
         let reset = |_: Gone| FederationError::Connect("connection reset".to_owned());
         let (parts, body) = served.await.map_err(reset)?.into_parts();
         let body = axum::body::to_bytes(body, usize::MAX)
@@ -311,6 +328,25 @@ impl Network {
         host.connections += opened;
         host.connections_peak = host.connections_peak.max(host.connections);
         UnderWay { network: self.clone(), from: from.to_owned(), to: to.to_owned(), answer: None }
+    }
+}
+
+/// A request that a host deals with, until it is dropped; it shows the host that the asker is alive.
+struct Dealing<'a> {
+    network: &'a Network,
+    pair: &'a Pair,
+}
+
+impl<'a> Dealing<'a> {
+    fn new(network: &'a Network, pair: &'a Pair) -> Self {
+        network.0.state.lock().retries.is_dealt_with(&pair.0, &pair.1);
+        Self { network, pair }
+    }
+}
+
+impl Drop for Dealing<'_> {
+    fn drop(&mut self) {
+        self.network.0.state.lock().retries.was_heard(&self.pair.0, &self.pair.1, true);
     }
 }
 

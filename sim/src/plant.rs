@@ -55,6 +55,7 @@ pub async fn plant(options: &Options) -> Result<Planted> {
         let rules = room_version::rules(&version).context("the room's version is supported")?;
         let now = MilliSecondsSinceUnixEpoch(homeserver.env().clock.now().get());
         join.insert("origin_server_ts".to_owned(), CanonicalJsonValue::Integer(now.get().into()));
+        world.trace().beat();
         let key = signing_key(options.seed, &server, 0)?;
         let pdu = pdu::seal(join, &key, &server, rules)?;
         let event_id = pdu.event_id().clone();

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use rand::RngExt;
 use ruma::RoomVersionId;
 use storage::{Direction, Durability, KeyRange, schema};
-use tokio::time::Instant;
+use tokio::{runtime::Runtime, time::Instant};
 
 use crate::{
     fault::{self, Fault},
@@ -14,6 +14,7 @@ use crate::{
     invariant::{self, Violation},
     network::{Conditions, Traffic},
     plant,
+    pulse::{self, Pulse},
     scenario::{Quirk, Scenario},
     seed::Seed,
     world::{Options, World},
@@ -53,6 +54,22 @@ pub struct Wish {
     pub durability: Option<Durability>,
     /// Whether all of the trace is kept.
     pub keep_trace: bool,
+    /// For how long the simulated clock may stand still, in real time.
+    pub patience: Option<Duration>,
+}
+
+impl Wish {
+    /// The options of the command line that repeat a run, without its faults.
+    pub fn spelled(&self, scenario: &Scenario, seed: Seed) -> String {
+        let mut spelled = format!("--scenario {} --seed {seed}", scenario.name);
+        if let Some(servers) = self.servers {
+            spelled.extend([" --servers ", &servers.to_string()]);
+        }
+        if let Some(lasts) = self.lasts {
+            spelled.extend([" --minutes ", &(lasts.as_secs_f64() / 60.0).to_string()]);
+        }
+        spelled
+    }
 }
 
 /// How a run went.
@@ -121,20 +138,35 @@ pub fn options(scenario: &Scenario, seed: Seed, wish: &Wish) -> Options {
 /// Runs a scenario on a runtime of its own, on this thread.
 pub fn run(scenario: &Scenario, seed: Seed, wish: &Wish) -> Result<Outcome> {
     catch_panics();
+    let options = options(scenario, seed, wish);
+    let give_up = |what: &str| abandon(&wish.spelled(scenario, seed), what);
+    pulse::watched(wish.patience.unwrap_or(pulse::PATIENCE), give_up, |pulse| {
+        runtime()?.block_on(play(scenario, options, pulse))
+    })
+}
+
+fn runtime() -> Result<Runtime> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .context("a runtime")?;
-    let options = options(scenario, seed, wish);
-    runtime.block_on(play(scenario, options))
+    Ok(runtime)
 }
 
-async fn play(scenario: &Scenario, options: Options) -> Result<Outcome> {
+/// Ends the process, since a run does not: it never waits, so that nothing on its thread can end it.
+fn abandon(spelled: &str, what: &str) {
+    eprintln!("{spelled} hangs\n  breaks ends: {what}");
+    eprintln!("  replay: cargo run --release -p sim -- replay {spelled}");
+    std::process::exit(1);
+}
+
+async fn play(scenario: &Scenario, options: Options, pulse: &Pulse) -> Result<Outcome> {
     let (seed, servers, faults) = (options.seed, options.servers, options.faults.clone());
     let most = RUN_MAX + options.lasts;
     let is_planted = scenario.quirk == Some(Quirk::Planted);
     let world = if is_planted { plant::grown(options).await? } else { World::new(options).await? };
+    pulse.describe_by(world.trace());
     let watching = tokio::spawn(invariant::watch(world.clone()));
     let verdict = world.verdict().clone();
     let whole = async {
@@ -147,9 +179,17 @@ async fn play(scenario: &Scenario, options: Options) -> Result<Outcome> {
         tokio::time::sleep_until(deadline).await;
         still_on(&world, most).await
     };
+    let stuck = async {
+        pulse.stands_still().await;
+        pulse.describe()
+    };
     let ended = tokio::select! {
         biased;
         () = verdict.over() => Ok(()),
+        what = stuck => {
+            verdict.fail("ends", what);
+            Ok(())
+        }
         ended = whole => ended,
         what = too_late => {
             verdict.fail("ends", what);

@@ -42,7 +42,7 @@ pub enum Quirk {
 pub type Play = fn(&World) -> BoxFuture<'_, Result<()>>;
 
 /// All scenarios.
-pub const ALL: [Scenario; 17] = [
+pub const ALL: [Scenario; 18] = [
     Scenario {
         name: "chat",
         about: "a user on each host talks in one room; hosts and network fail",
@@ -196,6 +196,15 @@ pub const ALL: [Scenario; 17] = [
         lasts: Duration::from_secs(60),
         quirk: Some(Quirk::Forgetful),
         play: |world| Box::pin(rooms::lost_updates(world)),
+    },
+    Scenario {
+        name: "withheld",
+        about: "a peer tells some servers what it never tells the others, which get it from each other; the network fails",
+        profile: Profile::Network,
+        servers: (2, 4),
+        lasts: Duration::from_secs(40),
+        quirk: None,
+        play: |world| Box::pin(rooms::withheld(world)),
     },
 ];
 

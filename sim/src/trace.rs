@@ -10,6 +10,8 @@ use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
+use crate::pulse;
+
 /// Lines that a trace keeps if it does not keep all: what came before a failure.
 const KEPT: usize = 40;
 
@@ -77,6 +79,7 @@ impl Trace {
     /// Notes what happens now.
     pub fn note(&self, what: fmt::Arguments<'_>) {
         let at = self.elapsed();
+        pulse::beat(at);
         let line = format!("{:>5}.{:03} {what}", at.as_secs(), at.subsec_millis());
         let mut inner = self.inner.lock();
         inner.hasher.update(&line);
@@ -86,6 +89,11 @@ impl Trace {
             inner.lines.pop_front();
         }
         inner.lines.push_back(line);
+    }
+
+    /// Shows that the simulated clock moves; that is no line of the trace.
+    pub fn beat(&self) {
+        pulse::beat(self.elapsed());
     }
 
     /// The lines that were kept, in order.

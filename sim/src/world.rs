@@ -5,6 +5,8 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use anyhow::{Context, Result};
 use futures_util::future::{join, join_all};
 use parking_lot::Mutex;
+use rand::{RngExt, seq::SliceRandom};
+use rand_chacha::ChaCha8Rng;
 use ruma::{OwnedRoomId, OwnedServerName, RoomId, ServerName};
 use serde_json::{Value, json};
 use storage::{Direction, KeyRange, Table, Value as Stored, key::Key, schema};
@@ -125,6 +127,14 @@ impl World {
     /// All hosts.
     pub fn hosts(&self) -> &[Arc<Host>] {
         &self.0.hosts
+    }
+
+    /// Some of the hosts, but not all.
+    pub fn some_hosts(&self, random: &mut ChaCha8Rng) -> Vec<OwnedServerName> {
+        let mut some: Vec<_> = self.hosts().iter().map(|host| host.name.clone()).collect();
+        some.shuffle(random);
+        some.truncate(random.random_range(1..some.len().max(2)));
+        some
     }
 
     /// The servers that are up, with their hosts' names.

@@ -43,6 +43,18 @@ pub enum Announcement {
     Orphan(OwnedServerName, Box<Outcome>),
 }
 
+/// Says that a transaction is on its way to a server, for as long as it is there.
+pub(super) struct UnderWay {
+    server: OwnedServerName,
+    all: Arc<DashSet<OwnedServerName>>,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.all.remove(&self.server);
+    }
+}
+
 /// What others are to be told of presence.
 #[derive(Default)]
 pub(crate) struct PresenceNews {
@@ -67,6 +79,8 @@ pub struct Outbox {
     open: Mutex<BTreeMap<Position, usize>>,
     /// Servers that did not take the last transaction.
     backing_off: DashSet<OwnedServerName>,
+    /// Servers with a transaction on its way, or of which nobody has taken note yet how it ended.
+    under_way: Arc<DashSet<OwnedServerName>>,
     /// The newest note in `DEVICE_LIST_OUTBOX`.
     noted_lists: watch::Sender<Position>,
     presence: Mutex<PresenceNews>,
@@ -90,6 +104,7 @@ impl Outbox {
                 dispatcher,
                 open: Mutex::default(),
                 backing_off: DashSet::new(),
+                under_way: Arc::default(),
                 noted_lists: watch::Sender::new(Position(0)),
                 presence: Mutex::default(),
                 presence_changed: Notify::new(),
@@ -198,6 +213,22 @@ impl Outbox {
     /// A server did not take a transaction.
     pub(super) fn backs_off(&self, server: &ServerName) {
         self.backing_off.insert(server.to_owned());
+    }
+
+    /// A server took a transaction after some that it did not take.
+    pub(super) fn takes_again(&self, server: &ServerName) {
+        self.backing_off.remove(server);
+    }
+
+    /// A transaction is on its way to a server, until what is returned is dropped.
+    pub(super) fn under_way(&self, server: &ServerName) -> UnderWay {
+        self.under_way.insert(server.to_owned());
+        UnderWay { server: server.to_owned(), all: self.under_way.clone() }
+    }
+
+    /// Whether a transaction is on its way to a server, be it of an earlier actor.
+    pub(super) fn is_under_way(&self, server: &ServerName) -> bool {
+        self.under_way.contains(server)
     }
 
     /// Has a server tried again after a while.

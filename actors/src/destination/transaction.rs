@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use storage::{Direction, KeyRange, schema};
 
-use super::{Destination, DestinationShared, Outgoing, ephemeral::Taken};
+use super::{Destination, DestinationShared, Outgoing, ephemeral::Taken, outbox::UnderWay};
 use crate::{
     federation::{FederationError, FederationRequest},
     room::{ReadError, StoredEvent},
@@ -59,6 +59,8 @@ pub(super) struct CaughtUp {
 pub struct Outcome {
     pub(super) transaction: Transaction,
     pub(super) result: Result<(), FederationError>,
+    /// Until an actor has taken note, the server gets no other transaction.
+    pub(super) under_way: UnderWay,
 }
 
 impl Destination {
@@ -222,7 +224,12 @@ impl Transaction {
         self.edus.len() + self.ephemeral.edus.len()
     }
 
-    pub(super) async fn send(self, shared: &DestinationShared, server: &ServerName) -> Outcome {
+    pub(super) async fn send(
+        self,
+        shared: &DestinationShared,
+        server: &ServerName,
+        under_way: UnderWay,
+    ) -> Outcome {
         let path = format!("/_matrix/federation/v1/send/{}", self.txn_id);
         let request = FederationRequest {
             method: Method::PUT,
@@ -244,7 +251,7 @@ impl Transaction {
             }
             Ok(())
         });
-        Outcome { transaction: self, result }
+        Outcome { transaction: self, result, under_way }
     }
 
     /// The body; the events are copied as they are stored.

@@ -29,10 +29,10 @@ pub(super) async fn kept(world: &World, histories: &[History]) -> Result<Option<
     Ok(None)
 }
 
-/// An event that some server does not have.
-pub(super) async fn arrived(world: &World) -> Result<Option<String>> {
+/// An event that some server does not have, of those that were acknowledged after the first `before` ones.
+pub(super) async fn arrived(world: &World, before: usize) -> Result<Option<String>> {
     for (name, boot) in world.boots() {
-        for acknowledged in world.ledger().all() {
+        for acknowledged in world.ledger().all().split_off(before) {
             let (room, event) = (&acknowledged.room, &acknowledged.event);
             let known = boot.homeserver().room(room).await?.any_event(event).await?;
             if known.is_none_or(|known| known.standing == Standing::Outlier) {

@@ -10,9 +10,12 @@ use gateway::outbound;
 use http::header;
 use ruma::{OwnedServerName, ServerName};
 use serde_json::Value;
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::Instant};
 
-use super::{CONNECT_TIMEOUT, Network, Trouble, answers::is_transaction};
+use super::{
+    CONNECT_TIMEOUT, Network, Trouble,
+    answers::{Pair, is_transaction},
+};
 use crate::{host::Power, trace::fingerprint};
 
 /// A host's end of the network.
@@ -27,6 +30,47 @@ pub struct Wire {
     pub power: Arc<Power>,
     /// Requests that may be under way at a time; none for as many as there are.
     pub budget: Option<Semaphore>,
+}
+
+/// A request of which is noted how it ends.
+struct Attempt<'a> {
+    network: &'a Network,
+    pair: Pair,
+    began: Instant,
+    is_transaction: bool,
+    /// Whether a destination's queue is sent. What is told before a room is joined again, events only, is sent since a user
+    /// wants to join.
+    is_from_queue: bool,
+}
+
+impl<'a> Attempt<'a> {
+    fn begin(
+        network: &'a Network,
+        (from, to): (&ServerName, &ServerName),
+        (path, body): (&str, &[u8]),
+    ) -> Self {
+        let attempt = Self {
+            network,
+            pair: (from.to_owned(), to.to_owned()),
+            began: Instant::now(),
+            is_transaction: is_transaction(path),
+            is_from_queue: is_transaction(path) && body.starts_with(b"{\"edus\":"),
+        };
+        if attempt.is_from_queue {
+            network.0.state.lock().retries.begins(&attempt.pair);
+        }
+        attempt
+    }
+
+    fn end(self, error: Option<&FederationError>) {
+        let retries = &mut self.network.0.state.lock().retries;
+        let (from, to) = &self.pair;
+        if self.is_from_queue {
+            retries.ends(&self.pair, self.began, error);
+        } else if !self.is_transaction && error.is_none() {
+            retries.was_heard(to, from, false);
+        }
+    }
 }
 
 impl FederationClient for Wire {
@@ -59,6 +103,7 @@ impl Wire {
         let (method, path) = (request.method.clone(), request.path_and_query.clone());
         let (from, trace) = (&self.own, &self.network.0.trace);
         trace.note(format_args!("{from} > {to} {method} {path} {:x}", fingerprint(&body)));
+        let attempt = Attempt::begin(&self.network, (from, to), (&path, &body));
         let (timeout, max) = (request.timeout, request.max_response);
         let exchange = self.exchange(to, request, authorization);
         let down = || FederationError::Connect("the host is down".to_owned());
@@ -81,14 +126,17 @@ impl Wire {
             }
             Err(error) => trace.note(format_args!("{from} < {to} {method} {path} failed: {error}")),
         }
-        let answer = result?;
-        if answer.body.len() > max {
-            return Err(FederationError::TooLarge { max });
-        }
-        if answer.status.is_success() {
-            return Ok(answer);
-        }
-        Err(outbound::refusal(answer.status, None, &answer.body))
+        let result = result.and_then(|answer| {
+            if answer.body.len() > max {
+                return Err(FederationError::TooLarge { max });
+            }
+            if answer.status.is_success() {
+                return Ok(answer);
+            }
+            Err(outbound::refusal(answer.status, None, &answer.body))
+        });
+        attempt.end(result.as_ref().err());
+        result
     }
 
     /// Leaves out the device updates that a forgetful host loses; the next one then has a predecessor that nobody knows.

@@ -11,7 +11,7 @@ use crate::{fault::Kind, minimise::minimise, scenario};
 const SEEDS: u64 = 200;
 
 /// Scenarios with seeds that found a bug: docs/simulation.md says which.
-const FOUND: [(&str, u64); 50] = [
+const FOUND: [(&str, u64); 56] = [
     ("quiet-network", 4),
     ("large-join", 2),
     ("hostile-peer", 9),
@@ -62,6 +62,12 @@ const FOUND: [(&str, u64); 50] = [
     ("redactions", 2544),
     ("redactions", 2816),
     ("outages", 6594),
+    ("outages", 2),
+    ("outages", 3),
+    ("outages", 4),
+    ("outages", 17),
+    ("outages", 20),
+    ("outages", 23),
 ];
 
 fn play(name: &str, seed: u64) -> Outcome {
@@ -145,6 +151,30 @@ fn a_failure_is_shrunk_to_the_fault_that_causes_it() {
     assert!(failed.violation.is_some());
     let least = minimise(&scenario, &failed, &wish, |_, _| {}).unwrap();
     assert_eq!(least.faults, [Fault { at_ms: 0, for_ms: 100, kind: Kind::Dns { host: 1 } }]);
+}
+
+#[test]
+fn a_run_whose_clock_stands_still_is_ended() {
+    let scenario = Scenario {
+        name: "restless",
+        about: "goes on without waiting",
+        profile: fault::Profile::Nothing,
+        servers: (1, 1),
+        lasts: Duration::from_secs(1),
+        quirk: None,
+        play: |world| {
+            Box::pin(world.under_faults(async {
+                loop {
+                    tokio::task::yield_now().await;
+                }
+            }))
+        },
+    };
+    let wish = Wish { patience: Some(Duration::from_secs(1)), ..Wish::default() };
+    let violation = run(&scenario, Seed(1), &wish).unwrap().violation.unwrap();
+    assert_eq!(violation.invariant, "ends");
+    assert!(violation.what.contains("stands still"), "{}", violation.what);
+    assert!(violation.what.contains("the workload"), "{}", violation.what);
 }
 
 #[test]

@@ -57,7 +57,7 @@ pub(super) async fn restarts(world: &World) -> Result<()> {
     world.under_faults(chat::chat(world, &room, &users, chat::calm(users.len()))).await?;
     world.heal().await?;
     world.settle().await?;
-    invariant::check_arrival(world).await
+    invariant::check_arrival(world, 0).await
 }
 
 pub(super) async fn outages(world: &World) -> Result<()> {
@@ -72,7 +72,7 @@ pub(super) async fn outages(world: &World) -> Result<()> {
     if waited > most {
         world.verdict().fail("arrives", format!("it takes {waited:?} instead of {most:?} after {lasted:?}"));
     }
-    invariant::check_arrival(world).await
+    invariant::check_arrival(world, 0).await
 }
 
 pub(super) async fn busy_room(world: &World) -> Result<()> {
@@ -214,6 +214,38 @@ pub(super) async fn hostile_peer(world: &World) -> Result<()> {
     // It has no say any more in what follows, and gives nothing.
     users[0].ban(&room, mallory.user()).await?;
     Ok(())
+}
+
+pub(super) async fn withheld(world: &World) -> Result<()> {
+    let (users, room) = introduced(world).await?;
+    let mallory = Mallory::new(world)?;
+    mallory.join(&room, &users[0].host.name).await?;
+    world.settle().await?;
+    let mut random = world.options().seed.stream("withheld");
+    let secrets = async {
+        while pause(world, &mut random, 5000).await {
+            let some = world.some_hosts(&mut random);
+            mallory.withhold(world, &some, random.random_ratio(1, 2)).await?;
+        }
+        Ok(())
+    };
+    let talk = chat::chat(world, &room, &users, 5000);
+    world.under_faults(async { try_join(talk, secrets).await.map(drop) }).await?;
+    world.heal().await?;
+    world.settle().await?;
+    // Now that nothing fails, whoever hears of a secret gets it at once, not when somebody pages back.
+    let before = world.ledger().all().len();
+    let mut random = world.options().seed.stream("withheld at last");
+    for user in &users {
+        let mut some = world.some_hosts(&mut random);
+        some.retain(|host| *host != user.host.name);
+        some.truncate(users.len().saturating_sub(2));
+        some.push(user.host.name.clone());
+        mallory.withhold(world, &some, false).await?;
+        user.send(&room, "I know a secret").await?;
+        world.settle().await?;
+    }
+    invariant::check_arrival(world, before).await
 }
 
 pub(super) async fn noise(world: &World) -> Result<()> {
