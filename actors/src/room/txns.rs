@@ -37,7 +37,7 @@ const FILTER_TXNS: usize = 100_000;
 const MISTAKEN: f64 = 0.01;
 
 /// How often rows that are too old are looked for.
-const EXPIRE_EVERY: Duration = Duration::from_hours(1);
+const EXPIRE_EVERY: Duration = Duration::from_secs(60 * 60);
 
 /// Rows that are read or removed at a time.
 const PAGE: usize = 500;
