@@ -155,16 +155,21 @@ tables! {
     /// Key: hash of the node. Writer: `RoomActor`, in the same batch as the event that made it. Changes: never.
     7 => STATE_NODES: [u8; 16] => Bytes;
 
-    /// What [`TXN_IDS`] was before schema version 4, without days. Nothing is looked up in it any more.
+    /// What [`TXN_IDS`] was before schema version 4, without groups. Nothing is looked up in it any more.
     ///
     /// Key: room, user, device, event type and transaction ID. Writer: none. Changes: deletion, by `Txns`.
     8 => OLD_TXN_IDS: TxnKey => OwnedEventId;
 
     /// The event that a device's transaction made, so that a retry makes no second one.
     ///
-    /// Key: the day (since 1970), room, user, device, event type and transaction ID: an ID is good for one endpoint. Writer:
-    /// `RoomActor`, in the same batch as `EVENTS`. Changes: deletion after a week, by `Txns`.
+    /// Key: the group (100,000 to a day since 1970), room, user, device, event type and transaction ID: an ID is good for one
+    /// endpoint. Writer: `RoomActor`, in the same batch as `EVENTS`. Changes: deletion after a week, by `Txns`.
     15 => TXN_IDS: (u32, TxnKey) => OwnedEventId;
+
+    /// The Bloom filter of a group of [`TXN_IDS`] that gets no more rows: its words of 64 bits, big-endian.
+    ///
+    /// Key: the group. Writer: `Txns`. Changes: deletion after a week.
+    16 => TXN_FILTERS: u32 => Bytes;
 
     /// Each local user's relation to each room that they were ever in, invited to or knocked on.
     ///

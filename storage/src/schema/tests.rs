@@ -250,6 +250,7 @@ fn room_rows() -> Vec<String> {
         row(&STATE_NODES, &[7; 16], &Bytes::from_static(b"node")),
         row(&OLD_TXN_IDS, &txn, &event_id),
         row(&TXN_IDS, &(20_000, txn), &event_id),
+        row(&TXN_FILTERS, &20_000, &Bytes::from_static(b"filter")),
         row(&MEMBERSHIPS, &(alice(), room_id.clone()), &membership),
         row(&RECEIPTS, &(ROOM, alice(), "main".to_owned()), &receipt),
         row(&ALIASES, &alias, &alias_record),

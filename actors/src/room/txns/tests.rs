@@ -47,6 +47,16 @@ impl Server {
     fn sleep(&self, days: u64) {
         self.clock.advance(days * DAY_MS);
     }
+
+    /// Looks twice for groups whose filters can be stored.
+    async fn store_filters(&self) -> usize {
+        for _ in 0..2 {
+            self.txns.store_filters().await.unwrap();
+        }
+        let all = KeyRange::all();
+        let stored = self.txns.storage.range(&schema::TXN_FILTERS, all, Direction::Ascending, 100).await;
+        stored.unwrap().len()
+    }
 }
 
 fn txn(number: u32) -> TxnKey {
@@ -57,19 +67,20 @@ fn txn(number: u32) -> TxnKey {
 #[tokio::test]
 async fn a_transaction_is_known_for_a_week() {
     let server = Server::new().await;
+    assert!(!server.knows(1).await);
     server.send(1).await;
-    for _ in 0..DAYS - 1 {
+    for day in 1..DAYS {
         server.sleep(1);
         server.txns.expire().await.unwrap();
         assert!(server.knows(1).await);
+        assert_eq!(server.store_filters().await, 1, "on day {day}");
     }
     assert!(!server.knows(2).await);
     server.sleep(1);
     server.txns.expire().await.unwrap();
-    server.txns.fill().await.unwrap();
     assert!(!server.knows(1).await);
-    assert_eq!(server.rows(&schema::TXN_IDS).await, 0);
-    assert!(server.txns.filters.load().is_empty());
+    assert_eq!((server.rows(&schema::TXN_IDS).await, server.store_filters().await), (0, 0));
+    assert!(server.txns.groups.load().is_empty());
 }
 
 #[tokio::test]
@@ -81,12 +92,15 @@ async fn a_restart_forgets_none() {
     }
     server.sleep(2);
     let server = server.restarted().await;
-    assert!(server.knows(0).await, "looked up in the store");
-    server.txns.fill().await.unwrap();
-    for number in numbers {
-        assert!(server.knows(number).await, "{number}");
+    for number in numbers.clone() {
+        assert!(server.knows(number).await, "{number} from the rows");
     }
-    assert!(server.txns.days_of(&txn(10_000)).is_empty(), "no look into the store");
+    assert_eq!(server.store_filters().await, 1);
+    let server = server.restarted().await;
+    for number in numbers {
+        assert!(server.knows(number).await, "{number} from the filter");
+    }
+    assert!(server.txns.numbers(&txn(10_000)).is_empty(), "no look into the store");
 }
 
 #[tokio::test]
@@ -99,25 +113,48 @@ async fn a_clock_that_is_set_back_forgets_none() {
     server.txns.env.clock = set_back;
     assert!(server.knows(1).await);
     server.txns.expire().await.unwrap();
-    server.txns.fill().await.unwrap();
     assert!(server.knows(1).await);
 }
 
 #[tokio::test]
-async fn a_full_filter_is_followed_by_another() {
+async fn a_full_group_is_followed_by_another() {
     let server = Server::new().await;
-    let numbers = 0..u32::try_from(FILTER_TXNS).unwrap() + 1;
+    assert!(!server.knows(0).await);
+    let numbers = 0..u32::try_from(GROUP_TXNS).unwrap() + 1;
     for number in numbers.clone() {
-        server.txns.note(TODAY, &txn(number));
+        server.txns.note(&txn(number));
     }
-    server.txns.note(TODAY - 1, &txn(0));
-    server.txns.fill().await.unwrap();
-    let days = |txns: &Txns| txns.filters.load().iter().map(|filter| filter.day).collect::<Vec<_>>();
-    assert_eq!(days(&server.txns), [TODAY - 1, TODAY, TODAY]);
-    assert!(numbers.clone().all(|number| server.txns.days_of(&txn(number)).contains(&TODAY)));
-    let mistaken = numbers.map(|number| txn(number + 1_000_000));
-    let mistaken = mistaken.filter(|txn| !server.txns.days_of(txn).is_empty()).count();
-    assert!(mistaken < FILTER_TXNS / 50, "{mistaken}");
+    let first = TODAY * GROUPS_A_DAY;
+    let known =
+        |server: &Server| server.txns.groups.load().iter().map(|group| group.number).collect::<Vec<_>>();
+    assert_eq!(known(&server), [first, first + 1]);
+    assert_eq!(server.store_filters().await, 1);
+    let finds = |server: &Server, number: u32| !server.txns.numbers(&txn(number)).is_empty();
+    assert!(numbers.clone().all(|number| finds(&server, number)));
+    let server = server.restarted().await;
+    assert!(!server.knows(1_000_000).await);
+    assert_eq!(known(&server), [first], "from its stored filter");
+    assert!(numbers.clone().filter(|number| finds(&server, *number)).count() >= GROUP_TXNS);
+    let mistaken = numbers.filter(|number| finds(&server, number + 1_000_000)).count();
+    assert!(mistaken < GROUP_TXNS / 50, "{mistaken}");
+    assert_eq!(server.txns.note(&txn(0)), first + 1, "it takes no more");
+}
+
+/// As events from before the start that are received while the rows are read.
+#[tokio::test]
+async fn what_is_done_before_the_rows_are_read_is_known_with_them() {
+    let server = Server::new().await;
+    server.send(1).await;
+    let server = server.restarted().await;
+    server.send(2).await;
+    assert!(server.knows(1).await && server.knows(2).await && !server.knows(3).await);
+    server.sleep(1);
+    assert_eq!(server.store_filters().await, 0, "neither is the filter of all of the group");
+    let server = server.restarted().await;
+    assert!(server.knows(1).await && server.knows(2).await && !server.knows(3).await);
+    assert_eq!(server.store_filters().await, 1);
+    let server = server.restarted().await;
+    assert!(server.knows(1).await && server.knows(2).await && !server.knows(3).await);
 }
 
 #[tokio::test]
@@ -130,4 +167,16 @@ async fn rows_of_older_builds_are_removed() {
     server.txns.storage.commit(batch).await.unwrap();
     server.txns.expire().await.unwrap();
     assert_eq!(server.rows(&schema::OLD_TXN_IDS).await, 0);
+}
+
+#[tokio::test]
+async fn a_clock_that_is_far_ahead_does_no_harm() {
+    let server = Server::new().await;
+    server.sleep(100_000);
+    assert!(!server.knows(0).await);
+    for number in 0..3 {
+        server.send(number).await;
+    }
+    assert!(server.knows(0).await);
+    assert_eq!(server.txns.groups.load().len(), 1);
 }
