@@ -204,11 +204,11 @@ impl Destination {
         meter: Meter,
     ) -> Result<Self, ActorProcessingErr> {
         let storage = &shared.storage;
-        let record = storage.get(&schema::DESTINATIONS, &server).await?.unwrap_or_default();
+        let stored = storage.get(&schema::DESTINATIONS, &server).await?;
         let own = KeyRange::prefix(&(server.clone(),));
         let rows = storage.range(&schema::CATCH_UP, own, Direction::Ascending, usize::MAX).await?;
         // After a restart every server gets a chance at once: it, or the way to it, may be back.
-        let is_backing_off = shared.outbox.is_backing_off(&server);
+        let back_off = shared.outbox.back_off(&server);
         let destination = Self {
             catch_up: rows.into_iter().map(|((_, room_id), from)| (room_id, from)).collect(),
             meter,
@@ -219,8 +219,8 @@ impl Destination {
             in_flight: shared.outbox.is_under_way(&server),
             unanswered: None,
             catching: BTreeSet::new(),
-            failures: record.failures,
-            retry_at_ms: is_backing_off.then_some(record.retry_at_ms),
+            retry_at_ms: back_off.as_ref().map(|back_off| back_off.retry_at_ms),
+            failures: back_off.or(stored).unwrap_or_default().failures,
             attempted_ms: 0,
             size_max: EDUS_MAX_SENT,
             server,
@@ -456,10 +456,10 @@ impl Destination {
         let delay_s = delay.as_secs();
         tracing::info!(destination = %self.server, %error, delay_s, "a server does not take events; will retry");
         self.put_off(delay, Vec::new(), Taken::default());
-        self.shared.outbox.backs_off(&self.server);
         let mut batch = Batch::default();
         let retry_at_ms = self.retry_at_ms.unwrap_or_default();
         let record = DestinationRecord { failures: self.failures, retry_at_ms };
+        self.shared.outbox.backs_off(&self.server, record.clone());
         batch.put(&schema::DESTINATIONS, &self.server, &record);
         self.shared.storage.submit(batch, None, |_| {});
     }

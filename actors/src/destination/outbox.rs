@@ -7,12 +7,15 @@ use std::{
     time::Duration,
 };
 
-use dashmap::DashSet;
+use dashmap::{DashMap, DashSet};
 use engine::id::Position;
 use parking_lot::Mutex;
 use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
 use serde_json::value::RawValue;
-use storage::{Batch, Direction, KeyRange, Storage, StoreError, schema};
+use storage::{
+    Batch, Direction, KeyRange, Storage, StoreError,
+    schema::{self, DestinationRecord},
+};
 use tokio::{
     sync::{Notify, mpsc, watch},
     time::Instant,
@@ -78,7 +81,7 @@ pub struct Outbox {
     /// How many destinations have yet to take note of each event.
     open: Mutex<BTreeMap<Position, usize>>,
     /// Servers that did not take the last transaction.
-    backing_off: DashSet<OwnedServerName>,
+    backing_off: DashMap<OwnedServerName, DestinationRecord>,
     /// Servers with a transaction on its way, or of which nobody has taken note yet how it ended.
     under_way: Arc<DashSet<OwnedServerName>>,
     /// The newest note in `DEVICE_LIST_OUTBOX`.
@@ -103,7 +106,7 @@ impl Outbox {
                 storage,
                 dispatcher,
                 open: Mutex::default(),
-                backing_off: DashSet::new(),
+                backing_off: DashMap::new(),
                 under_way: Arc::default(),
                 noted_lists: watch::Sender::new(Position(0)),
                 presence: Mutex::default(),
@@ -207,12 +210,17 @@ impl Outbox {
 
     /// Whether a server did not take the last transaction.
     pub(crate) fn is_backing_off(&self, server: &ServerName) -> bool {
-        self.backing_off.contains(server)
+        self.backing_off.contains_key(server)
     }
 
     /// A server did not take a transaction.
-    pub(super) fn backs_off(&self, server: &ServerName) {
-        self.backing_off.insert(server.to_owned());
+    pub(super) fn backs_off(&self, server: &ServerName, back_off: DestinationRecord) {
+        self.backing_off.insert(server.to_owned(), back_off);
+    }
+
+    /// The back-off of a server, which is not in the store if the disk is full.
+    pub(super) fn back_off(&self, server: &ServerName) -> Option<DestinationRecord> {
+        self.backing_off.get(server).map(|back_off| back_off.clone())
     }
 
     /// A server took a transaction after some that it did not take.
