@@ -11,7 +11,7 @@ use crate::{fault::Kind, minimise::minimise, scenario};
 const SEEDS: u64 = 200;
 
 /// Scenarios with seeds that found a bug: docs/simulation.md says which.
-const FOUND: [(&str, u64); 56] = [
+const FOUND: [(&str, u64); 57] = [
     ("quiet-network", 4),
     ("large-join", 2),
     ("hostile-peer", 9),
@@ -21,6 +21,7 @@ const FOUND: [(&str, u64); 56] = [
     ("large-join", 6),
     ("large-join", 29),
     ("chat", 33),
+    ("chat", 7128),
     ("joins-and-leaves", 36),
     ("bans-racing", 37),
     ("key-rotation", 39),
