@@ -36,13 +36,17 @@ const REST_TIME_MAX: Duration = Duration::from_secs(1);
 /// How long each next part of a body may take to come.
 const PART_TIME_MAX: Duration = Duration::from_secs(30);
 
+/// How long a whole body may take that is kept in memory: who sends it drop by drop holds that for as long.
+const TIME_MAX: Duration = Duration::from_secs(120);
+
 /// Reads a body of at most so many bytes.
 ///
 /// # Errors
-/// 413 `M_TOO_LARGE`, or 408 `M_UNKNOWN` where the body breaks off or stalls.
+/// 413 `M_TOO_LARGE`, or 408 `M_UNKNOWN` where the body breaks off, stalls or takes too long.
 pub async fn read(body: Body, limit: usize) -> ApiResult<Bytes> {
-    axum::body::to_bytes(body, limit)
+    tokio::time::timeout(TIME_MAX, axum::body::to_bytes(body, limit))
         .await
+        .map_err(|_| too_slow())?
         .map_err(|error| unread(std::error::Error::source(&error).unwrap_or(&error), limit))
 }
 
@@ -51,6 +55,10 @@ fn unread(error: &(dyn std::error::Error + 'static), limit: usize) -> ApiError {
         let message = format!("the body is larger than {limit} bytes");
         return ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "M_TOO_LARGE", message);
     }
+    too_slow()
+}
+
+fn too_slow() -> ApiError {
     ApiError::new(StatusCode::REQUEST_TIMEOUT, "M_UNKNOWN", "the body did not come to its end in time")
 }
 

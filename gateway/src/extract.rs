@@ -31,6 +31,9 @@ use crate::{
 /// Events have at most 64 KiB; key uploads and account data are the large ones.
 pub const BODY_MAX: usize = 1 << 20;
 
+/// The largest of a request that needs no account: strangers have little to say, and may be many.
+const OPEN_BODY_MAX: usize = 128 << 10;
+
 /// How deep JSON may be nested.
 const DEPTH_MAX: usize = 100;
 
@@ -75,7 +78,7 @@ impl<R: IncomingRequest + Send> FromRequest<App> for Open<R> {
     async fn from_request(request: Request, app: &App) -> ApiResult<Self> {
         let (mut parts, body) = request.into_parts();
         check_address(&parts, app)?;
-        parse(&mut parts, body, app).await.map(Self)
+        parse(&mut parts, body, OPEN_BODY_MAX, app).await.map(Self)
     }
 }
 
@@ -97,9 +100,9 @@ impl<R: IncomingRequest + Send> FromRequest<App> for Typed<R> {
         }
         let (mut parts, body) = request.into_parts();
         check_address(&parts, app)?;
-        let body = read_json(&parts.method, body).await?;
+        let body = read_json(&parts.method, body, OPEN_BODY_MAX).await?;
         serde_json::from_slice::<Kind>(&body).map_err(|error| ApiError::bad_json(error.to_string()))?;
-        parse(&mut parts, Body::from(body), app).await.map(Self)
+        parse(&mut parts, Body::from(body), OPEN_BODY_MAX, app).await.map(Self)
     }
 }
 
@@ -110,7 +113,7 @@ impl<R: IncomingRequest + Send> FromRequest<App> for Authenticated<R> {
         let (mut parts, body) = request.into_parts();
         // Before the body is read: strangers cost nothing.
         let requester = authenticate(&parts, app).await?;
-        let request = parse(&mut parts, body, app).await?;
+        let request = parse(&mut parts, body, BODY_MAX, app).await?;
         Ok(Self { requester, request })
     }
 }
@@ -160,10 +163,36 @@ impl FromRequest<App> for JsonBody {
 
     async fn from_request(request: Request, _app: &App) -> ApiResult<Self> {
         let (parts, body) = request.into_parts();
-        let body = read_json(&parts.method, body).await?;
-        let object = serde_json::from_slice(&body);
-        object.map(Self).map_err(|_| ApiError::bad_json("the body must be a JSON object"))
+        object(read_json(&parts.method, body, BODY_MAX).await?.as_ref()).map(Self)
     }
+}
+
+/// As [`JsonBody`], for requests that need no account: smaller, and counted by address.
+pub struct OpenBody(pub serde_json::Map<String, serde_json::Value>);
+
+impl FromRequest<App> for OpenBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> ApiResult<Self> {
+        let (parts, body) = request.into_parts();
+        check_address(&parts, app)?;
+        object(read_json(&parts.method, body, OPEN_BODY_MAX).await?.as_ref()).map(Self)
+    }
+}
+
+/// Anybody, with or without an account: counted by address.
+pub struct Anybody;
+
+impl FromRequestParts<App> for Anybody {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> ApiResult<Self> {
+        check_address(parts, app).map(|()| Self)
+    }
+}
+
+fn object(body: &[u8]) -> ApiResult<serde_json::Map<String, serde_json::Value>> {
+    serde_json::from_slice(body).map_err(|_| ApiError::bad_json("the body must be a JSON object"))
 }
 
 async fn authenticate(parts: &Parts, app: &App) -> ApiResult<Requester> {
@@ -214,13 +243,18 @@ pub fn form_value(query: &str, key: &str) -> Option<String> {
     pairs.into_iter().find(|(name, _)| name == key).map(|(_, value)| value)
 }
 
-async fn parse<R: IncomingRequest>(parts: &mut Parts, body: Body, app: &App) -> ApiResult<R> {
+async fn parse<R: IncomingRequest>(
+    parts: &mut Parts,
+    body: Body,
+    body_max: usize,
+    app: &App,
+) -> ApiResult<R> {
     let params = RawPathParams::from_request_parts(parts, app)
         .await
         .map_err(|error| ApiError::invalid_param(error.to_string()))?;
     let arguments: Vec<&str> = params.iter().map(|(_, value)| value).collect();
     let has_body = parts.method != Method::GET && parts.method != Method::HEAD;
-    let mut body = if has_body { read_json(&parts.method, body).await? } else { Bytes::new() };
+    let mut body = if has_body { read_json(&parts.method, body, body_max).await? } else { Bytes::new() };
     if uia::ROUTES.contains(&route(parts)) {
         body = uia::without_empty_auth(body);
     }
@@ -242,8 +276,8 @@ async fn parse<R: IncomingRequest>(parts: &mut Parts, body: Body, app: &App) -> 
 ///
 /// An empty one counts as `{}`, since clients leave out bodies in which everything is optional; but what is put
 /// somewhere is said.
-async fn read_json(method: &Method, body: Body) -> ApiResult<Bytes> {
-    let body = bodies::read(body, BODY_MAX).await?;
+async fn read_json(method: &Method, body: Body, max: usize) -> ApiResult<Bytes> {
+    let body = bodies::read(body, max).await?;
     if body.is_empty() && *method != Method::PUT {
         return Ok(Bytes::from_static(b"{}"));
     }

@@ -74,6 +74,8 @@ pub struct Outbound {
     guard: Guard,
     /// Connections that may be set up at a time.
     budget: Semaphore,
+    /// Beside them, those for keys: whoever names a server causes one, and strangers may name many that do not answer.
+    key_budget: Semaphore,
     /// When each server last answered: the way to it is likely open.
     answered: DashMap<OwnedServerName, Instant>,
 }
@@ -82,6 +84,9 @@ pub struct Outbound {
 /// takes in memory while it is fetched, and how fast it comes from far away.
 const STREAM_WINDOW: u32 = 512 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// Where servers have their keys.
+const KEYS: &str = "/_matrix/key/";
 
 /// Servers whose last answer is remembered.
 const ANSWERED_MAX: usize = 20_000;
@@ -135,6 +140,7 @@ impl Outbound {
             addresses,
             guard,
             budget: Semaphore::new(options.max_concurrent_connects.max(1)),
+            key_budget: Semaphore::new((options.max_concurrent_connects / 4).max(1)),
             answered: DashMap::new(),
         })
     }
@@ -156,10 +162,11 @@ impl Outbound {
         destination: &ServerName,
         request: FederationRequest,
     ) -> Result<FederationResponse, FederationError> {
+        let budget = if request.path_and_query.starts_with(KEYS) { &self.key_budget } else { &self.budget };
         let permit = if self.is_warm(destination) {
             None
         } else {
-            Some(self.budget.acquire().await.map_err(|_| FederationError::Disabled)?)
+            Some(budget.acquire().await.map_err(|_| FederationError::Disabled)?)
         };
         let (timeout, max) = (request.timeout, request.max_response);
         let outgoing = self.outgoing(destination, request).await?.timeout(timeout);

@@ -1,6 +1,10 @@
 //! Limits on how often one user, or one address, may ask for something.
 
-use std::{net::IpAddr, num::NonZeroU32, time::Duration};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    num::NonZeroU32,
+    time::Duration,
+};
 
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter, clock::Clock};
 use http::Method;
@@ -27,7 +31,7 @@ pub struct Rates {
     pub registration: u32,
     /// Previews of pages.
     pub url_preview: u32,
-    /// Everything else.
+    /// Everything else, of one user; and what needs no account, of one address.
     pub other: u32,
 }
 
@@ -40,6 +44,7 @@ struct Limiters {
     membership: DefaultKeyedRateLimiter<OwnedUserId>,
     url_preview: DefaultKeyedRateLimiter<OwnedUserId>,
     other: DefaultKeyedRateLimiter<OwnedUserId>,
+    stranger: DefaultKeyedRateLimiter<IpAddr>,
     login: DefaultKeyedRateLimiter<IpAddr>,
     password: DefaultKeyedRateLimiter<OwnedUserId>,
     registration: DefaultKeyedRateLimiter<IpAddr>,
@@ -54,6 +59,7 @@ impl RateLimits {
             membership: limiter(rates.membership),
             url_preview: limiter(rates.url_preview),
             other: limiter(rates.other),
+            stranger: limiter(rates.other),
             login: limiter(rates.login),
             password: limiter(rates.login),
             registration: limiter(rates.registration),
@@ -72,23 +78,24 @@ impl RateLimits {
         check(limiters.of(method, route), &user_id.to_owned())
     }
 
-    /// Counts a log-in or registration from an address; refuses it if there were too many.
+    /// Counts a request from an address that needs no account; refuses it if there were too many.
     pub fn check_address(&self, address: IpAddr, route: &str) -> ApiResult<()> {
-        match &self.0 {
-            // Also whether a name is free or a token valid: who asks without end learns them all.
-            Some(limiters) if route.contains("/register") => check(&limiters.registration, &address),
-            Some(limiters) if route.ends_with("/login") || route.ends_with("/refresh") => {
-                check(&limiters.login, &address)
-            }
-            _ => Ok(()),
-        }
+        let Some(limiters) = &self.0 else { return Ok(()) };
+        limiters.tidy();
+        // Also whether a name is free or a token valid: who asks without end learns them all.
+        let limiter = if route.contains("/register") {
+            &limiters.registration
+        } else if route.ends_with("/login") || route.ends_with("/refresh") {
+            &limiters.login
+        } else {
+            &limiters.stranger
+        };
+        check(limiter, &site(address))
     }
-}
 
-impl RateLimits {
     /// Counts an attempt to prove to be a user by password; refuses it if there were too many.
     ///
-    /// Whoever holds a stolen access token may ask for much, but not guess the password.
+    /// Neither who holds a stolen access token nor who has many addresses may guess a password for long.
     pub fn check_password(&self, user_id: &UserId) -> ApiResult<()> {
         match &self.0 {
             Some(limiters) => check(&limiters.password, &user_id.to_owned()),
@@ -119,10 +126,19 @@ impl Limiters {
             for limiter in [&self.message, &self.membership, &self.url_preview, &self.other] {
                 limiter.retain_recent();
             }
-            self.login.retain_recent();
             self.password.retain_recent();
-            self.registration.retain_recent();
+            for limiter in [&self.stranger, &self.login, &self.registration] {
+                limiter.retain_recent();
+            }
         }
+    }
+}
+
+/// The address, or the network that one site has for itself: with IPv6 that is a prefix of 64 bits.
+fn site(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        address => address,
     }
 }
 
@@ -180,5 +196,14 @@ mod tests {
             limits.check_password(alice).unwrap();
         }
         assert_eq!(limits.check_password(alice).unwrap_err().errcode(), "M_LIMIT_EXCEEDED");
+    }
+
+    #[test]
+    fn a_site_with_many_addresses_has_one_limit() {
+        let address = |text: &str| site(text.parse().unwrap());
+        assert_eq!(address("2001:db8:1:2:3:4:5:6"), address("2001:db8:1:2::1"));
+        assert_ne!(address("2001:db8:1:2::1"), address("2001:db8:1:3::1"));
+        assert_eq!(address("::ffff:203.0.113.7"), address("203.0.113.7"));
+        assert_ne!(address("203.0.113.7"), address("203.0.113.8"));
     }
 }

@@ -4,7 +4,12 @@ mod connection;
 mod front;
 mod options;
 
-use std::{os::unix::fs::DirBuilderExt, path::Path, sync::Arc};
+use std::{
+    fs::Permissions,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::Path,
+    sync::Arc,
+};
 
 use actors::{
     env::{Clock, Entropy, Env},
@@ -81,6 +86,21 @@ pub async fn convert(options: &Options) -> anyhow::Result<Option<&'static str>> 
     backend(options).convert().await.context("cannot convert the store; the server must be stopped first")
 }
 
+/// Takes from other users of the machine what a data directory that was there before may permit them.
+fn close_to_others(data_dir: &Path) {
+    const OTHERS: u32 = 0o007;
+    let closed = std::fs::metadata(data_dir).and_then(|about| {
+        let mode = about.permissions().mode();
+        match mode & OTHERS {
+            0 => Ok(()),
+            _ => std::fs::set_permissions(data_dir, Permissions::from_mode(mode & !OTHERS)),
+        }
+    });
+    if let Err(error) = closed {
+        tracing::warn!(path = %data_dir.display(), %error, "other users of this machine may read the data directory");
+    }
+}
+
 /// Binds the listeners, opens the store and starts the actors.
 pub async fn start(mut options: Options) -> anyhow::Result<Running> {
     // Password hashes and keys are in there.
@@ -89,6 +109,7 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
         .mode(0o700)
         .create(&options.data_dir)
         .with_context(|| format!("cannot create the data directory {}", options.data_dir.display()))?;
+    close_to_others(&options.data_dir);
     let is_silent = options.is_silent();
     let (front, acme) = listen(&mut options)?;
     let env = Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy) };

@@ -34,6 +34,12 @@ const OWN_VALID_MS: u64 = 24 * 3600 * 1000;
 /// A server that answered is not asked again for this long.
 const ASK_AGAIN_MS: u64 = 60 * 1000;
 
+/// How long a server is not asked again that had the key that was wanted: it may have another one soon.
+const ASK_SOON_MS: u64 = 5 * 1000;
+
+/// Keys of one server that are kept, and that it may publish.
+const KEYS_MAX: usize = 100;
+
 /// A server that did not answer is not asked again for this long; then ever longer.
 const RETRY_FIRST_MS: u64 = 2000;
 
@@ -168,6 +174,20 @@ impl Known {
         wanted.keys().filter_map(|id| Some((id.clone(), self.keys.get(id)?.clone()))).collect()
     }
 
+    /// Adds keys; returns those that had to go for them, which were valid for the shortest time.
+    fn add(&mut self, keys: DatedKeys) -> Vec<String> {
+        self.keys.extend(keys);
+        let mut gone = Vec::new();
+        while self.keys.len() > KEYS_MAX
+            && let Some((id, _)) = self.keys.iter().min_by_key(|(_, key)| key.valid_until_ms)
+        {
+            let id = id.clone();
+            self.keys.remove(&id);
+            gone.push(id);
+        }
+        gone
+    }
+
     /// For how long the server has not answered, if it did not the last time.
     fn silence(&self) -> Option<Silence> {
         match self.failures {
@@ -270,7 +290,7 @@ impl Homeserver {
             self.ask_server(server, &mut known).await;
             if has_all(&known) {
                 // It may have other keys by the next time.
-                known.ask_again_ms = 0;
+                known.ask_again_ms = self.env().clock.now_ms() + ASK_SOON_MS;
             }
         }
         (known.wanted(wanted), known.silence())
@@ -297,15 +317,14 @@ impl Homeserver {
             return None;
         }
         let answer = match self.remote(server) {
-            Ok(remote) => remote.get::<Box<RawValue>>("/_matrix/key/v2/server".to_owned()).await,
+            Ok(remote) => remote.keys().await,
             Err(error) => Err(error),
         };
         let published = answer.and_then(|answer| self.read_keys(server, &answer));
         known.asked(published.is_ok(), now_ms);
         match published {
             Ok(published) => {
-                self.store_keys(server, &published);
-                known.keys.extend(published.keys);
+                self.keep_keys(server, known, published.keys, &published.document);
                 self.keys_came(server);
                 Some(published.document)
             }
@@ -321,7 +340,7 @@ impl Homeserver {
             return;
         }
         let own = storage::KeyRange::prefix(&(server.to_owned(),));
-        match self.storage().range(&schema::SERVER_KEYS, own, storage::Direction::Ascending, 100).await {
+        match self.storage().range(&schema::SERVER_KEYS, own, storage::Direction::Ascending, KEYS_MAX).await {
             Ok(rows) => {
                 known.keys = rows.into_iter().map(|((_, id), key)| (id, key)).collect();
                 known.loaded = true;
@@ -330,12 +349,21 @@ impl Homeserver {
         }
     }
 
-    fn store_keys(&self, server: &ServerName, published: &Published) {
+    fn keep_keys(
+        &self,
+        server: &ServerName,
+        known: &mut Known,
+        keys: DatedKeys,
+        document: &CanonicalJsonObject,
+    ) {
         let mut batch = Batch::default();
-        for (id, key) in &published.keys {
+        for (id, key) in &keys {
             batch.put(&schema::SERVER_KEYS, &(server.to_owned(), id.clone()), key);
         }
-        if let Ok(document) = serde_json::to_vec(&published.document) {
+        for id in known.add(keys) {
+            batch.delete(&schema::SERVER_KEYS, &(server.to_owned(), id));
+        }
+        if let Ok(document) = serde_json::to_vec(document) {
             batch.put(&schema::KEY_DOCUMENTS, &server.to_owned(), &document.into());
         }
         self.storage().submit(batch, None, |_| {});
@@ -370,8 +398,8 @@ impl Homeserver {
                         .iter()
                         .find_map(|server| Some((server, self.read_keys(server, &document).ok()?)));
                     let Some((server, published)) = found else { continue };
-                    self.store_keys(server, &published);
-                    federation.keys.of(server).lock().await.keys.extend(published.keys);
+                    let known = federation.keys.of(server);
+                    self.keep_keys(server, &mut *known.lock().await, published.keys, &published.document);
                     self.keys_came(server);
                     missing.remove(server);
                 }
@@ -454,7 +482,7 @@ impl Homeserver {
         let good = stored.as_ref().is_some_and(|document| valid_until(document) >= minimum_ms);
         let fresh = if good { None } else { self.ask_server(&server, &mut known).await };
         if fresh.as_ref().is_some_and(|document| valid_until(document) >= minimum_ms) {
-            known.ask_again_ms = 0;
+            known.ask_again_ms = self.env().clock.now_ms() + ASK_SOON_MS;
         }
         let mut document = fresh.or(stored)?;
         self.sign(&mut document);
@@ -468,6 +496,9 @@ fn read_keys(server: &ServerName, document: &str, now_ms: u64) -> Result<Publish
     let keys: ServerKeys = serde_json::from_str(document).map_err(text)?;
     if keys.server_name != server {
         return Err("the keys are another server's".to_owned());
+    }
+    if keys.verify_keys.len() + keys.old_verify_keys.len() > KEYS_MAX {
+        return Err(format!("it has more than {KEYS_MAX} keys"));
     }
     let mut document: CanonicalJsonObject = serde_json::from_str(document).map_err(text)?;
     let own: PublicKeySet = keys

@@ -28,6 +28,9 @@ const TIMEOUT_LONG: Duration = Duration::from_secs(180);
 /// The largest answer to ordinary requests.
 const RESPONSE_MAX: usize = 16 << 20;
 
+/// The largest document of a server's keys.
+const KEYS_MAX: usize = 256 << 10;
+
 /// The largest state of a room.
 const STATE_MAX: usize = 512 << 20;
 
@@ -191,6 +194,11 @@ impl<'a> Remote<'a> {
     /// Asks for something; the path is percent-encoded.
     pub async fn get<T: DeserializeOwned>(&self, path_and_query: String) -> Result<T, FederationError> {
         self.ask(Method::GET, path_and_query, None, (TIMEOUT, RESPONSE_MAX)).await
+    }
+
+    /// `GET /_matrix/key/v2/server`
+    pub async fn keys(&self) -> Result<Box<RawValue>, FederationError> {
+        self.ask(Method::GET, "/_matrix/key/v2/server".to_owned(), None, (TIMEOUT, KEYS_MAX)).await
     }
 
     async fn get_large<T: DeserializeOwned>(&self, path_and_query: String) -> Result<T, FederationError> {

@@ -127,6 +127,9 @@ async fn send(
     }
 }
 
+/// Aliases that one event may add: each may mean a request to another server.
+const NEW_ALIASES_MAX: usize = 50;
+
 /// New aliases of a room must lead to it.
 ///
 /// Spec: client-server API, `PUT …/state/m.room.canonical_alias`, `M_BAD_ALIAS`.
@@ -134,6 +137,9 @@ async fn check_aliases(app: &App, room_id: &OwnedRoomId, content: &RawValue) -> 
     let held = app.homeserver().room(room_id).await?.current("m.room.canonical_alias", "").await?;
     let held = held.and_then(|event| parse_aliases(event.pdu.content()).ok()).unwrap_or_default();
     let new: Vec<_> = parse_aliases(content)?.into_iter().filter(|alias| !held.contains(alias)).collect();
+    if new.len() > NEW_ALIASES_MAX {
+        return Err(ApiError::invalid_param(format!("more than {NEW_ALIASES_MAX} new aliases at a time")));
+    }
     for alias in parsed(new)? {
         if !leads_to(app, &alias, room_id).await? {
             return Err(bad_alias(&alias));

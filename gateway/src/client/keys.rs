@@ -114,7 +114,7 @@ struct ClaimBody {
 /// `POST /_matrix/client/v3/keys/claim`
 pub async fn claim(State(app): State<App>, _: Requester, JsonBody(body): JsonBody) -> ApiResult<Json<Value>> {
     let ClaimBody { one_time_keys, timeout } = parse(body)?;
-    check_number(one_time_keys.values().map(BTreeMap::len).sum())?;
+    check_number(one_time_keys.values().map(|devices| devices.len().max(1)).sum())?;
     let (claimed, failures) = app.homeserver().claim_keys(one_time_keys, wait_for(timeout)).await?;
     Ok(Json(json!({ "one_time_keys": claimed, "failures": failures })))
 }

@@ -71,6 +71,7 @@ pub async fn login(
 async fn by_password(app: &App, given: login::v3::Password) -> ApiResult<SessionHandle> {
     #[expect(deprecated, reason = "bots of before r0.4.0 name the user like this")]
     let user_id = user(app, given.identifier, given.user)?;
+    app.rate_limits().check_password(&user_id)?;
     let session = match app.homeserver().session(&user_id).await {
         Ok(session) => Some(session),
         Err(SessionError::NotFound) => None,

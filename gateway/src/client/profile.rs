@@ -12,14 +12,18 @@ use serde_json::{Map, Value};
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::{JsonBody, Path, Requester},
+    extract::{Anybody, JsonBody, Path, Requester},
 };
 
 /// A JSON object.
 type Object = Map<String, Value>;
 
 /// `GET /_matrix/client/v3/profile/{userId}`
-pub async fn get_profile(State(app): State<App>, Path(user_id): Path<String>) -> ApiResult<Json<Object>> {
+pub async fn get_profile(
+    State(app): State<App>,
+    Path(user_id): Path<String>,
+    _: Anybody,
+) -> ApiResult<Json<Object>> {
     let user_id = parse(&user_id)?;
     if let Some(profile) = remote(&app, &user_id).await? {
         return Ok(Json((*profile).clone()));
@@ -47,6 +51,7 @@ async fn remote(app: &App, user_id: &UserId) -> ApiResult<Option<Arc<Object>>> {
 pub async fn get_field(
     State(app): State<App>,
     Path((user_id, name)): Path<(String, String)>,
+    _: Anybody,
 ) -> ApiResult<Json<Object>> {
     let user_id = parse(&user_id)?;
     if let Some(profile) = remote(&app, &user_id).await? {

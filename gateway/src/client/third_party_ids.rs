@@ -13,7 +13,7 @@ use super::account::require_password;
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::{JsonBody, Requester},
+    extract::{JsonBody, OpenBody, Requester},
     uia::{self, Refusal},
 };
 
@@ -74,37 +74,37 @@ pub async fn remove(_requester: Requester, JsonBody(body): JsonBody) -> ApiResul
 }
 
 /// `POST /_matrix/client/v3/account/3pid/email/requestToken`
-pub async fn add_email(JsonBody(body): JsonBody) -> ApiResult<Json<Value>> {
+pub async fn add_email(OpenBody(body): OpenBody) -> ApiResult<Json<Value>> {
     check_email(&body)?;
     Err(unsupported("this server does not send e-mails"))
 }
 
 /// `POST /_matrix/client/v3/account/3pid/msisdn/requestToken`
-pub async fn add_phone(JsonBody(body): JsonBody) -> ApiResult<Json<Value>> {
+pub async fn add_phone(OpenBody(body): OpenBody) -> ApiResult<Json<Value>> {
     check_phone(&body)?;
     Err(unsupported("this server does not send text messages"))
 }
 
 /// `POST /_matrix/client/v3/register/email/requestToken`
-pub async fn register_email(JsonBody(body): JsonBody) -> ApiResult<Json<Value>> {
+pub async fn register_email(OpenBody(body): OpenBody) -> ApiResult<Json<Value>> {
     check_email(&body)?;
     Err(denied("accounts here have no e-mail addresses"))
 }
 
 /// `POST /_matrix/client/v3/register/msisdn/requestToken`
-pub async fn register_phone(JsonBody(body): JsonBody) -> ApiResult<Json<Value>> {
+pub async fn register_phone(OpenBody(body): OpenBody) -> ApiResult<Json<Value>> {
     check_phone(&body)?;
     Err(denied("accounts here have no phone numbers"))
 }
 
 /// `POST /_matrix/client/v3/account/password/email/requestToken`
-pub async fn password_email(JsonBody(body): JsonBody) -> ApiResult<Json<Value>> {
+pub async fn password_email(OpenBody(body): OpenBody) -> ApiResult<Json<Value>> {
     check_email(&body)?;
     Err(unknown("no account has this e-mail address"))
 }
 
 /// `POST /_matrix/client/v3/account/password/msisdn/requestToken`
-pub async fn password_phone(JsonBody(body): JsonBody) -> ApiResult<Json<Value>> {
+pub async fn password_phone(OpenBody(body): OpenBody) -> ApiResult<Json<Value>> {
     check_phone(&body)?;
     Err(unknown("no account has this phone number"))
 }

@@ -65,7 +65,7 @@ pub struct ClaimedKeys {
 /// `POST /_matrix/federation/v1/user/keys/claim`
 pub async fn claim(State(app): State<App>, signed: Signed) -> ApiResult<Json<ClaimedKeys>> {
     let Claim { one_time_keys } = signed.json()?;
-    check_number(one_time_keys.values().map(BTreeMap::len).sum())?;
+    check_number(one_time_keys.values().map(|devices| devices.len().max(1)).sum())?;
     let one_time_keys = app.homeserver().claim_own_keys(one_time_keys).await?;
     Ok(Json(ClaimedKeys { one_time_keys }))
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::{JsonBody, Path, form_value},
+    extract::{Anybody, OpenBody, Path, form_value},
 };
 
 /// Servers that one question may name: each may mean a request to it.
@@ -46,6 +46,7 @@ pub async fn query(
     State(app): State<App>,
     Path(server): Path<String>,
     RawQuery(query): RawQuery,
+    _: Anybody,
 ) -> ApiResult<Json<Notarised>> {
     let server = ServerName::parse(server).map_err(|_| ApiError::invalid_param("invalid serverName"))?;
     let minimum = form_value(&query.unwrap_or_default(), "minimum_valid_until_ts");
@@ -56,7 +57,7 @@ pub async fn query(
 }
 
 /// `POST /_matrix/key/v2/query`
-pub async fn query_many(State(app): State<App>, JsonBody(body): JsonBody) -> ApiResult<Json<Notarised>> {
+pub async fn query_many(State(app): State<App>, OpenBody(body): OpenBody) -> ApiResult<Json<Notarised>> {
     let query: Query = serde_json::from_value(body.into())
         .map_err(|error| ApiError::bad_json(format!("not a query for keys: {error}")))?;
     // Keys come by server, all that it has.

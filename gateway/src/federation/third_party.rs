@@ -11,7 +11,7 @@ use super::authentication::Signed;
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::{JsonBody, Path},
+    extract::{OpenBody, Path},
 };
 
 /// `PUT /_matrix/federation/v1/exchange_third_party_invite/{roomId}`
@@ -28,7 +28,7 @@ pub async fn exchange(
 /// `PUT /_matrix/federation/v1/3pid/onbind`
 ///
 /// Identity servers do not sign requests: what counts is what they signed of each invite.
-pub async fn bound(State(app): State<App>, JsonBody(body): JsonBody) -> ApiResult<Json<Value>> {
+pub async fn bound(State(app): State<App>, OpenBody(body): OpenBody) -> ApiResult<Json<Value>> {
     if !app.homeserver().federates() {
         return Err(ApiError::forbidden("federation is off"));
     }

@@ -35,9 +35,16 @@ impl Guard {
     }
 
     /// Whether a host of a URL may be reached, as far as it can be said without resolving it.
+    ///
+    /// Addresses have many spellings (`127.1`, `0x7f.1`, `2130706433`): it is read as URLs are.
     pub fn permits_host(self, host: &str) -> bool {
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        host.parse().map_or(true, |address| self.permits(address))
+        match url::Host::parse(host) {
+            Ok(url::Host::Ipv4(address)) => self.permits(address.into()),
+            Ok(url::Host::Ipv6(address)) => self.permits(address.into()),
+            Ok(url::Host::Domain(_)) => true,
+            // No URL can have it.
+            Err(_) => false,
+        }
     }
 }
 
@@ -116,6 +123,9 @@ fn permitted(
     Ok(Box::new(permitted.into_iter()))
 }
 
+/// Names whose addresses are remembered; they are looked up again for each connection to be made.
+const ADDRESSES_MAX: usize = 20_000;
+
 /// The addresses that SRV records gave, by the name that they were asked for.
 #[derive(Default)]
 pub struct Addresses(DashMap<String, Vec<SocketAddr>>);
@@ -123,6 +133,9 @@ pub struct Addresses(DashMap<String, Vec<SocketAddr>>);
 impl Addresses {
     /// Notes the addresses of a name.
     pub fn set(&self, name: &str, addresses: &[SocketAddr]) {
+        if self.0.len() >= ADDRESSES_MAX {
+            self.0.clear();
+        }
         self.0.insert(name.to_ascii_lowercase(), addresses.to_vec());
     }
 }
@@ -200,7 +213,9 @@ mod tests {
         ] {
             assert!(!guard.permits(address.parse().unwrap()), "{address}");
         }
-        assert!(!guard.permits_host("[::1]"));
+        for host in ["[::1]", "127.1", "0x7f.1", "2130706433", "127.0.0.1.", "169.254.43518", "1.2.3.4.5"] {
+            assert!(!guard.permits_host(host), "{host}");
+        }
         assert!(guard.permits_host("example.org"));
     }
 }

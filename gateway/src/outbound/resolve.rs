@@ -102,11 +102,12 @@ impl Resolver {
 
     /// The place of a name that is an address or names a port.
     fn literal(&self, server: &ServerName) -> Result<Option<Place>, FederationError> {
-        if !server.is_ip_literal() && server.port().is_none() {
-            return Ok(None);
-        }
+        // Some names that are no literals by the specification are addresses where a connection is made.
         if !self.guard.permits_host(server.host()) {
             return Err(FederationError::PrivateAddress);
+        }
+        if !server.is_ip_literal() && server.port().is_none() {
+            return Ok(None);
         }
         Ok(Some(Place {
             host: server.host().to_owned(),
@@ -240,10 +241,11 @@ mod tests {
 
     #[tokio::test]
     async fn private_addresses_are_refused_unless_they_are_allowed() {
-        for server in [server_name!("127.0.0.1"), server_name!("[::1]:443"), server_name!("10.0.0.1:8448")] {
+        for server in ["127.0.0.1", "[::1]:443", "10.0.0.1:8448", "0x7f.1", "127.1:8448", "2130706433"] {
+            let server = <&ServerName>::try_from(server).unwrap();
             let refused = resolver(false).resolve(server).await;
             assert!(matches!(refused, Err(FederationError::PrivateAddress)), "{server}");
-            assert!(resolver(true).resolve(server).await.is_ok(), "{server}");
+            assert!(resolver(true).literal(server).is_ok(), "{server}");
         }
     }
 

@@ -108,11 +108,42 @@ fn connection_builder() -> auto::Builder<TokioExecutor> {
 }
 
 /// The client behind a trusted proxy: the last address of `X-Forwarded-For` that is not a proxy's own.
+///
+/// Some proxies add a line of their own instead of to the client's: all lines count, as if they were one.
 fn client_ip(peer: IpAddr, headers: &http::HeaderMap, trusted: &[IpAddr]) -> IpAddr {
     if !trusted.contains(&peer) {
         return peer;
     }
-    let forwarded = headers.get("x-forwarded-for").and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let hops = forwarded.rsplit(',').map_while(|hop| hop.trim().parse().ok());
-    hops.into_iter().find(|hop| !trusted.contains(hop)).unwrap_or(peer)
+    let lines: Vec<_> = headers.get_all("x-forwarded-for").iter().collect();
+    let hops = lines.iter().rev().flat_map(|line| line.to_str().unwrap_or_default().rsplit(','));
+    let mut hops = hops.map_while(|hop| hop.trim().parse().ok());
+    hops.find(|hop| !trusted.contains(hop)).unwrap_or(peer)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, HeaderValue};
+
+    use super::*;
+
+    #[test]
+    fn the_client_is_whom_the_last_trusted_proxy_names() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let proxy = address("10.0.0.1");
+        for (lines, expected) in [
+            (vec!["203.0.113.7"], "203.0.113.7"),
+            (vec!["198.51.100.1, 203.0.113.7"], "203.0.113.7"),
+            (vec!["198.51.100.1", "203.0.113.7"], "203.0.113.7"),
+            (vec!["198.51.100.1, 203.0.113.7", "10.0.0.1"], "203.0.113.7"),
+            (vec!["198.51.100.1", "nonsense"], "10.0.0.1"),
+            (vec![], "10.0.0.1"),
+        ] {
+            let mut headers = HeaderMap::new();
+            for line in &lines {
+                headers.append("x-forwarded-for", HeaderValue::from_static(line));
+            }
+            assert_eq!(client_ip(proxy, &headers, &[proxy]), address(expected), "{lines:?}");
+            assert_eq!(client_ip(address("192.0.2.9"), &headers, &[proxy]), address("192.0.2.9"));
+        }
+    }
 }

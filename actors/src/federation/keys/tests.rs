@@ -105,3 +105,16 @@ fn each_signature_is_checked_with_keys_of_its_own_time() {
     assert_eq!(found.valid_at(&servers, 5).len(), 1);
     assert!(found.valid_at(&servers, 6).is_empty());
 }
+
+#[test]
+fn a_server_has_so_many_keys_at_most() {
+    let key = |valid_until_ms| ServerKeyRecord { key: String::new(), valid_until_ms };
+    let keys = |numbers: std::ops::Range<u64>| -> DatedKeys {
+        numbers.map(|number| (format!("ed25519:{number:04}"), key(number))).collect()
+    };
+    let most = KEYS_MAX as u64;
+    let mut known = Known::default();
+    assert!(known.add(keys(0..most)).is_empty());
+    assert_eq!(known.add(keys(most..most + 2)), ["ed25519:0000", "ed25519:0001"]);
+    assert_eq!(known.keys.len(), KEYS_MAX);
+}
