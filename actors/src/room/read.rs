@@ -8,6 +8,7 @@ use engine::{
         self,
         client::{RoomIdField, Unsigned, client_event},
     },
+    room_version::RoomVersion,
     state::StateRoot,
     visibility::{HistoryVisibility, Presence, may_see},
 };
@@ -284,7 +285,7 @@ impl RoomHandle {
         let events = erased.as_deref().unwrap_or(events);
         let related = self.related(events).await?;
         let bundles = self.bundles(events, viewer, room_id, is_nested).await?;
-        let now_ms = self.now_ms();
+        let (rules, now_ms) = (self.snapshot().rules, self.now_ms());
         let mut sights = Sights::default();
         let mut rendered = Vec::with_capacity(events.len());
         for event in events {
@@ -293,7 +294,7 @@ impl RoomHandle {
                 membership: membership.as_deref(),
                 bundle: bundles.get(&event.short).map(String::as_str),
             };
-            rendered.push(render_one(event, viewer, room_id, &related, extra, now_ms));
+            rendered.push(render_one((event, rules), viewer, room_id, &related, extra, now_ms));
         }
         Ok(rendered)
     }
@@ -340,7 +341,7 @@ struct Extra<'a> {
 
 /// One event in client format.
 fn render_one(
-    event: &StoredEvent,
+    (event, rules): (&StoredEvent, &RoomVersion),
     viewer: &Viewer,
     room_id: RoomIdField,
     related: &BTreeMap<ShortEventId, Arc<StoredEvent>>,
@@ -350,6 +351,7 @@ fn render_one(
     let find = |short: Option<ShortEventId>| short.and_then(|short| related.get(&short));
     let replaced = find(event.replaces);
     let because = find(event.redacted_by).map(|redaction| {
+        let redaction = (&**redaction, rules);
         render_one(redaction, viewer, RoomIdField::Present, &BTreeMap::new(), Extra::default(), now_ms)
     });
     let own_txn = event.sent_by.as_ref().filter(|sent_by| {
@@ -366,7 +368,7 @@ fn render_one(
         membership: extra.membership,
         more: extra.bundle,
     };
-    client_event(&event.pdu, &unsigned, room_id)
+    client_event(&event.pdu, rules, &unsigned, room_id)
 }
 
 /// The last state looked at: neighbours in the timeline mostly share it.

@@ -112,20 +112,10 @@ impl RoomHandle {
     /// Left are redactions of the user's own events and the user's own leave.
     pub async fn check_suspended(&self, user: &UserId, draft: &engine::pdu::Draft) -> Result<(), RoomError> {
         let may = match draft.kind {
-            TimelineEventType::RoomRedaction => {
-                #[derive(Deserialize)]
-                struct Redaction {
-                    redacts: Option<ruma::OwnedEventId>,
-                }
-                let content = serde_json::from_str::<Redaction>(draft.content.get());
-                let target = draft.redacts.clone().or_else(|| content.ok()?.redacts);
-                match target {
-                    Some(target) => {
-                        self.any_event(&target).await?.is_some_and(|event| event.pdu.sender() == user)
-                    }
-                    None => false,
-                }
-            }
+            TimelineEventType::RoomRedaction => match &draft.redacts {
+                Some(target) => self.any_event(target).await?.is_some_and(|event| event.pdu.sender() == user),
+                None => false,
+            },
             TimelineEventType::RoomMember => {
                 #[derive(Deserialize)]
                 struct Member {

@@ -45,7 +45,7 @@ pub async fn send_message(
 ) -> ApiResult<Response> {
     let kind = request.event_type.to_string();
     let content = content_of(&kind, request.body.into_json())?;
-    let draft = Draft { kind: kind.into(), state_key: None, content, redacts: None };
+    let draft = Draft::new(kind.into(), None, content);
     let txn_id = Some(request.txn_id.to_string());
     if let Some(delay) = delayed_events::of_query(query.as_deref())? {
         return scheduled(&app, requester, &request.room_id, draft, (txn_id, delay)).await;
@@ -87,7 +87,7 @@ pub async fn send_state(
         require_joined(&room_of(&app, &request.room_id).await?, &requester).await?;
         check_aliases(&app, &request.room_id, &content).await?;
     }
-    let draft = Draft { kind: kind.into(), state_key: Some(request.state_key), content, redacts: None };
+    let draft = Draft::new(kind.into(), Some(request.state_key), content);
     if let Some(delay) = delayed_events::of_query(query.as_deref())? {
         return scheduled(&app, requester, &request.room_id, draft, (None, delay)).await;
     }
