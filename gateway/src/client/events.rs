@@ -2,10 +2,10 @@
 //!
 //! Spec: client-server API, "Sending events to a room" and "Getting events for a room".
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use actors::{
-    room::{RoomError, RoomHandle, Send, Viewer, content_string},
+    room::{RoomError, RoomHandle, Send, StoredEvent, Viewer, content_string},
     token::Token,
 };
 use axum::{
@@ -15,7 +15,7 @@ use axum::{
 };
 use engine::pdu::{Draft, client::RoomIdField};
 use ruma::{
-    OwnedEventId, OwnedRoomAliasId, OwnedRoomId, RoomAliasId, RoomId,
+    EventId, OwnedEventId, OwnedRoomAliasId, OwnedRoomId, RoomAliasId, RoomId,
     api::client::{
         membership::{get_member_events, joined_members},
         message::send_message_event,
@@ -225,14 +225,27 @@ pub async fn get_event(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<get_room_event::v3::Request>,
 ) -> ApiResult<Matrix<get_room_event::v3::Response>> {
-    let room = room_of(&app, &request.room_id).await?;
-    let event = room.event(&request.event_id).await?.ok_or_else(event_not_found)?;
-    if !room.may_see(&requester.user_id, &event).await? {
-        return Err(event_not_found());
-    }
+    let (room, event) = visible_event(&app, &requester, (&request.room_id, &request.event_id)).await?;
     let rendered = room.render(&[event], &viewer(requester), RoomIdField::Present).await?;
     let event = rendered.into_iter().next().ok_or_else(event_not_found)?;
     Ok(Matrix(get_room_event::v3::Response::new(Raw::from_json(event))))
+}
+
+/// An event that the requester may see, with its room; others are answered like those that do not exist.
+pub async fn visible_event(
+    app: &App,
+    requester: &Requester,
+    (room_id, event_id): (&RoomId, &EventId),
+) -> ApiResult<(RoomHandle, Arc<StoredEvent>)> {
+    let room = match app.homeserver().room(room_id).await {
+        Err(RoomError::NotFound) => return Err(event_not_found()),
+        room => room?,
+    };
+    let event = room.event(event_id).await?.ok_or_else(event_not_found)?;
+    if !room.may_see(&requester.user_id, &event).await? {
+        return Err(event_not_found());
+    }
+    Ok((room, event))
 }
 
 /// A room for someone who may be in it: one that does not exist is answered like one that they are not in.
