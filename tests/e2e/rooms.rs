@@ -112,6 +112,27 @@ async fn aliases_are_made_found_and_removed_by_those_who_may() {
     assert_eq!(alice.state(&room, "m.room.canonical_alias", "").await.ok(), known_as);
 }
 
+/// A redaction leaves the state as it is, but for what an event of it says.
+#[tokio::test]
+async fn the_directory_says_nothing_that_was_redacted() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({ "visibility": "public", "name": "Tea house" })).await;
+    let slip = json!({ "topic": "a secret" });
+    let slip = alice.set_state(&room, "m.room.topic", "", &slip).await.ok();
+    let listed = async || {
+        let list = server.anonymous().get("/_matrix/client/v3/publicRooms").await.ok();
+        list["chunk"][0].clone()
+    };
+    for _ in 0..2 {
+        assert_eq!(listed().await["topic"], "a secret");
+    }
+    let redact = format!("redact/{}/1", segment(slip["event_id"].as_str().unwrap()));
+    alice.put(&Client::room(&room, &redact), &json!({})).await.ok();
+    let after = listed().await;
+    assert_eq!((&after["name"], &after["topic"]), (&json!("Tea house"), &Value::Null));
+}
+
 #[tokio::test]
 async fn the_directory_lists_public_rooms() {
     let server = Server::start().await;

@@ -71,6 +71,16 @@ async fn members_are_left_out_of_the_answer_to_a_join_if_that_is_wanted() {
     let lean = join_as(&stranger, &server, &unnamed, "one", "?omit_members=true").await;
     assert_eq!(members(&lean), 3);
     assert_eq!(lean["servers_in_room"], json!([server.name()]));
+    // What they said of themselves may have been redacted since they were looked for.
+    let slip = json!({ "membership": "join", "displayname": "a slip" });
+    let slip = alice.0.set_state(&unnamed, "m.room.member", alice.id(), &slip).await.ok();
+    alice.sync_token().await;
+    let redact = format!("redact/{}/1", segment(slip["event_id"].as_str().unwrap()));
+    alice.0.put(&path(&unnamed, &redact), &json!({})).await.ok();
+    let lean = join_as(&stranger, &server, &unnamed, "two", "?omit_members=true").await;
+    let mut state = lean["state"].as_array().unwrap().iter();
+    let hero = state.find(|event| event["state_key"] == alice.id()).unwrap();
+    assert_eq!(hero["content"], json!({ "membership": "join" }));
 }
 
 async fn members(user: &User, room: &str) -> Vec<String> {
