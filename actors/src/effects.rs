@@ -49,6 +49,7 @@ pub(crate) fn may_pass(error: &RoomError) -> bool {
             | RoomError::TimedOut
             | RoomError::Activate(_)
             | RoomError::Remote(_)
+            | RoomError::Policy(_)
     )
 }
 

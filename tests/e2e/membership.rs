@@ -72,6 +72,33 @@ async fn a_restricted_room_lets_in_the_members_of_another() {
 }
 
 #[tokio::test]
+async fn who_cannot_be_let_in_here_is_told_what_the_client_api_says() {
+    let server = Server::start().await;
+    let [alice, boss, mallory] = server.clients(["alice", "boss", "mallory"]).await;
+    let club = alice.create_room(json!({ "preset": "public_chat" })).await;
+    mallory.join(&club).await.ok();
+    let restricted = |room: &str| {
+        let allow = json!([{ "type": "m.room_membership", "room_id": room }]);
+        json!([{ "type": "m.room.join_rules", "content": { "join_rule": "restricted", "allow": allow } }])
+    };
+    // Nobody here knows who is in that room.
+    let state = restricted("!elsewhere:example.org");
+    let unknown = alice.create_room(json!({ "room_version": "11", "initial_state": state })).await;
+    mallory.join(&unknown).await.is(403, "M_FORBIDDEN");
+    // Nobody who is left may invite.
+    let state = restricted(&club);
+    let lost = boss.create_room(json!({ "room_version": "11", "initial_state": state })).await;
+    alice.join(&club).await.ok();
+    boss.moderate("invite", &lost, &alice.user_id).await.ok();
+    alice.join(&lost).await.ok();
+    let mut levels = boss.state(&lost, "m.room.power_levels", "").await.ok();
+    levels["invite"] = json!(100);
+    boss.set_state(&lost, "m.room.power_levels", "", &levels).await.ok();
+    boss.leave(&lost).await.ok();
+    mallory.join(&lost).await.is(403, "M_FORBIDDEN");
+}
+
+#[tokio::test]
 async fn who_left_sees_what_was_and_may_forget_it() {
     let server = Server::start().await;
     let (alice, bob) = (server.client("alice").await, server.client("bob").await);

@@ -21,8 +21,13 @@ async fn rooms_of_every_version_are_created_and_talked_in() {
         assert_eq!(event["content"], json!({}), "version {version}");
         assert_eq!(event["unsigned"]["redacted_because"]["sender"], alice.user_id, "version {version}");
     }
-    let unknown = json!({ "room_version": "99" });
-    alice.post("/_matrix/client/v3/createRoom", &unknown).await.is(400, "M_UNSUPPORTED_ROOM_VERSION");
+    for unknown in ["99", "my_version", ""] {
+        let request = json!({ "room_version": unknown });
+        let answer = alice.post("/_matrix/client/v3/createRoom", &request).await;
+        answer.is(400, "M_UNSUPPORTED_ROOM_VERSION");
+    }
+    let wrong = json!({ "room_version": 11 });
+    alice.post("/_matrix/client/v3/createRoom", &wrong).await.is(400, "M_BAD_JSON");
 }
 
 #[tokio::test]
@@ -188,7 +193,10 @@ async fn an_upgrade_moves_people_to_a_new_room() {
     bob.join(&old).await.ok();
     let path = Client::room(&old, "upgrade");
     bob.post(&path, &json!({ "new_version": "12" })).await.is(403, "M_FORBIDDEN");
-    alice.post(&path, &json!({ "new_version": "99" })).await.is(400, "M_UNSUPPORTED_ROOM_VERSION");
+    for unknown in ["99", "my_version"] {
+        let answer = alice.post(&path, &json!({ "new_version": unknown })).await;
+        answer.is(400, "M_UNSUPPORTED_ROOM_VERSION");
+    }
     for version in ["11", "12"] {
         let tombstoned = alice.create_room(json!({ "room_version": "9", "preset": "public_chat" })).await;
         let path = Client::room(&tombstoned, "upgrade");

@@ -74,7 +74,26 @@ async fn join(
 }
 
 /// Joins through this server, or through another one.
+///
+/// Servers tell each other why a join of a restricted room cannot be authorised; clients learn that it may not be.
+/// Spec: client-server API, `POST /_matrix/client/v3/rooms/{roomId}/join`.
 async fn enter(
+    app: &App,
+    requester: Requester,
+    room_id: &RoomId,
+    via: &[OwnedServerName],
+    reason: Option<String>,
+) -> ApiResult<()> {
+    let entered = try_ways(app, requester, room_id, via, reason).await;
+    entered.map_err(|error| if lacks_authority(&error) { error.into_forbidden() } else { error })
+}
+
+/// Whether another server may be able to authorise the join of a restricted room.
+fn lacks_authority(error: &ApiError) -> bool {
+    matches!(error.errcode(), "M_UNABLE_TO_AUTHORISE_JOIN" | "M_UNABLE_TO_GRANT_JOIN")
+}
+
+async fn try_ways(
     app: &App,
     requester: Requester,
     room_id: &RoomId,
@@ -98,10 +117,7 @@ async fn enter(
     let reason_of_join = reason.clone();
     match change(app, &user, user.clone(), room_id, action, reason_of_join).await {
         // Another server of the room may have a member who can let the user in.
-        Err(error)
-            if matches!(error.errcode(), "M_UNABLE_TO_AUTHORISE_JOIN" | "M_UNABLE_TO_GRANT_JOIN")
-                && homeserver.federates() =>
-        {
+        Err(error) if lacks_authority(&error) && homeserver.federates() => {
             let others = homeserver
                 .room(room_id)
                 .await?

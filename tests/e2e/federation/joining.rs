@@ -286,6 +286,20 @@ async fn a_room_is_not_complete_without_the_members_that_are_refused() {
         .await;
 }
 
+/// Spec: client-server API, `POST /rooms/{roomId}/invite`, 400.
+#[tokio::test]
+async fn whoevers_server_lacks_the_room_version_is_not_invited() {
+    let (server, old) = (Server::start_federating("").await, Stranger::start().await);
+    let alice = User(server.client("alice").await);
+    let room = alice.create("12", json!({})).await;
+    old.on(|heard| {
+        let error = json!({ "errcode": "M_INCOMPATIBLE_ROOM_VERSION", "error": "?", "room_version": "12" });
+        heard.uri.contains("/v2/invite/").then_some(Reply::Json(400, error))
+    });
+    let invite = json!({ "user_id": format!("@guest:{}", old.name()) });
+    alice.0.post(&path(&room, "invite"), &invite).await.is(400, "M_UNSUPPORTED_ROOM_VERSION");
+}
+
 /// A redaction without a target is not shown, and yet others come after it.
 #[tokio::test]
 async fn what_follows_a_hidden_event_stands_once_the_members_are_there() {
