@@ -385,8 +385,16 @@ impl Homeserver {
             Some(account) if account.is_deactivated || account.is_locked => {
                 Err(RoomError::NotAllowed("the account cannot be used".to_owned()))
             }
-            Some(account) if account.is_suspended => room.check_suspended(user, draft).await,
-            _ => Ok(()),
+            Some(account) => {
+                if account.is_suspended {
+                    room.check_suspended(user, draft).await?;
+                }
+                if account.is_guest {
+                    room.check_guest(user, draft).await?;
+                }
+                Ok(())
+            }
+            None => Ok(()),
         }
     }
 }

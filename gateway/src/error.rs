@@ -181,6 +181,7 @@ impl From<RoomError> for ApiError {
             }
             RoomError::Pdu(PduError::Json(_) | PduError::Malformed(_) | PduError::Signature(_))
             | RoomError::NewRoom(NewRoomError::Invalid(_)) => Self::bad_json(message),
+            RoomError::NoGuests => Self::new(StatusCode::FORBIDDEN, "M_GUEST_ACCESS_FORBIDDEN", message),
             RoomError::NewRoom(NewRoomError::UnsupportedVersion(_)) | RoomError::UnsupportedThere(_) => {
                 Self::bad_request("M_UNSUPPORTED_ROOM_VERSION", message)
             }

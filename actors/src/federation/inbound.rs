@@ -326,6 +326,7 @@ pub(crate) fn is_own_trouble(error: &RoomError) -> bool {
         | RoomError::Incomplete
         | RoomError::IncompatibleVersion(_)
         | RoomError::UnsupportedThere(_)
+        | RoomError::NoGuests
         | RoomError::Policy(_)
         | RoomError::InviteBlocked
         | RoomError::Suspended

@@ -81,6 +81,9 @@ pub enum RoomError {
     /// The server of the invited user does not support the room's version; nobody was invited.
     #[error("the user's server does not support room version {0}")]
     UnsupportedThere(ruma::RoomVersionId),
+    /// The room does not let guests join.
+    #[error("guests may not join this room")]
+    NoGuests,
     /// The room's policy server did not recommend the event; nothing was stored.
     #[error("the room's policy server does not recommend the event: {0}")]
     Policy(FederationError),

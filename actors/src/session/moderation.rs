@@ -106,6 +106,18 @@ impl Homeserver {
     }
 }
 
+/// The membership that a user is to get by an event of their own.
+pub(crate) fn own_membership(user: &UserId, draft: &engine::pdu::Draft) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Member {
+        membership: Option<String>,
+    }
+    let is_own =
+        draft.kind == TimelineEventType::RoomMember && draft.state_key.as_deref() == Some(user.as_str());
+    let content = serde_json::from_str::<Member>(draft.content.get()).ok().filter(|_| is_own);
+    content?.membership
+}
+
 impl RoomHandle {
     /// Refuses what a suspended user may not send to a room.
     ///
@@ -117,13 +129,7 @@ impl RoomHandle {
                 None => false,
             },
             TimelineEventType::RoomMember => {
-                #[derive(Deserialize)]
-                struct Member {
-                    membership: Option<String>,
-                }
-                let content = serde_json::from_str::<Member>(draft.content.get());
-                draft.state_key.as_deref() == Some(user.as_str())
-                    && content.is_ok_and(|content| content.membership.as_deref() == Some("leave"))
+                own_membership(user, draft).is_some_and(|membership| membership == "leave")
             }
             _ => false,
         };

@@ -114,9 +114,12 @@ async fn send(
     txn_id: Option<String>,
 ) -> ApiResult<OwnedEventId> {
     let room = room_of(app, room_id).await?;
-    let Requester { user_id, device_id, restriction, .. } = requester;
+    let Requester { user_id, device_id, restriction, is_guest, .. } = requester;
     if restriction == Some(Restriction::Suspension) {
         room.check_suspended(&user_id, &draft).await?;
+    }
+    if is_guest {
+        room.check_guest(&user_id, &draft).await?;
     }
     let sent_by = txn_id.map(|txn_id| SentBy { device_id, txn_id });
     app.homeserver().note_activity(&user_id);

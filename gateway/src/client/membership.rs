@@ -104,14 +104,14 @@ async fn try_ways(
     let user = requester.user_id;
     if !homeserver.is_resident(room_id).await? {
         if requester.is_guest {
-            return Err(guests_may_not_join());
+            return Err(RoomError::NoGuests.into());
         }
         let content = own_content(app, &user, reason).await?;
         return Ok(homeserver.join_remote(&user, room_id, via, &content).await?);
     }
     let meets_allow_rule = homeserver.meets_allow_rule(&user, room_id).await?;
-    if requester.is_guest && !homeserver.room(room_id).await?.public_face().await?.face.guest_can_join {
-        return Err(guests_may_not_join());
+    if requester.is_guest && !homeserver.room(room_id).await?.admits_guests().await? {
+        return Err(RoomError::NoGuests.into());
     }
     let action = MembershipAction::Join { meets_allow_rule };
     let reason_of_join = reason.clone();
@@ -133,10 +133,6 @@ async fn try_ways(
         }
         outcome => outcome,
     }
-}
-
-fn guests_may_not_join() -> ApiError {
-    ApiError::new(http::StatusCode::FORBIDDEN, "M_GUEST_ACCESS_FORBIDDEN", "guests may not join this room")
 }
 
 /// The content of a membership event by which a user changes their own membership.
