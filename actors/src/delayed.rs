@@ -364,7 +364,9 @@ impl Homeserver {
         let content = std::str::from_utf8(&record.content).unwrap_or_default().to_owned();
         let content =
             RawValue::from_string(content).map_err(|error| RoomError::Invalid(error.to_string()))?;
-        let draft = Draft::new(record.kind.as_str().into(), record.state_key.clone(), content);
+        let mut draft = Draft::new(record.kind.as_str().into(), record.state_key.clone(), content);
+        let filled = self.fill_in_profile(&mut draft).await;
+        filled.map_err(|error| RoomError::Invalid(error.to_string()))?;
         self.check_delayed_sender(&room, &record.user_id, &draft).await?;
         // A client's own transaction ID, so that the client knows its event again.
         let is_message = record.state_key.is_none() && !record.txn_id.is_empty();

@@ -98,6 +98,31 @@ async fn who_cannot_be_let_in_here_is_told_what_the_client_api_says() {
     mallory.join(&lost).await.is(403, "M_FORBIDDEN");
 }
 
+/// Spec: "Events on Change of Profile Information".
+#[tokio::test]
+async fn memberships_that_are_sent_as_state_have_the_profile_too() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let name = json!({ "displayname": "Bob" });
+    let profile = format!("/_matrix/client/v3/profile/{}/displayname", segment(&bob.user_id));
+    bob.put(&profile, &name).await.ok();
+    let state = json!([{ "type": "m.room.join_rules", "content": { "join_rule": "knock" } }]);
+    let room = alice.create_room(json!({ "initial_state": state })).await;
+    for (client, membership) in [(&bob, "knock"), (&alice, "invite"), (&bob, "join")] {
+        let content = json!({ "membership": membership });
+        client.set_state(&room, "m.room.member", &bob.user_id, &content).await.ok();
+        let member = alice.state(&room, "m.room.member", &bob.user_id).await.ok();
+        assert_eq!(member, json!({ "membership": membership, "displayname": "Bob" }));
+    }
+    // What the event says stands.
+    let content = json!({ "membership": "join", "displayname": "Bob of this room" });
+    bob.set_state(&room, "m.room.member", &bob.user_id, &content).await.ok();
+    assert_eq!(alice.state(&room, "m.room.member", &bob.user_id).await.ok(), content);
+    let content = json!({ "membership": "leave" });
+    bob.set_state(&room, "m.room.member", &bob.user_id, &content).await.ok();
+    assert_eq!(alice.state(&room, "m.room.member", &bob.user_id).await.ok(), content);
+}
+
 #[tokio::test]
 async fn who_left_sees_what_was_and_may_forget_it() {
     let server = Server::start().await;
@@ -229,6 +254,11 @@ async fn members_are_listed_as_they_are_and_as_they_were() {
     assert_eq!(members("").await, [alice_id.clone(), bob_id.clone(), carol_id.clone()]);
     assert_eq!(members("membership=join").await, [alice_id.clone(), bob_id.clone()]);
     assert_eq!(members("not_membership=join").await, vec![carol_id.clone()]);
+    // Either condition is enough.
+    let all = [alice_id.clone(), bob_id.clone(), carol_id.clone()];
+    assert_eq!(members("membership=join&not_membership=ban").await, all);
+    assert_eq!(members("membership=invite&not_membership=join").await, vec![carol_id.clone()]);
+    assert!(members("membership=ban&not_membership=invite").await.len() == 2);
     assert_eq!(members(&format!("membership=join&at={then}")).await, vec![alice_id.clone()]);
     let joined = alice.get(&Client::room(&room, "joined_members")).await.ok();
     let mut users: Vec<_> = joined["joined"].as_object().unwrap().keys().cloned().collect();

@@ -110,7 +110,7 @@ async fn send(
     app: &App,
     requester: Requester,
     room_id: &OwnedRoomId,
-    draft: Draft,
+    mut draft: Draft,
     txn_id: Option<String>,
 ) -> ApiResult<OwnedEventId> {
     let room = room_of(app, room_id).await?;
@@ -121,6 +121,7 @@ async fn send(
     if is_guest {
         room.check_guest(&user_id, &draft).await?;
     }
+    app.homeserver().fill_in_profile(&mut draft).await?;
     let sent_by = txn_id.map(|txn_id| SentBy { device_id, txn_id });
     app.homeserver().note_activity(&user_id);
     let send = Send { sender: user_id, draft, sent_by };
@@ -292,8 +293,14 @@ pub async fn get_members(
     let unwanted = request.not_membership.map(|membership| membership.to_string());
     events.retain(|event| {
         let membership = actors::room::membership_of(&event.pdu);
-        wanted.as_ref().is_none_or(|wanted| *wanted == membership)
-            && unwanted.as_ref().is_none_or(|unwanted| *unwanted != membership)
+        match (&wanted, &unwanted) {
+            (None, None) => true,
+            // Of two conditions either is enough.
+            (wanted, unwanted) => {
+                wanted.as_ref().is_some_and(|wanted| *wanted == membership)
+                    || unwanted.as_ref().is_some_and(|unwanted| *unwanted != membership)
+            }
+        }
     });
     let events = room.render(&events, &viewer(requester), RoomIdField::Present).await?;
     Ok(Matrix(get_member_events::v3::Response::new(events.into_iter().map(Raw::from_json).collect())))
