@@ -4,13 +4,13 @@
 
 use std::cmp::Reverse;
 
-use engine::{state::StateRoot, visibility::HistoryVisibility};
+use engine::{id::ShortRoomId, state::StateRoot, visibility::HistoryVisibility};
 use ruma::{OwnedRoomAliasId, OwnedRoomId, RoomAliasId, RoomId, UserId};
 use serde_json::Value;
 pub use storage::schema::PublicFaceRecord;
 use storage::{
     Batch, CommitError, Direction, KeyRange,
-    schema::{self, AliasRecord},
+    schema::{self, AliasRecord, RoomRecord},
 };
 
 use crate::{
@@ -162,14 +162,13 @@ impl Homeserver {
         let heads = storage.get_many(&schema::ROOMS, known.iter().map(|(_, room)| *room)).await?;
         let faces = storage.get_many(&schema::PUBLIC_FACES, known.iter().map(|(_, room)| *room)).await?;
         let mut rooms = Vec::with_capacity(known.len());
-        let mut fresh = Batch::new();
         for (((room_id, room), head), face) in known.into_iter().zip(heads).zip(faces) {
             let Some(head) = head else { continue };
             let face = match face.filter(|face| face.root == head.root) {
                 Some(face) => face,
                 None => match face_at(&self.room_shared().store, head.root).await {
                     Ok(face) => {
-                        fresh.put(&schema::PUBLIC_FACES, &room, &face);
+                        self.keep_face(room, &head, &face);
                         face
                     }
                     // One room that cannot be read does not hide all others.
@@ -184,11 +183,15 @@ impl Homeserver {
                 rooms.push(room);
             }
         }
-        if !fresh.is_empty() {
-            storage.submit(fresh, None, |_| {}); // what is not kept is read again
-        }
         rooms.sort_by(|a, b| a.place().cmp(&b.place()));
         Ok(rooms)
+    }
+
+    /// Keeps what a room says to everyone, unless an event has come since: it may redact what was read.
+    fn keep_face(&self, room: ShortRoomId, head: &RoomRecord, face: &PublicFaceRecord) {
+        let mut batch = Batch::new();
+        batch.expect(&schema::ROOMS, &room, head).put(&schema::PUBLIC_FACES, &room, face);
+        self.storage().submit(batch, None, |_| {}); // what is not kept is read again
     }
 }
 

@@ -362,12 +362,11 @@ impl Homeserver {
             return Err(RoomError::NotAllowed("somebody else has changed this state since".to_owned()));
         }
         let content = std::str::from_utf8(&record.content).unwrap_or_default().to_owned();
-        let draft = Draft {
-            kind: record.kind.as_str().into(),
-            state_key: record.state_key.clone(),
-            content: RawValue::from_string(content).map_err(|error| RoomError::Invalid(error.to_string()))?,
-            redacts: None,
-        };
+        let content =
+            RawValue::from_string(content).map_err(|error| RoomError::Invalid(error.to_string()))?;
+        let mut draft = Draft::new(record.kind.as_str().into(), record.state_key.clone(), content);
+        let filled = self.fill_in_profile(&mut draft).await;
+        filled.map_err(|error| RoomError::Invalid(error.to_string()))?;
         self.check_delayed_sender(&room, &record.user_id, &draft).await?;
         // A client's own transaction ID, so that the client knows its event again.
         let is_message = record.state_key.is_none() && !record.txn_id.is_empty();
@@ -388,8 +387,16 @@ impl Homeserver {
             Some(account) if account.is_deactivated || account.is_locked => {
                 Err(RoomError::NotAllowed("the account cannot be used".to_owned()))
             }
-            Some(account) if account.is_suspended => room.check_suspended(user, draft).await,
-            _ => Ok(()),
+            Some(account) => {
+                if account.is_suspended {
+                    room.check_suspended(user, draft).await?;
+                }
+                if account.is_guest {
+                    room.check_guest(user, draft).await?;
+                }
+                Ok(())
+            }
+            None => Ok(()),
         }
     }
 }

@@ -5,14 +5,17 @@
 
 use std::sync::Arc;
 
-use engine::id::Position;
+use engine::{id::Position, pdu::Draft};
 use ruma::{OwnedRoomId, RoomId, UserId};
 use storage::{Batch, CommitError, Direction, KeyRange, StoreError, schema};
 use tokio::sync::mpsc;
 
 use crate::{
     homeserver::{Homeserver, WeakHomeserver},
-    room::{MembershipAction, MembershipChange, RoomError, content_string, membership_of},
+    room::{
+        MembershipAction, MembershipChange, RoomError, RoomHandle, StoredEvent, content_string, membership_of,
+    },
+    session::own_membership,
 };
 
 /// An effect that is yet to come about.
@@ -49,6 +52,7 @@ pub(crate) fn may_pass(error: &RoomError) -> bool {
             | RoomError::TimedOut
             | RoomError::Activate(_)
             | RoomError::Remote(_)
+            | RoomError::Policy(_)
     )
 }
 
@@ -126,9 +130,7 @@ impl Homeserver {
 
     async fn remove_guests_once(&self, room_id: &RoomId) -> Result<(), RoomError> {
         let room = self.room(room_id).await?;
-        let guest_access = room.current("m.room.guest_access", "").await?;
-        let guest_access = guest_access.and_then(|event| content_string(&event.pdu, "guest_access"));
-        if guest_access.as_deref() == Some("can_join") {
+        if room.admits_guests().await? {
             return Ok(());
         }
         for member in room.state(room.snapshot().head.root, Some("m.room.member")).await? {
@@ -163,10 +165,32 @@ pub(crate) async fn follow_guest_access(
 /// Where rooms tell that they close to guests.
 pub(crate) type ClosedRooms = mpsc::UnboundedSender<OwnedRoomId>;
 
-/// Whether an event may have closed a room to guests: the first one of its kind closes nothing.
-pub(crate) fn closes_to_guests(event: &Arc<crate::room::StoredEvent>) -> bool {
+/// Whether an event, as it is now, may have closed a room to guests: the first one of its kind closes nothing, unless
+/// it is redacted.
+pub(crate) fn closes_to_guests(event: &Arc<StoredEvent>) -> bool {
     event.pdu.kind() == "m.room.guest_access"
         && event.pdu.state_key() == Some("")
-        && event.replaces.is_some()
-        && content_string(&event.pdu, "guest_access").as_deref() != Some("can_join")
+        && (event.replaces.is_some() || event.redacted_by.is_some())
+        && !lets_guests_in(event)
+}
+
+/// Whether an `m.room.guest_access` event lets guests join.
+fn lets_guests_in(event: &StoredEvent) -> bool {
+    content_string(&event.pdu, "guest_access").as_deref() == Some("can_join")
+}
+
+impl RoomHandle {
+    /// Whether guests may join.
+    ///
+    /// Spec: client-server API, "Guest Access", server behaviour.
+    pub async fn admits_guests(&self) -> Result<bool, RoomError> {
+        let event = self.current("m.room.guest_access", "").await?;
+        Ok(event.is_some_and(|event| lets_guests_in(&event)))
+    }
+
+    /// Refuses a guest's join of a room that lets none in, however it is sent.
+    pub async fn check_guest(&self, guest: &UserId, draft: &Draft) -> Result<(), RoomError> {
+        let joins = own_membership(guest, draft).is_some_and(|membership| membership == "join");
+        if joins && !self.admits_guests().await? { Err(RoomError::NoGuests) } else { Ok(()) }
+    }
 }

@@ -31,6 +31,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, future::BoxFuture, stream::BoxStream};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use ruma::{OwnedServerName, ServerName};
+use serde_json::{Map, Value};
 
 use crate::{destination::Outbox, metrics::Metrics};
 
@@ -94,6 +95,8 @@ pub enum FederationError {
         error: String,
         /// When to try again.
         retry_after: Option<Duration>,
+        /// The whole answer, if it is a JSON object.
+        body: Map<String, Value>,
     },
     /// Its name cannot be resolved.
     #[error("cannot resolve the server's name: {0}")]

@@ -88,7 +88,6 @@ pub use self::{
 };
 use self::{
     change::Change, early_receipts::EarlyReceipts, ephemeral::Typists, extremities::TidyUp, pending::Pending,
-    send::txn_key,
 };
 use crate::{
     destination::Outbox,
@@ -281,10 +280,7 @@ impl ActiveRoom {
             RoomMessage::Receive(receive, reply) => {
                 let mut change = Change::new(self);
                 let event_id = receive.pdu.event_id().clone();
-                let txn = receive
-                    .sent_by
-                    .as_ref()
-                    .map(|sent_by| txn_key(self.room, receive.pdu.sender(), receive.pdu.kind(), sent_by));
+                let txn = receive.sent_by.as_ref().map(|sent_by| self.txn_of(&receive.pdu, sent_by));
                 let outcome = self.receive(&mut change, *receive).await;
                 if matches!(outcome, Ok(Received::Accepted)) {
                     self.remember_txn(txn, &event_id);

@@ -93,7 +93,9 @@ fn events(criterion: &mut Criterion) {
     });
     group.bench_function("authorise", |bencher| bencher.iter(|| room.check(black_box(&event))));
     group.bench_function("client_format", |bencher| {
-        bencher.iter(|| client_event(black_box(&event), &Unsigned::default(), RoomIdField::Absent));
+        bencher.iter(|| {
+            client_event(black_box(&event), room.version, &Unsigned::default(), RoomIdField::Absent)
+        });
     });
     group.finish();
 }

@@ -17,6 +17,8 @@ use ruma::{
 };
 use serde_json::value::RawValue;
 
+use crate::room_version::RoomVersion;
+
 pub use self::{
     build::{BuildContext, Draft, build, countersign, redact, seal, template},
     sign::{SigningKey, Verified, is_signed_by, verify, with_signature},
@@ -58,7 +60,10 @@ pub struct Pdu {
     depth: u64,
     prev_events: Vec<OwnedEventId>,
     auth_events: Vec<OwnedEventId>,
+    /// The event's own `redacts`.
     redacts: Option<OwnedEventId>,
+    /// That in the content of a redaction.
+    content_redacts: Option<OwnedEventId>,
     raw: Bytes,
     rejected: bool,
 }
@@ -119,9 +124,12 @@ impl Pdu {
         &self.auth_events
     }
 
-    /// The event that a redaction redacts.
-    pub fn redacts(&self) -> Option<&EventId> {
-        self.redacts.as_deref()
+    /// The event that a redaction redacts: its content names it from version 11 on, a field of its own before.
+    ///
+    /// Spec: room version 11, "Moving the `redacts` property of `m.room.redaction` events to a `content` property".
+    pub fn redacts(&self, version: &RoomVersion) -> Option<&EventId> {
+        let in_content = version.redaction.content_field_redacts;
+        if in_content { self.content_redacts.as_deref() } else { self.redacts.as_deref() }
     }
 
     /// The canonical JSON as received or created.
@@ -203,6 +211,7 @@ impl ruma::state_res::Event for Pdu {
     }
 
     fn redacts(&self) -> Option<&OwnedEventId> {
+        // Asked for only by the rules of versions that have the field.
         self.redacts.as_ref()
     }
 

@@ -124,6 +124,12 @@ impl ApiError {
         self
     }
 
+    /// The same text as 403 `M_FORBIDDEN`.
+    #[must_use]
+    pub fn into_forbidden(self) -> Self {
+        Self { status: StatusCode::FORBIDDEN, errcode: "M_FORBIDDEN".into(), ..self }
+    }
+
     /// The errcode.
     pub fn errcode(&self) -> &str {
         &self.errcode
@@ -175,7 +181,8 @@ impl From<RoomError> for ApiError {
             }
             RoomError::Pdu(PduError::Json(_) | PduError::Malformed(_) | PduError::Signature(_))
             | RoomError::NewRoom(NewRoomError::Invalid(_)) => Self::bad_json(message),
-            RoomError::NewRoom(NewRoomError::UnsupportedVersion(_)) => {
+            RoomError::NoGuests => Self::new(StatusCode::FORBIDDEN, "M_GUEST_ACCESS_FORBIDDEN", message),
+            RoomError::NewRoom(NewRoomError::UnsupportedVersion(_)) | RoomError::UnsupportedThere(_) => {
                 Self::bad_request("M_UNSUPPORTED_ROOM_VERSION", message)
             }
             RoomError::AliasInUse => Self::bad_request("M_ROOM_IN_USE", message),
@@ -190,10 +197,30 @@ impl From<RoomError> for ApiError {
             }
             RoomError::Activate(error) => error.into(),
             RoomError::Remote(error) => remote(error),
+            RoomError::Policy(error) => policy(error),
             RoomError::Read(_) | RoomError::Commit(_) | RoomError::Crashed | RoomError::TimedOut => {
                 Self::internal(&message)
             }
         }
+    }
+}
+
+/// Error codes by which clients take themselves for logged out: only their own server has a say in that.
+const ABOUT_SESSION: [&str; 3] = ["M_MISSING_TOKEN", "M_UNKNOWN_TOKEN", "M_USER_LOCKED"];
+
+/// What a policy server said against an event, as it said it.
+///
+/// Spec: server-server API, "Validating Policy Server signatures".
+fn policy(error: FederationError) -> ApiError {
+    match error {
+        FederationError::Status { status, errcode, error, body, .. }
+            if body.contains_key("errcode")
+                && (status.is_client_error() || status.is_server_error())
+                && !ABOUT_SESSION.contains(&errcode.as_str()) =>
+        {
+            ApiError { status, errcode: errcode.into(), message: error, fields: body }
+        }
+        error => remote(error),
     }
 }
 
@@ -202,7 +229,8 @@ fn remote(error: FederationError) -> ApiError {
     match error {
         // What was wrong with our request is none of the client's doing.
         FederationError::Status { errcode, error, .. }
-            if ["M_MISSING_PARAM", "M_INVALID_PARAM"].contains(&errcode.as_str()) =>
+            if ["M_MISSING_PARAM", "M_INVALID_PARAM"].contains(&errcode.as_str())
+                || ABOUT_SESSION.contains(&errcode.as_str()) =>
         {
             let message = format!("the other server does not understand our request: {error}");
             ApiError::new(StatusCode::BAD_GATEWAY, "M_UNKNOWN", message)

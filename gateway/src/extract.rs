@@ -21,7 +21,7 @@ use serde::{
 use crate::{
     app::App,
     bodies,
-    client::push_rules,
+    client::{push_rules, rooms},
     error::{ApiError, ApiResult},
     guests, suspension, uia,
 };
@@ -261,6 +261,7 @@ async fn parse<R: IncomingRequest>(
     if route(parts).trim_end_matches('/') == push_rules::ROUTE {
         body = push_rules::with_conditions(body);
     }
+    rooms::check_version(route(parts), &body)?;
     let mut request = http::Request::builder().method(parts.method.clone()).uri(parts.uri.clone());
     if let Some(headers) = request.headers_mut() {
         *headers = parts.headers.clone();

@@ -28,7 +28,7 @@ use ruma::{
     serde::{Base64, base64::Standard},
     signatures::KeyPair,
 };
-use serde::Deserialize;
+use serde_json::{Map, Value};
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
     time::Instant,
@@ -384,19 +384,13 @@ fn failure(error: &reqwest::Error) -> FederationError {
     }
 }
 
-#[derive(Default, Deserialize)]
-struct ErrorBody {
-    #[serde(default)]
-    errcode: String,
-    #[serde(default)]
-    error: String,
-    retry_after_ms: Option<u64>,
-}
-
 /// What an answer that is no success says; `retry_after` is that of its headers.
 pub fn refusal(status: StatusCode, retry_after: Option<Duration>, body: &[u8]) -> FederationError {
-    let body: ErrorBody = serde_json::from_slice(body).unwrap_or_default();
-    let errcode = if body.errcode.is_empty() { "M_UNKNOWN".to_owned() } else { body.errcode };
-    let retry_after = retry_after.or(body.retry_after_ms.map(Duration::from_millis));
-    FederationError::Status { status, errcode, error: body.error, retry_after }
+    let body: Map<String, Value> = serde_json::from_slice(body).unwrap_or_default();
+    let text = |name: &str| body.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let (errcode, error) = (text("errcode"), text("error"));
+    let errcode = if errcode.is_empty() { "M_UNKNOWN".to_owned() } else { errcode };
+    let retry_after_ms = body.get("retry_after_ms").and_then(Value::as_u64);
+    let retry_after = retry_after.or(retry_after_ms.map(Duration::from_millis));
+    FederationError::Status { status, errcode, error, retry_after, body }
 }

@@ -215,8 +215,9 @@ tables! {
 
     /// What the directory says of each room that it lists, as of one state.
     ///
-    /// Key: room. Writer: whoever lists the directory and finds that the room's state is another one. Changes:
-    /// overwritten.
+    /// Key: room. Writer: whoever lists the directory and finds that the room's state is another one, under the condition
+    /// that no event came meanwhile. Changes: overwritten; deletion by `RoomActor`, in the batch in which a state event
+    /// changes (is redacted).
     72 => PUBLIC_FACES: ShortRoomId => PublicFaceRecord;
 
     /// What the filters of sliding sync ask of each room that a local user is in, as of one state.

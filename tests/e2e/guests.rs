@@ -88,6 +88,33 @@ async fn guests_leave_a_room_that_closes_to_them() {
 }
 
 #[tokio::test]
+async fn a_redaction_closes_a_room_to_guests() {
+    let server = with_guests().await;
+    let alice = server.client("alice").await;
+    let guest = guest(&server).await;
+    let room = alice.create_room(open_to_guests(&json!([]))).await;
+    guest.join(&room).await.ok();
+    let path = Client::room(&room, "state/m.room.guest_access?format=event");
+    let access = alice.get(&path).await.ok();
+    let redact = format!("redact/{}/1", segment(access["event_id"].as_str().unwrap()));
+    alice.put(&Client::room(&room, &redact), &json!({})).await.ok();
+    until_membership(&guest, &alice, &room, "leave").await;
+}
+
+#[tokio::test]
+async fn guests_do_not_join_by_a_state_event_where_they_may_not() {
+    let server = with_guests().await;
+    let alice = server.client("alice").await;
+    let guest = guest(&server).await;
+    let closed = alice.create_room(json!({ "preset": "public_chat" })).await;
+    let open = alice.create_room(open_to_guests(&json!([]))).await;
+    let join = json!({ "membership": "join" });
+    let refused = guest.set_state(&closed, "m.room.member", &guest.user_id, &join).await;
+    refused.is(403, "M_GUEST_ACCESS_FORBIDDEN");
+    guest.set_state(&open, "m.room.member", &guest.user_id, &join).await.ok();
+}
+
+#[tokio::test]
 async fn guests_may_do_what_the_table_says_and_nothing_else() {
     let server = with_guests().await;
     let alice = server.client("alice").await;

@@ -154,6 +154,88 @@ async fn a_banned_or_kicked_user_reads_on_up_to_then() {
     }
 }
 
+/// Spec: `GET /rooms/{roomId}/event/{eventId}` and `/context/{eventId}`, 404.
+#[tokio::test]
+async fn an_event_of_an_unknown_room_is_not_found() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    for path in ["event/$unknown", "context/$unknown"] {
+        alice.get(&Client::room("!unknown:example.org", path)).await.is(404, "M_NOT_FOUND");
+    }
+}
+
+#[tokio::test]
+async fn context_gives_the_state_only_to_those_who_may_read_it() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let state = |name: &str| json!([{ "type": "m.room.join_rules", "content": { "join_rule": name } }]);
+    let context = async |room: &str, event: &Value, filter: &str| {
+        let event = segment(event["event_id"].as_str().unwrap());
+        let path = Client::room(room, &format!("context/{event}?filter={}", segment(filter)));
+        bob.get(&path).await.ok()["state"].as_array().unwrap().clone()
+    };
+    let filters = ["{}", "{\"lazy_load_members\":true}"];
+    for membership in ["invite", "knock"] {
+        let room = alice.create_room(json!({ "name": "secret", "initial_state": state("knock") })).await;
+        let by = if membership == "invite" { &alice } else { &bob };
+        let content = json!({ "membership": membership });
+        let own = by.set_state(&room, "m.room.member", &bob.user_id, &content).await.ok();
+        for filter in filters {
+            assert_eq!(context(&room, &own, filter).await, [] as [Value; 0], "{membership}");
+        }
+    }
+    let room = alice.create_room(json!({ "name": "then", "preset": "public_chat" })).await;
+    bob.join(&room).await.ok();
+    let then = json!({ "event_id": alice.say(&room, "1", "then").await });
+    bob.leave(&room).await.ok();
+    alice.set_state(&room, "m.room.name", "", &json!({ "name": "now" })).await.ok();
+    let ban = json!({ "membership": "ban" });
+    let ban = alice.set_state(&room, "m.room.member", &bob.user_id, &ban).await.ok();
+    for (event, filter) in [(&then, filters[0]), (&ban, filters[0]), (&ban, filters[1])] {
+        let state = context(&room, event, filter).await;
+        let name = state.iter().find(|event| event["type"] == "m.room.name").unwrap();
+        assert_eq!(name["content"]["name"], "then");
+    }
+}
+
+/// Spec: `prev_content` and `replaces_state` of `UnsignedData`.
+#[tokio::test]
+async fn what_a_state_event_replaced_is_shown_to_those_who_may_see_it() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    let set = async |kind: &str, field: &str, value: &str| {
+        let set = alice.set_state(&room, kind, "", &json!({ field: value })).await.ok();
+        set["event_id"].as_str().unwrap().to_owned()
+    };
+    let visibility = async |value: &str| {
+        set("m.room.history_visibility", "history_visibility", value).await;
+    };
+    visibility("joined").await;
+    let secret = set("m.room.topic", "topic", "secret").await;
+    visibility("shared").await;
+    let first = set("m.room.topic", "topic", "first").await;
+    let second = set("m.room.topic", "topic", "second").await;
+    bob.join(&room).await.ok();
+    let third = set("m.room.topic", "topic", "third").await;
+    let unsigned = async |client: &Client, event: &str| {
+        let event = client.get(&Client::room(&room, &format!("event/{}", segment(event)))).await.ok();
+        let unsigned = &event["unsigned"];
+        (unsigned["prev_content"]["topic"].clone(), unsigned["replaces_state"].clone())
+    };
+    assert_eq!(unsigned(&alice, &first).await, (json!("secret"), json!(secret)));
+    assert_eq!(unsigned(&bob, &first).await, (Value::Null, json!(secret)));
+    assert_eq!(unsigned(&bob, &second).await, (json!("first"), json!(first)));
+    assert_eq!(unsigned(&bob, &third).await, (json!("second"), json!(second)));
+    // Of what was set before everybody could read it, strangers see nothing.
+    visibility("world_readable").await;
+    let open = set("m.room.topic", "topic", "open").await;
+    let wide = set("m.room.topic", "topic", "wide open").await;
+    let carol = server.client("carol").await;
+    assert_eq!(unsigned(&carol, &open).await, (Value::Null, json!(third)));
+    assert_eq!(unsigned(&carol, &wide).await, (json!("open"), json!(open)));
+}
+
 /// Spec: "Guest Access".
 #[tokio::test]
 async fn guests_join_where_guests_may() {

@@ -72,6 +72,58 @@ async fn a_restricted_room_lets_in_the_members_of_another() {
 }
 
 #[tokio::test]
+async fn who_cannot_be_let_in_here_is_told_what_the_client_api_says() {
+    let server = Server::start().await;
+    let [alice, boss, mallory] = server.clients(["alice", "boss", "mallory"]).await;
+    let club = alice.create_room(json!({ "preset": "public_chat" })).await;
+    mallory.join(&club).await.ok();
+    let restricted = |room: &str| {
+        let allow = json!([{ "type": "m.room_membership", "room_id": room }]);
+        json!([{ "type": "m.room.join_rules", "content": { "join_rule": "restricted", "allow": allow } }])
+    };
+    // Nobody here knows who is in that room.
+    let state = restricted("!elsewhere:example.org");
+    let unknown = alice.create_room(json!({ "room_version": "11", "initial_state": state })).await;
+    mallory.join(&unknown).await.is(403, "M_FORBIDDEN");
+    // Nobody who is left may invite.
+    let state = restricted(&club);
+    let lost = boss.create_room(json!({ "room_version": "11", "initial_state": state })).await;
+    alice.join(&club).await.ok();
+    boss.moderate("invite", &lost, &alice.user_id).await.ok();
+    alice.join(&lost).await.ok();
+    let mut levels = boss.state(&lost, "m.room.power_levels", "").await.ok();
+    levels["invite"] = json!(100);
+    boss.set_state(&lost, "m.room.power_levels", "", &levels).await.ok();
+    boss.leave(&lost).await.ok();
+    mallory.join(&lost).await.is(403, "M_FORBIDDEN");
+}
+
+/// Spec: "Events on Change of Profile Information".
+#[tokio::test]
+async fn memberships_that_are_sent_as_state_have_the_profile_too() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let name = json!({ "displayname": "Bob" });
+    let profile = format!("/_matrix/client/v3/profile/{}/displayname", segment(&bob.user_id));
+    bob.put(&profile, &name).await.ok();
+    let state = json!([{ "type": "m.room.join_rules", "content": { "join_rule": "knock" } }]);
+    let room = alice.create_room(json!({ "initial_state": state })).await;
+    for (client, membership) in [(&bob, "knock"), (&alice, "invite"), (&bob, "join")] {
+        let content = json!({ "membership": membership });
+        client.set_state(&room, "m.room.member", &bob.user_id, &content).await.ok();
+        let member = alice.state(&room, "m.room.member", &bob.user_id).await.ok();
+        assert_eq!(member, json!({ "membership": membership, "displayname": "Bob" }));
+    }
+    // What the event says stands.
+    let content = json!({ "membership": "join", "displayname": "Bob of this room" });
+    bob.set_state(&room, "m.room.member", &bob.user_id, &content).await.ok();
+    assert_eq!(alice.state(&room, "m.room.member", &bob.user_id).await.ok(), content);
+    let content = json!({ "membership": "leave" });
+    bob.set_state(&room, "m.room.member", &bob.user_id, &content).await.ok();
+    assert_eq!(alice.state(&room, "m.room.member", &bob.user_id).await.ok(), content);
+}
+
+#[tokio::test]
 async fn who_left_sees_what_was_and_may_forget_it() {
     let server = Server::start().await;
     let (alice, bob) = (server.client("alice").await, server.client("bob").await);
@@ -202,6 +254,11 @@ async fn members_are_listed_as_they_are_and_as_they_were() {
     assert_eq!(members("").await, [alice_id.clone(), bob_id.clone(), carol_id.clone()]);
     assert_eq!(members("membership=join").await, [alice_id.clone(), bob_id.clone()]);
     assert_eq!(members("not_membership=join").await, vec![carol_id.clone()]);
+    // Either condition is enough.
+    let all = [alice_id.clone(), bob_id.clone(), carol_id.clone()];
+    assert_eq!(members("membership=join&not_membership=ban").await, all);
+    assert_eq!(members("membership=invite&not_membership=join").await, vec![carol_id.clone()]);
+    assert!(members("membership=ban&not_membership=invite").await.len() == 2);
     assert_eq!(members(&format!("membership=join&at={then}")).await, vec![alice_id.clone()]);
     let joined = alice.get(&Client::room(&room, "joined_members")).await.ok();
     let mut users: Vec<_> = joined["joined"].as_object().unwrap().keys().cloned().collect();

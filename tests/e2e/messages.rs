@@ -311,6 +311,55 @@ async fn a_redacted_message_is_empty_wherever_it_is_read() {
     assert_eq!((&told["redacts"], &told["content"]["redacts"]), (&json!(said), &json!(said)));
 }
 
+/// Spec: "Transaction identifiers": an ID is good for one path.
+#[tokio::test]
+async fn the_same_transaction_redacts_another_event() {
+    let mut server = Server::start().await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({})).await;
+    let said = [alice.say(&room, "1", "one").await, alice.say(&room, "2", "two").await];
+    let redact = async |event: &str| {
+        let path = Client::room(&room, &format!("redact/{}/3", segment(event)));
+        alice.put(&path, &json!({})).await.ok()["event_id"].clone()
+    };
+    let redactions = [redact(&said[0]).await, redact(&said[1]).await];
+    assert_ne!(redactions[0], redactions[1]);
+    assert_eq!([redact(&said[0]).await, redact(&said[1]).await], redactions, "a retry is no second event");
+    for event in &said {
+        let event = alice.get(&Client::room(&room, &format!("event/{}", segment(event)))).await.ok();
+        assert_eq!(event["content"], json!({}));
+    }
+    server.kill();
+    server.restart().await;
+    assert_eq!([redact(&said[0]).await, redact(&said[1]).await], redactions, "nor is it after a restart");
+}
+
+/// Spec: `PUT /rooms/{roomId}/send/{eventType}/{txnId}`, since version 1.18.
+#[tokio::test]
+async fn a_redaction_that_is_sent_as_event_names_its_target_as_the_room_version_does() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let filter = json!({ "event_format": "federation", "room": { "timeline": { "limit": 1 } } });
+    for version in ["1", "10", "11", "12"] {
+        let room = alice.create_room(json!({ "room_version": version })).await;
+        let said = alice.say(&room, "1", "a slip").await;
+        let content = json!({ "redacts": said, "reason": "typo" });
+        alice.send(&room, "m.room.redaction", "2", &content).await.ok();
+        let event = alice.get(&Client::room(&room, &format!("event/{}", segment(&said)))).await.ok();
+        assert_eq!(event["content"], json!({}), "version {version}");
+        let sync = alice.sync(&format!("timeout=0&filter={}", segment(&filter.to_string()))).await;
+        let sent = &sync["rooms"]["join"][&room]["timeline"]["events"][0];
+        let (field, in_content) = (&sent["redacts"], &sent["content"]["redacts"]);
+        let expected = if ["1", "10"].contains(&version) {
+            (&json!(said), &Value::Null)
+        } else {
+            (&Value::Null, &json!(said))
+        };
+        assert_eq!((field, in_content), expected, "version {version}: {sent}");
+        assert_eq!(sent["content"]["reason"], "typo");
+    }
+}
+
 /// Spec: client-server API, "Instant Messaging", server behaviour.
 #[tokio::test]
 async fn a_message_that_cannot_be_shown_is_refused() {

@@ -21,8 +21,13 @@ async fn rooms_of_every_version_are_created_and_talked_in() {
         assert_eq!(event["content"], json!({}), "version {version}");
         assert_eq!(event["unsigned"]["redacted_because"]["sender"], alice.user_id, "version {version}");
     }
-    let unknown = json!({ "room_version": "99" });
-    alice.post("/_matrix/client/v3/createRoom", &unknown).await.is(400, "M_UNSUPPORTED_ROOM_VERSION");
+    for unknown in ["99", "my_version", ""] {
+        let request = json!({ "room_version": unknown });
+        let answer = alice.post("/_matrix/client/v3/createRoom", &request).await;
+        answer.is(400, "M_UNSUPPORTED_ROOM_VERSION");
+    }
+    let wrong = json!({ "room_version": 11 });
+    alice.post("/_matrix/client/v3/createRoom", &wrong).await.is(400, "M_BAD_JSON");
 }
 
 #[tokio::test]
@@ -112,6 +117,27 @@ async fn aliases_are_made_found_and_removed_by_those_who_may() {
     assert_eq!(alice.state(&room, "m.room.canonical_alias", "").await.ok(), known_as);
 }
 
+/// A redaction leaves the state as it is, but for what an event of it says.
+#[tokio::test]
+async fn the_directory_says_nothing_that_was_redacted() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({ "visibility": "public", "name": "Tea house" })).await;
+    let slip = json!({ "topic": "a secret" });
+    let slip = alice.set_state(&room, "m.room.topic", "", &slip).await.ok();
+    let listed = async || {
+        let list = server.anonymous().get("/_matrix/client/v3/publicRooms").await.ok();
+        list["chunk"][0].clone()
+    };
+    for _ in 0..2 {
+        assert_eq!(listed().await["topic"], "a secret");
+    }
+    let redact = format!("redact/{}/1", segment(slip["event_id"].as_str().unwrap()));
+    alice.put(&Client::room(&room, &redact), &json!({})).await.ok();
+    let after = listed().await;
+    assert_eq!((&after["name"], &after["topic"]), (&json!("Tea house"), &Value::Null));
+}
+
 #[tokio::test]
 async fn the_directory_lists_public_rooms() {
     let server = Server::start().await;
@@ -167,7 +193,10 @@ async fn an_upgrade_moves_people_to_a_new_room() {
     bob.join(&old).await.ok();
     let path = Client::room(&old, "upgrade");
     bob.post(&path, &json!({ "new_version": "12" })).await.is(403, "M_FORBIDDEN");
-    alice.post(&path, &json!({ "new_version": "99" })).await.is(400, "M_UNSUPPORTED_ROOM_VERSION");
+    for unknown in ["99", "my_version"] {
+        let answer = alice.post(&path, &json!({ "new_version": unknown })).await;
+        answer.is(400, "M_UNSUPPORTED_ROOM_VERSION");
+    }
     for version in ["11", "12"] {
         let tombstoned = alice.create_room(json!({ "room_version": "9", "preset": "public_chat" })).await;
         let path = Client::room(&tombstoned, "upgrade");

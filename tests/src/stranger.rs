@@ -339,12 +339,8 @@ impl Stranger {
         state_key: Option<&str>,
         content: &Value,
     ) -> Arc<Pdu> {
-        let draft = Draft {
-            kind: kind.into(),
-            state_key: state_key.map(ToOwned::to_owned),
-            content: serde_json::value::to_raw_value(content).expect("it is JSON"),
-            redacts: None,
-        };
+        let content = serde_json::value::to_raw_value(content).expect("it is JSON");
+        let draft = Draft::new(kind.into(), state_key.map(ToOwned::to_owned), content);
         let keys = auth::auth_keys(&draft.kind, &guest.user, state_key, &draft.content, guest.rules);
         let auth_events: Vec<_> = keys
             .expect("the content is good")

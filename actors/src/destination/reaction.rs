@@ -49,6 +49,7 @@ mod tests {
             errcode: "M_UNKNOWN".to_owned(),
             error: String::new(),
             retry_after: retry_after.map(Duration::from_secs),
+            body: serde_json::Map::new(),
         }
     }
 

@@ -325,6 +325,9 @@ pub(crate) fn is_own_trouble(error: &RoomError) -> bool {
         | RoomError::UnableToGrantJoin
         | RoomError::Incomplete
         | RoomError::IncompatibleVersion(_)
+        | RoomError::UnsupportedThere(_)
+        | RoomError::NoGuests
+        | RoomError::Policy(_)
         | RoomError::InviteBlocked
         | RoomError::Suspended
         | RoomError::NoticeRoom

@@ -363,6 +363,9 @@ impl Homeserver {
             {
                 Ok(remote.invite_v1(&snapshot.room_id, pdu.event_id(), body).await?)
             }
+            Err(FederationError::Status { errcode, .. }) if errcode == "M_INCOMPATIBLE_ROOM_VERSION" => {
+                Err(RoomError::UnsupportedThere(snapshot.version.clone()))
+            }
             // What is wrong with the request is this server's doing, not the user's.
             Err(FederationError::Status { errcode, error, .. })
                 if matches!(errcode.as_str(), "M_MISSING_PARAM" | "M_INVALID_PARAM") =>

@@ -75,6 +75,8 @@ impl Change {
     pub(super) fn replace(&mut self, event: &Arc<StoredEvent>) {
         self.batch.put(&schema::EVENTS, &event.short, &EventRecord::of(event));
         if let Some(state_key) = event.pdu.state_key() {
+            // The state is the same, and yet it may say something else.
+            self.batch.delete(&schema::PUBLIC_FACES, &event.room);
             let key = (event.pdu.kind().to_owned(), state_key.to_owned());
             if self.hot.get(&key).is_some_and(|held| held.short == event.short) {
                 self.hot.insert(key, event.clone());

@@ -36,7 +36,7 @@ impl ActiveRoom {
         batch.append(extra);
         let outgoing = self.outgoing(&change, &mut batch);
         let joined = self.note_joins(&change, &mut batch);
-        let closes_to_guests = change.events.iter().any(closes_to_guests);
+        let closes_to_guests = change.events.iter().chain(&change.replaced).any(closes_to_guests);
         if closes_to_guests {
             batch.put(&schema::EFFECTS, &Effect::Guests.key(self.room_id.as_str()), &change.position());
         }

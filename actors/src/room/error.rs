@@ -78,6 +78,15 @@ pub enum RoomError {
     /// The room has a version that one of the servers does not support.
     #[error("the room has version {0}, which is not supported")]
     IncompatibleVersion(ruma::RoomVersionId),
+    /// The server of the invited user does not support the room's version; nobody was invited.
+    #[error("the user's server does not support room version {0}")]
+    UnsupportedThere(ruma::RoomVersionId),
+    /// The room does not let guests join.
+    #[error("guests may not join this room")]
+    NoGuests,
+    /// The room's policy server did not recommend the event; nothing was stored.
+    #[error("the room's policy server does not recommend the event: {0}")]
+    Policy(FederationError),
     /// The room was joined a moment ago, and its members are still to come.
     #[error("the room's members are not known yet; retry later")]
     Incomplete,

@@ -22,7 +22,7 @@ use storage::{
 use super::{
     Backfill, Erasures, MembershipAction, MembershipChange, Published, Receipt, Receipts, Receive, Received,
     RelatedCache, RoomActor, RoomError, RoomMessage, RoomShared, RoomSnapshot, RoomStore, Send, StoredEvent,
-    Typing, heroes::HeroesCache, send::txn_key,
+    Typing, heroes::HeroesCache, send::draft_txn,
 };
 use crate::{directory::Handle, federation::FederationClient, hub::Hub};
 
@@ -97,7 +97,7 @@ impl RoomHandle {
 
     async fn sent_before(&self, send: &Send, sent_by: &SentBy) -> Result<Option<OwnedEventId>, RoomError> {
         let room = self.snapshot().room;
-        let key = txn_key(room, &send.sender, &send.draft.kind.to_string(), sent_by);
+        let key = draft_txn(room, &send.sender, &send.draft, sent_by);
         Ok(self.shared.txns.find(&key).await?)
     }
 

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use engine::state::StateRoot;
+use engine::{id::ShortEventId, state::StateRoot};
 use parking_lot::Mutex;
 use ruma::UserId;
 
@@ -27,12 +27,12 @@ const SCAN_MAX: usize = 10_000;
 #[derive(Default)]
 struct FirstMembers {
     /// Who is joined or invited.
-    present: Vec<Arc<StoredEvent>>,
+    present: Vec<ShortEventId>,
     /// Who left or is banned.
-    absent: Vec<Arc<StoredEvent>>,
+    absent: Vec<ShortEventId>,
 }
 
-/// The first members of the state for which they were asked last.
+/// The first members of the state for which they were asked last. Their events are not kept: they may be redacted.
 #[derive(Default)]
 pub struct HeroesCache(Mutex<Option<(StateRoot, Arc<FirstMembers>)>>);
 
@@ -41,12 +41,14 @@ impl RoomHandle {
     /// among them: the first who are joined or invited, or who were if there is nobody else.
     pub async fn heroes(&self, root: StateRoot, reader: &UserId) -> Result<Vec<Arc<StoredEvent>>, RoomError> {
         let first = self.first_members(root).await?;
-        let others = |members: &[Arc<StoredEvent>]| -> Vec<_> {
-            let others = members.iter().filter(|member| member.pdu.state_key() != Some(reader.as_str()));
-            others.take(HEROES).cloned().collect()
+        let others = async |members: &[ShortEventId]| -> Result<Vec<_>, RoomError> {
+            let mut members = self.events(members).await?;
+            members.retain(|member| member.pdu.state_key() != Some(reader.as_str()));
+            members.truncate(HEROES);
+            Ok(members)
         };
-        let present = others(&first.present);
-        Ok(if present.is_empty() { others(&first.absent) } else { present })
+        let present = others(&first.present).await?;
+        if present.is_empty() { others(&first.absent).await } else { Ok(present) }
     }
 
     async fn first_members(&self, root: StateRoot) -> Result<Arc<FirstMembers>, RoomError> {
@@ -67,7 +69,7 @@ impl RoomHandle {
                     _ => continue,
                 };
                 if kind.len() < CANDIDATES {
-                    kind.push(member);
+                    kind.push(member.short);
                 }
             }
             if first.present.len() == CANDIDATES {

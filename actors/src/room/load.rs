@@ -21,7 +21,7 @@ use storage::{
 use super::{
     ActiveRoom, Empty, Lacks, Published, RECENT_MAX, Receipt, Receipts, RelatedCache, RoomError, RoomHead,
     RoomSnapshot, Typing, early_receipts::EarlyReceipts, ephemeral::Typists, extremities::TidyUp,
-    heroes::HeroesCache, pending::Pending, send::txn_key,
+    heroes::HeroesCache, pending::Pending,
 };
 use crate::room::{ReadError, StoredEvent};
 
@@ -164,10 +164,7 @@ impl Empty {
         };
         let recent: Vec<_> = active.head.recent.iter().cloned().collect();
         for event in recent {
-            let txn = event
-                .sent_by
-                .as_ref()
-                .map(|sent_by| txn_key(room, event.pdu.sender(), event.pdu.kind(), sent_by));
+            let txn = event.sent_by.as_ref().map(|sent_by| active.txn_of(&event.pdu, sent_by));
             active.remember_txn(txn, &event.pdu.event_id().to_owned());
         }
         Ok(active)

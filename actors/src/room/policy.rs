@@ -78,7 +78,7 @@ impl RoomHandle {
         }
         match self.ask(&server, &pdu).await {
             Ok(signed) => Ok((signed, Advice::Recommended)),
-            Err(RoomError::Remote(error)) => {
+            Err(RoomError::Policy(error)) => {
                 tracing::info!(event_id = %pdu.event_id(), server = %server.name, %error, "a policy server does not recommend an event");
                 Ok((pdu, Advice::Refused))
             }
@@ -98,7 +98,18 @@ impl RoomHandle {
         pdu::is_signed_by(pdu, (&server.name, KEY_ID), &server.key, self.snapshot().rules)
     }
 
+    /// The event with the policy server's signature.
     async fn ask(&self, server: &PolicyServer, pdu: &Pdu) -> Result<Pdu, RoomError> {
+        let signature = self.ask_signature(server, pdu).await.map_err(RoomError::Policy)?;
+        let signed = pdu::with_signature(pdu, (&server.name, KEY_ID), &signature)?;
+        if self.is_signed_by(server, &signed) {
+            return Ok(signed);
+        }
+        let bad = "the policy server's signature does not hold".to_owned();
+        Err(RoomError::Policy(FederationError::BadBody(bad)))
+    }
+
+    async fn ask_signature(&self, server: &PolicyServer, pdu: &Pdu) -> Result<String, FederationError> {
         let client = self.client().ok_or(FederationError::Disabled)?;
         let request = FederationRequest {
             method: Method::POST,
@@ -112,12 +123,7 @@ impl RoomHandle {
         let signatures: BTreeMap<OwnedServerName, CanonicalJsonObject> =
             serde_json::from_slice(&answer.body).map_err(|error| bad(error.to_string()))?;
         let signature = signatures.get(&server.name).and_then(|own| own.get(KEY_ID)?.as_str());
-        let signature = signature.ok_or_else(|| bad("the policy server did not sign".to_owned()))?;
-        let signed = pdu::with_signature(pdu, (&server.name, KEY_ID), signature)?;
-        if self.is_signed_by(server, &signed) {
-            return Ok(signed);
-        }
-        Err(bad("the policy server's signature does not hold".to_owned()).into())
+        signature.map(ToOwned::to_owned).ok_or_else(|| bad("the policy server did not sign".to_owned()))
     }
 
     /// Sends an event of a local user, once the room's policy server recommends it; if it uses none, just sends it.

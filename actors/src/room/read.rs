@@ -5,9 +5,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use engine::{
     id::{ShortEventId, TimelineIndex},
     pdu::{
-        self,
+        self, Pdu,
         client::{RoomIdField, Unsigned, client_event},
     },
+    room_version::RoomVersion,
     state::StateRoot,
     visibility::{HistoryVisibility, Presence, may_see},
 };
@@ -39,10 +40,19 @@ pub struct Access {
     pub ignored: Arc<Ignored>,
 }
 
+impl Access {
+    /// Whether the user has been joined at or after an event.
+    fn was_joined_since(&self, event: &StoredEvent) -> bool {
+        self.joined_until.is_some_and(|until| event.index.is_some_and(|index| index <= until))
+    }
+}
+
 /// What visibility depends on at one state.
 #[derive(Clone)]
 struct Sight {
     visibility: HistoryVisibility,
+    /// The event that set it so, unless it was never set.
+    visible_since: Option<ShortEventId>,
     membership: Option<Arc<StoredEvent>>,
 }
 
@@ -126,8 +136,7 @@ impl RoomHandle {
         if access.joined_from.is_some_and(|from| event.index >= Some(from)) {
             return Ok(true);
         }
-        let joined_since =
-            access.joined_until.is_some_and(|until| event.index.is_some_and(|index| index <= until));
+        let joined_since = access.was_joined_since(event);
         let mut sight = self.sight(event.before, user_id, sights).await?;
         // An event that changes the visibility or the user's own membership counts by the better of the
         // two states.
@@ -136,7 +145,7 @@ impl RoomHandle {
             sight.visibility = HistoryVisibility::of(Some(&event.pdu));
             best |= may_see(sight.visibility, sight.presence(), joined_since);
         }
-        if event.pdu.kind() == "m.room.member" && event.pdu.state_key() == Some(user_id.as_str()) {
+        if is_member(&event.pdu, user_id) {
             // Everyone is told what became of them: of a ban that follows on a kick, too.
             best = true;
         }
@@ -217,6 +226,7 @@ impl RoomHandle {
         let visibility = self.state_event(root, "m.room.history_visibility", "").await?;
         let sight = Sight {
             visibility: HistoryVisibility::of(visibility.as_ref().map(|event| &*event.pdu)),
+            visible_since: visibility.map(|event| event.short),
             membership: self.state_event(root, "m.room.member", user_id.as_str()).await?,
         };
         sights.last = Some((root, sight.clone()));
@@ -284,16 +294,25 @@ impl RoomHandle {
         let events = erased.as_deref().unwrap_or(events);
         let related = self.related(events).await?;
         let bundles = self.bundles(events, viewer, room_id, is_nested).await?;
-        let now_ms = self.now_ms();
-        let mut sights = Sights::default();
+        let (rules, now_ms) = (self.snapshot().rules, self.now_ms());
+        let (mut sights, mut past) = (Sights::default(), Past::default());
         let mut rendered = Vec::with_capacity(events.len());
         for event in events {
             let membership = self.membership_at(event, viewer, &mut sights).await?;
+            let replaced = event.replaces.and_then(|short| related.get(&short));
+            let shows_replaced = match replaced {
+                Some(replaced) => {
+                    let pair = (&**event, &**replaced);
+                    self.shows_replaced(pair, &viewer.user_id, &mut sights, &mut past).await?
+                }
+                None => false,
+            };
             let extra = Extra {
+                shows_replaced,
                 membership: membership.as_deref(),
                 bundle: bundles.get(&event.short).map(String::as_str),
             };
-            rendered.push(render_one(event, viewer, room_id, &related, extra, now_ms));
+            rendered.push(render_one((event, rules), viewer, room_id, &related, extra, now_ms));
         }
         Ok(rendered)
     }
@@ -312,6 +331,37 @@ impl RoomHandle {
         Ok(found.into_iter().map(|event| (event.short, event)).collect())
     }
 
+    /// Whether a viewer is shown the content of the state event that another one replaced.
+    ///
+    /// Spec: client-server API, `prev_content` of `UnsignedData`.
+    async fn shows_replaced(
+        &self,
+        (event, replaced): (&StoredEvent, &StoredEvent),
+        user_id: &UserId,
+        sights: &mut Sights,
+        past: &mut Past,
+    ) -> Result<bool, RoomError> {
+        if is_member(&replaced.pdu, user_id) {
+            return Ok(true);
+        }
+        let sight = self.sight(event.before, user_id, sights).await?;
+        // Who was there had it as the room's state.
+        if sight.presence() == Presence::Joined {
+            return Ok(true);
+        }
+        let access = match past.access.take() {
+            Some(access) => access,
+            None => self.access(user_id).await?,
+        };
+        // Mostly both came after the visibility was set, so that no other state has to be looked at.
+        let same_visibility = sight.visible_since < Some(replaced.short);
+        let since = access.was_joined_since(event);
+        let shows = (same_visibility && may_see(sight.visibility, Presence::Outside, since))
+            || self.is_permitted(user_id, &access, replaced, &mut past.sights).await?;
+        past.access = Some(access);
+        Ok(shows)
+    }
+
     /// The viewer's membership just after an event.
     ///
     /// Spec: client-server API, `unsigned.membership`.
@@ -321,7 +371,7 @@ impl RoomHandle {
         viewer: &Viewer,
         sights: &mut Sights,
     ) -> Result<Option<String>, RoomError> {
-        if event.pdu.kind() == "m.room.member" && event.pdu.state_key() == Some(viewer.user_id.as_str()) {
+        if is_member(&event.pdu, &viewer.user_id) {
             return Ok(Some(membership_of(&event.pdu)));
         }
         let sight = self.sight(event.before, &viewer.user_id, sights).await?;
@@ -332,6 +382,8 @@ impl RoomHandle {
 /// What an event's `unsigned` part holds for its reader alone.
 #[derive(Clone, Copy, Default)]
 struct Extra<'a> {
+    /// Whether the reader may see what the event replaced.
+    shows_replaced: bool,
     /// The reader's membership at the event.
     membership: Option<&'a str>,
     /// What is aggregated of the events that relate to it.
@@ -340,7 +392,7 @@ struct Extra<'a> {
 
 /// One event in client format.
 fn render_one(
-    event: &StoredEvent,
+    (event, rules): (&StoredEvent, &RoomVersion),
     viewer: &Viewer,
     room_id: RoomIdField,
     related: &BTreeMap<ShortEventId, Arc<StoredEvent>>,
@@ -349,7 +401,9 @@ fn render_one(
 ) -> Box<RawValue> {
     let find = |short: Option<ShortEventId>| short.and_then(|short| related.get(&short));
     let replaced = find(event.replaces);
+    let shown = replaced.filter(|_| extra.shows_replaced);
     let because = find(event.redacted_by).map(|redaction| {
+        let redaction = (&**redaction, rules);
         render_one(redaction, viewer, RoomIdField::Present, &BTreeMap::new(), Extra::default(), now_ms)
     });
     let own_txn = event.sent_by.as_ref().filter(|sent_by| {
@@ -359,14 +413,26 @@ fn render_one(
     let unsigned = Unsigned {
         age_ms: Some(now_ms.cast_signed() - sent_ms.cast_signed()),
         transaction_id: own_txn.map(|sent_by| sent_by.txn_id.as_str()),
-        prev_content: replaced.map(|event| event.pdu.content()),
+        prev_content: shown.map(|event| event.pdu.content()),
         replaces_state: replaced.map(|event| event.pdu.event_id().as_str()),
-        prev_sender: replaced.map(|event| event.pdu.sender().as_str()),
+        prev_sender: shown.map(|event| event.pdu.sender().as_str()),
         redacted_because: because.as_deref(),
         membership: extra.membership,
         more: extra.bundle,
     };
-    client_event(&event.pdu, &unsigned, room_id)
+    client_event(&event.pdu, rules, &unsigned, room_id)
+}
+
+/// Whether an event is about a user's membership.
+fn is_member(pdu: &Pdu, user_id: &UserId) -> bool {
+    pdu.kind() == "m.room.member" && pdu.state_key() == Some(user_id.as_str())
+}
+
+/// What decides whether a viewer is shown what events replaced that came before they were there; read once.
+#[derive(Default)]
+struct Past {
+    access: Option<Access>,
+    sights: Sights,
 }
 
 /// The last state looked at: neighbours in the timeline mostly share it.

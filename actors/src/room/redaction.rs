@@ -34,7 +34,7 @@ impl ActiveRoom {
         if redaction.kind() != "m.room.redaction" {
             return Ok(None);
         }
-        let Some(target_id) = redaction.redacts() else {
+        let Some(target_id) = redaction.redacts(self.rules) else {
             return Err(RoomError::Invalid("the redaction names no event".to_owned()));
         };
         let Some(target) = self.known_event(change, target_id).await? else {
@@ -92,7 +92,7 @@ impl ActiveRoom {
         event: &Arc<StoredEvent>,
     ) -> Result<(), RoomError> {
         if event.pdu.kind() == "m.room.redaction" {
-            let Some(target_id) = event.pdu.redacts() else { return Ok(()) };
+            let Some(target_id) = event.pdu.redacts(self.rules) else { return Ok(()) };
             return match self.known_event(change, target_id).await? {
                 Some(target) if self.applies(change, event, &target).await? => {
                     self.redact(change, &target, event).await
@@ -217,7 +217,7 @@ impl ActiveRoom {
     /// Redactions of an event that wait for it, and that the store may not have yet.
     fn early_in_flight(&self, change: &Change, target_id: &EventId) -> Vec<Arc<StoredEvent>> {
         let redacts_it = |event: &Arc<StoredEvent>| {
-            event.pdu.kind() == "m.room.redaction" && event.pdu.redacts() == Some(target_id)
+            event.pdu.kind() == "m.room.redaction" && event.pdu.redacts(self.rules) == Some(target_id)
         };
         // Asked for each event, with nearly always the same answer.
         if !self.versions_in_flight(change).any(redacts_it) {
@@ -256,7 +256,11 @@ impl ActiveRoom {
             });
             change.replace(&restored);
             self.relate(change, &restored).await?;
-            for other in since.iter().filter(|event| event.pdu.redacts() == Some(target.pdu.event_id())) {
+            let redacts_it = |event: &&Arc<StoredEvent>| {
+                event.pdu.kind() == "m.room.redaction"
+                    && event.pdu.redacts(self.rules) == Some(target.pdu.event_id())
+            };
+            for other in since.iter().filter(redacts_it) {
                 let other = self.event(change, other.short).await?;
                 if other.standing == Standing::Accepted && self.applies(change, &other, &restored).await? {
                     self.redact(change, &restored, &other).await?;

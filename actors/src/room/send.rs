@@ -13,7 +13,7 @@ use engine::{
     },
 };
 use ractor::{ActorRef, RpcReplyPort};
-use ruma::{OwnedEventId, UserId};
+use ruma::{EventId, OwnedEventId, UserId};
 use storage::{
     Batch,
     schema::{self, EventRecord, SentBy, TxnKey},
@@ -33,8 +33,7 @@ impl ActiveRoom {
         reply: RpcReplyPort<Result<OwnedEventId, RoomError>>,
     ) {
         let Send { sender, draft, sent_by } = send;
-        let txn =
-            sent_by.as_ref().map(|sent_by| txn_key(self.room, &sender, &draft.kind.to_string(), sent_by));
+        let txn = sent_by.as_ref().map(|sent_by| draft_txn(self.room, &sender, &draft, sent_by));
         let mut change = Change::new(self);
         let known = txn.as_ref().and_then(|txn| self.txns.get(txn).cloned());
         let outcome = match known {
@@ -63,7 +62,7 @@ impl ActiveRoom {
     pub(super) async fn prepare_send(&self, send: Send) -> Result<Prepared, RoomError> {
         let Send { sender, draft, sent_by } = send;
         let mut change = Change::new(self);
-        let txn = sent_by.map(|sent_by| txn_key(self.room, &sender, &draft.kind.to_string(), &sent_by));
+        let txn = sent_by.map(|sent_by| draft_txn(self.room, &sender, &draft, &sent_by));
         let known = txn.and_then(|txn| self.txns.get(&txn).cloned());
         let known = match known {
             Some(event_id) => Some(event_id),
@@ -165,6 +164,11 @@ impl ActiveRoom {
         }
     }
 
+    /// The key of the transaction that made an event.
+    pub(super) fn txn_of(&self, pdu: &Pdu, sent_by: &SentBy) -> TxnKey {
+        txn_key((self.room, pdu.sender(), sent_by), pdu.kind(), pdu.redacts(self.rules))
+    }
+
     /// Writes an event's rows.
     pub(super) fn store_event(&self, change: &mut Change, event: &StoredEvent) {
         let batch = &mut change.batch;
@@ -176,15 +180,29 @@ impl ActiveRoom {
             batch.put(&schema::EVENTS_BY_TIME, &(self.room, sent_ms, event.short), &());
         }
         if let Some(sent_by) = &event.sent_by {
-            let key = txn_key(self.room, event.pdu.sender(), event.pdu.kind(), sent_by);
+            let key = self.txn_of(&event.pdu, sent_by);
             self.shared.txns.put(batch, key, event.pdu.event_id());
         }
     }
 }
 
-/// The key of a client's transaction, whose ID is good for one room and endpoint.
+/// The key of the transaction by which a client sends a draft.
+pub(super) fn draft_txn(room: ShortRoomId, sender: &UserId, draft: &Draft, sent_by: &SentBy) -> TxnKey {
+    txn_key((room, sender, sent_by), &draft.kind.to_string(), draft.redacts.as_deref())
+}
+
+/// The key of a client's transaction, whose ID is good for one path: that of a redaction names what it redacts.
 ///
 /// Spec: client-server API, "Transaction identifiers".
-pub(super) fn txn_key(room: ShortRoomId, sender: &UserId, kind: &str, sent_by: &SentBy) -> TxnKey {
-    (room, sender.to_owned(), sent_by.device_id.clone(), format!("{kind} {}", sent_by.txn_id))
+fn txn_key(
+    (room, sender, sent_by): (ShortRoomId, &UserId, &SentBy),
+    kind: &str,
+    redacts: Option<&EventId>,
+) -> TxnKey {
+    let txn_id = &sent_by.txn_id;
+    let text = match redacts {
+        Some(redacts) => format!("{kind} {redacts} {txn_id}"),
+        None => format!("{kind} {txn_id}"),
+    };
+    (room, sender.to_owned(), sent_by.device_id.clone(), text)
 }

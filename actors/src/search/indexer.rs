@@ -12,6 +12,7 @@ use std::{sync::Arc, time::Duration};
 use engine::{
     id::{Position, ShortEventId},
     room::relation::{REPLACE, Relation},
+    room_version,
 };
 use ruma::OwnedEventId;
 use serde::Deserialize;
@@ -296,7 +297,9 @@ impl Indexer {
         redaction: &StoredEvent,
         changes: &mut Vec<Change>,
     ) -> Result<(), IndexError> {
-        let Some(target) = redaction.pdu.redacts() else { return Ok(()) };
+        let room = self.shared.store.storage().get(&schema::ROOMS, &redaction.room).await?;
+        let rules = room.and_then(|room| room_version::rules(&room.version));
+        let Some(target) = rules.and_then(|rules| redaction.pdu.redacts(rules)) else { return Ok(()) };
         let Some(target) = self.shared.store.event_by_id(target).await? else { return Ok(()) };
         if target.redacted_by.is_none() {
             return Ok(());

@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
-use ruma::{OwnedUserId, UserId};
-use serde_json::value::RawValue;
+use engine::pdu;
+use ruma::{OwnedUserId, UserId, events::TimelineEventType};
+use serde_json::{
+    Map, Value,
+    value::{RawValue, to_raw_value},
+};
 use storage::{
     Batch, CommitError, Direction, KeyRange, StoreError,
     schema::{self, AccountRecord, TokenKind},
@@ -182,6 +186,25 @@ impl Homeserver {
             Some(_) => shared.load_profile(&user_id.to_owned()).await,
             None => Err(SessionError::NotFound),
         }
+    }
+
+    /// Puts a local user's name and avatar into a membership event of theirs that says nothing of them.
+    ///
+    /// Spec: client-server API, "Events on Change of Profile Information".
+    pub async fn fill_in_profile(&self, draft: &mut pdu::Draft) -> Result<(), SessionError> {
+        let target = draft.state_key.as_deref().and_then(|key| <&UserId>::try_from(key).ok());
+        let Some(target) = target.filter(|_| draft.kind == TimelineEventType::RoomMember) else {
+            return Ok(());
+        };
+        let content = serde_json::from_str::<Map<String, Value>>(draft.content.get()).unwrap_or_default();
+        let membership = content.get("membership").and_then(Value::as_str);
+        if !membership.is_some_and(|membership| ["join", "invite", "knock"].contains(&membership)) {
+            return Ok(());
+        }
+        let mut filled = self.member_content(target).await?;
+        filled.extend(content);
+        draft.content = to_raw_value(&filled).map_err(|error| SessionError::Invalid(error.to_string()))?;
+        Ok(())
     }
 
     /// Sets or removes a profile field; the rooms of the user are told in the background.

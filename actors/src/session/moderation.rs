@@ -106,34 +106,30 @@ impl Homeserver {
     }
 }
 
+/// The membership that a user is to get by an event of their own.
+pub(crate) fn own_membership(user: &UserId, draft: &engine::pdu::Draft) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Member {
+        membership: Option<String>,
+    }
+    let is_own =
+        draft.kind == TimelineEventType::RoomMember && draft.state_key.as_deref() == Some(user.as_str());
+    let content = serde_json::from_str::<Member>(draft.content.get()).ok().filter(|_| is_own);
+    content?.membership
+}
+
 impl RoomHandle {
     /// Refuses what a suspended user may not send to a room.
     ///
     /// Left are redactions of the user's own events and the user's own leave.
     pub async fn check_suspended(&self, user: &UserId, draft: &engine::pdu::Draft) -> Result<(), RoomError> {
         let may = match draft.kind {
-            TimelineEventType::RoomRedaction => {
-                #[derive(Deserialize)]
-                struct Redaction {
-                    redacts: Option<ruma::OwnedEventId>,
-                }
-                let content = serde_json::from_str::<Redaction>(draft.content.get());
-                let target = draft.redacts.clone().or_else(|| content.ok()?.redacts);
-                match target {
-                    Some(target) => {
-                        self.any_event(&target).await?.is_some_and(|event| event.pdu.sender() == user)
-                    }
-                    None => false,
-                }
-            }
+            TimelineEventType::RoomRedaction => match &draft.redacts {
+                Some(target) => self.any_event(target).await?.is_some_and(|event| event.pdu.sender() == user),
+                None => false,
+            },
             TimelineEventType::RoomMember => {
-                #[derive(Deserialize)]
-                struct Member {
-                    membership: Option<String>,
-                }
-                let content = serde_json::from_str::<Member>(draft.content.get());
-                draft.state_key.as_deref() == Some(user.as_str())
-                    && content.is_ok_and(|content| content.membership.as_deref() == Some("leave"))
+                own_membership(user, draft).is_some_and(|membership| membership == "leave")
             }
             _ => false,
         };

@@ -243,7 +243,7 @@ impl UnreadCache {
 
 /// The place of the event that a redaction has taken away.
 async fn redacted_by(room: &RoomHandle, redaction: &StoredEvent) -> Result<Option<TimelineIndex>, RoomError> {
-    let Some(target) = redaction.pdu.redacts() else { return Ok(None) };
+    let Some(target) = redaction.pdu.redacts(room.snapshot().rules) else { return Ok(None) };
     let target = room.event(target).await?;
     Ok(target.filter(|target| target.redacted_by.is_some()).and_then(|target| target.index))
 }

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use ruma::{
-    CanonicalJsonObject, CanonicalJsonValue, EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, RoomId,
-    ServerName, UserId, canonical_json, events::TimelineEventType, signatures,
+    CanonicalJsonObject, CanonicalJsonValue, MilliSecondsSinceUnixEpoch, OwnedEventId, RoomId, ServerName,
+    UserId, canonical_json, events::TimelineEventType, signatures,
 };
 use serde_json::value::RawValue;
 
-use super::{Pdu, PduError, SigningKey};
+use super::{Pdu, PduError, SigningKey, parse::content_redacts};
 use crate::room_version::RoomVersion;
 
 /// The largest depth: canonical JSON has no larger integers.
@@ -25,6 +25,17 @@ pub struct Draft {
     pub content: Box<RawValue>,
     /// The event to redact, for a redaction.
     pub redacts: Option<OwnedEventId>,
+}
+
+impl Draft {
+    /// What a client wants to say; a redaction's content says what to redact.
+    ///
+    /// Spec: client-server API, `PUT /_matrix/client/v3/rooms/{roomId}/send/{eventType}/{txnId}`.
+    pub fn new(kind: TimelineEventType, state_key: Option<String>, content: Box<RawValue>) -> Self {
+        let is_redaction = kind == TimelineEventType::RoomRedaction;
+        let redacts = if is_redaction { content_redacts(&content) } else { None };
+        Self { kind, state_key, content, redacts }
+    }
 }
 
 /// Where in a room, when and by whom an event is made.
@@ -127,6 +138,8 @@ fn header(draft: Draft, context: &BuildContext<'_>) -> Result<CanonicalJsonObjec
         if context.rules.redaction.content_field_redacts {
             content.insert("redacts".to_owned(), redacts.to_string().into());
         } else {
+            // Clients may name it in the content in every version.
+            content.remove("redacts");
             object.insert("redacts".to_owned(), redacts.to_string().into());
         }
     }
@@ -178,10 +191,5 @@ impl Pdu {
     /// The event as a canonical JSON object.
     pub fn to_object(&self) -> Result<CanonicalJsonObject, PduError> {
         serde_json::from_slice(&self.raw).map_err(|error| PduError::Json(error.to_string()))
-    }
-
-    /// Whether the event redacts `event_id`.
-    pub fn is_redaction_of(&self, event_id: &EventId) -> bool {
-        self.redacts.as_deref() == Some(event_id)
     }
 }

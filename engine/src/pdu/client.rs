@@ -4,12 +4,14 @@
 
 use std::fmt::Write;
 
+use ruma::EventId;
 use serde_json::{
     Map, Value,
     value::{RawValue, to_raw_value},
 };
 
 use super::Pdu;
+use crate::room_version::RoomVersion;
 
 /// What a server adds to an event for a client.
 ///
@@ -43,17 +45,24 @@ pub enum RoomIdField {
     Absent,
 }
 
-/// The event in client format.
-pub fn client_event(pdu: &Pdu, unsigned: &Unsigned<'_>, room_id: RoomIdField) -> Box<RawValue> {
+/// The event of a room of a version, in client format.
+pub fn client_event(
+    pdu: &Pdu,
+    version: &RoomVersion,
+    unsigned: &Unsigned<'_>,
+    room_id: RoomIdField,
+) -> Box<RawValue> {
+    let target = pdu.redacts(version).filter(|_| pdu.kind_text == "m.room.redaction");
     let mut json = String::with_capacity(pdu.content.get().len() + 320);
     json.push_str("{\"content\":");
-    push_content(&mut json, pdu);
+    match target {
+        Some(target) => push_redaction(&mut json, &pdu.content, target),
+        None => json.push_str(pdu.content.get()),
+    }
     push_text(&mut json, "event_id", pdu.event_id.as_str());
     let _ = write!(json, ",\"origin_server_ts\":{}", pdu.origin_server_ts.get());
-    if let Some(redacts) = &pdu.redacts
-        && pdu.kind_text == "m.room.redaction"
-    {
-        push_text(&mut json, "redacts", redacts.as_str());
+    if let Some(target) = target {
+        push_text(&mut json, "redacts", target.as_str());
     }
     if room_id == RoomIdField::Present {
         push_text(&mut json, "room_id", pdu.room_id.as_str());
@@ -103,14 +112,16 @@ fn strip(pdu: &Pdu, with_time: bool) -> Box<RawValue> {
     RawValue::from_string(json).expect("JSON put together from JSON is JSON")
 }
 
-/// The content; a redaction names its target there in every room version.
-fn push_content(json: &mut String, pdu: &Pdu) {
-    let content = pdu.content.get();
-    let target = pdu.redacts.as_ref().filter(|_| pdu.kind_text == "m.room.redaction");
-    let Some(target) = target.filter(|_| !content.contains("\"redacts\"")) else {
-        json.push_str(content);
+/// The content of a redaction, which names its target there for clients in every room version.
+fn push_redaction(json: &mut String, content: &RawValue, target: &EventId) {
+    let content = content.get();
+    if content.contains("\"redacts\"") {
+        // Before version 11 it may say something else.
+        let mut fields: Map<String, Value> = serde_json::from_str(content).unwrap_or_default();
+        fields.insert("redacts".to_owned(), target.as_str().into());
+        json.push_str(&Value::Object(fields).to_string());
         return;
-    };
+    }
     json.push_str("{\"redacts\":");
     push_string(json, target.as_str());
     let rest = content.trim_start_matches('{').trim_start();

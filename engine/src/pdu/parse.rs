@@ -40,9 +40,13 @@ struct Wire<'a> {
     redacts: Option<OwnedEventId>,
 }
 
-#[derive(Deserialize)]
-struct RedactionContent {
-    redacts: Option<OwnedEventId>,
+/// The event that a redaction's content names.
+pub(super) fn content_redacts(content: &RawValue) -> Option<OwnedEventId> {
+    #[derive(Deserialize)]
+    struct Content {
+        redacts: Option<OwnedEventId>,
+    }
+    serde_json::from_str::<Content>(content.get()).ok()?.redacts
 }
 
 /// An event ID, or the pair of an event ID and its hashes that room versions 1 and 2 use.
@@ -115,14 +119,8 @@ impl Pdu {
             // A create event of version 12: the room is named after it.
             None => OwnedRoomId::try_from(format!("!{}", event_id.as_str().trim_start_matches('$'))),
         };
-        let redacts = match wire.redacts {
-            None if wire.kind == "m.room.redaction" => {
-                serde_json::from_str::<RedactionContent>(wire.content.get())
-                    .ok()
-                    .and_then(|content| content.redacts)
-            }
-            redacts => redacts,
-        };
+        let content_redacts =
+            if wire.kind == "m.room.redaction" { content_redacts(wire.content) } else { None };
         Ok(Self {
             event_id,
             room_id: room_id.map_err(|_| malformed("room_id is no room ID"))?,
@@ -135,7 +133,8 @@ impl Pdu {
             depth: wire.depth,
             prev_events: wire.prev_events.into_iter().map(|reference| reference.0).collect(),
             auth_events: wire.auth_events.into_iter().map(|reference| reference.0).collect(),
-            redacts,
+            redacts: wire.redacts,
+            content_redacts,
             raw,
             rejected: false,
         })

@@ -90,8 +90,9 @@ fn a_redaction_names_its_target_in_both_places_for_clients() {
             ..draft("m.room.redaction", None, &json!({ "reason": "x" }))
         };
         let redaction = make(version, draft, &[first]);
-        assert_eq!(redaction.redacts(), Some(&*target));
-        let json = client_event(&redaction, &Unsigned::default(), RoomIdField::Absent);
+        let rules = rules(version).unwrap();
+        assert_eq!(redaction.redacts(rules), Some(&*target));
+        let json = client_event(&redaction, rules, &Unsigned::default(), RoomIdField::Absent);
         let json: Value = serde_json::from_str(json.get()).unwrap();
         assert_eq!(json["redacts"], target.as_str());
         assert_eq!(json["content"], json!({ "reason": "x", "redacts": target }));
@@ -99,8 +100,59 @@ fn a_redaction_names_its_target_in_both_places_for_clients() {
 }
 
 #[test]
+fn the_room_version_says_where_a_redaction_names_its_target() {
+    for version in &SUPPORTED {
+        let rules = rules(version).unwrap();
+        let named = |field: Option<&str>, content: Option<&str>| {
+            let redaction = make(version, draft("m.room.redaction", None, &json!({})), &[create(version)]);
+            let mut event: Value = serde_json::from_slice(redaction.raw()).unwrap();
+            if let Some(target) = field {
+                event["redacts"] = target.into();
+            }
+            if let Some(target) = content {
+                event["content"]["redacts"] = target.into();
+            }
+            let event = Pdu::from_stored(redaction.event_id().clone(), event.to_string().into()).unwrap();
+            let shown = client_event(&event, rules, &Unsigned::default(), RoomIdField::Absent);
+            let shown: Value = serde_json::from_str(shown.get()).unwrap();
+            let target = event.redacts(rules).map(ToString::to_string);
+            if let Some(target) = &target {
+                assert_eq!([&shown["redacts"], &shown["content"]["redacts"]], [target, target], "{version}");
+            }
+            target
+        };
+        let (field, content) = (Some("$field"), Some("$content"));
+        let in_content = rules.redaction.content_field_redacts;
+        let expected = if in_content { content } else { field };
+        assert_eq!(named(field, content).as_deref(), expected, "version {version}");
+        assert_eq!(named(field, None).as_deref(), field.filter(|_| !in_content), "version {version}");
+        assert_eq!(named(None, content).as_deref(), content.filter(|_| in_content), "version {version}");
+    }
+}
+
+#[test]
+fn what_a_clients_redaction_names_is_put_where_the_room_version_has_it() {
+    for version in &SUPPORTED {
+        let first = create(version);
+        let target = first.event_id().clone();
+        let content = to_raw_value(&json!({ "redacts": target, "reason": "x" })).unwrap();
+        let redaction = make(version, Draft::new("m.room.redaction".into(), None, content), &[first]);
+        let event: Value = serde_json::from_slice(redaction.raw()).unwrap();
+        let in_content = rules(version).unwrap().redaction.content_field_redacts;
+        let (there, elsewhere) = if in_content {
+            (&event["content"]["redacts"], &event["redacts"])
+        } else {
+            (&event["redacts"], &event["content"]["redacts"])
+        };
+        assert_eq!((there, elsewhere), (&json!(target), &Value::Null), "version {version}");
+        assert_eq!(event["content"]["reason"], "x");
+    }
+}
+
+#[test]
 fn the_client_format_is_json_with_odd_strings_too() {
     let first = create(&RoomVersionId::V11);
+    let v11 = rules(&RoomVersionId::V11).unwrap();
     let odd = "quote\" back\\slash \u{1} \u{1F600}";
     let event = make(&RoomVersionId::V11, draft(odd, Some(odd), &json!({ "a": odd })), &[first]);
     let unsigned = Unsigned {
@@ -110,7 +162,7 @@ fn the_client_format_is_json_with_odd_strings_too() {
         ..Default::default()
     };
     let json: Value =
-        serde_json::from_str(client_event(&event, &unsigned, RoomIdField::Present).get()).unwrap();
+        serde_json::from_str(client_event(&event, v11, &unsigned, RoomIdField::Present).get()).unwrap();
     assert_eq!(json["type"], odd);
     assert_eq!(json["state_key"], odd);
     assert_eq!(json["room_id"], "!room:example.org");

@@ -16,7 +16,7 @@ impl Room<'_> {
         if !is_redaction || self.head.rules.authorization.special_case_room_redaction {
             return Ok(false);
         }
-        let Some(target) = pdu.redacts() else { return Ok(true) };
+        let Some(target) = pdu.redacts(self.head.rules) else { return Ok(true) };
         let Some(target) = self.known(&target.to_owned())? else { return Ok(true) };
         let Some(powers) = self.powers()? else { return Ok(true) };
         Ok(!auth::redaction_applies(pdu, &target.pdu, &powers))

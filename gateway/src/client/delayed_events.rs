@@ -61,7 +61,7 @@ pub async fn put(
     let content =
         serde_json::value::to_raw_value(&content).map_err(|error| ApiError::bad_json(error.to_string()))?;
     let content = content_of(&kind, content)?;
-    let draft = Draft { kind: kind.into(), state_key, content, redacts: None };
+    let draft = Draft::new(kind.into(), state_key, content);
     let txn = (Some(txn_id), Duration::from_millis(delay));
     let delay_id = schedule(&app, requester, &room_id, draft, txn).await?;
     Ok(Json(json!({ "delay_id": delay_id })))

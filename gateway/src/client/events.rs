@@ -2,10 +2,10 @@
 //!
 //! Spec: client-server API, "Sending events to a room" and "Getting events for a room".
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use actors::{
-    room::{RoomError, RoomHandle, Send, Viewer, content_string},
+    room::{RoomError, RoomHandle, Send, StoredEvent, Viewer, content_string},
     token::Token,
 };
 use axum::{
@@ -15,7 +15,7 @@ use axum::{
 };
 use engine::pdu::{Draft, client::RoomIdField};
 use ruma::{
-    OwnedEventId, OwnedRoomAliasId, OwnedRoomId, RoomAliasId, RoomId,
+    EventId, OwnedEventId, OwnedRoomAliasId, OwnedRoomId, RoomAliasId, RoomId,
     api::client::{
         membership::{get_member_events, joined_members},
         message::send_message_event,
@@ -45,7 +45,7 @@ pub async fn send_message(
 ) -> ApiResult<Response> {
     let kind = request.event_type.to_string();
     let content = content_of(&kind, request.body.into_json())?;
-    let draft = Draft { kind: kind.into(), state_key: None, content, redacts: None };
+    let draft = Draft::new(kind.into(), None, content);
     let txn_id = Some(request.txn_id.to_string());
     if let Some(delay) = delayed_events::of_query(query.as_deref())? {
         return scheduled(&app, requester, &request.room_id, draft, (txn_id, delay)).await;
@@ -87,7 +87,7 @@ pub async fn send_state(
         require_joined(&room_of(&app, &request.room_id).await?, &requester).await?;
         check_aliases(&app, &request.room_id, &content).await?;
     }
-    let draft = Draft { kind: kind.into(), state_key: Some(request.state_key), content, redacts: None };
+    let draft = Draft::new(kind.into(), Some(request.state_key), content);
     if let Some(delay) = delayed_events::of_query(query.as_deref())? {
         return scheduled(&app, requester, &request.room_id, draft, (None, delay)).await;
     }
@@ -110,14 +110,18 @@ async fn send(
     app: &App,
     requester: Requester,
     room_id: &OwnedRoomId,
-    draft: Draft,
+    mut draft: Draft,
     txn_id: Option<String>,
 ) -> ApiResult<OwnedEventId> {
     let room = room_of(app, room_id).await?;
-    let Requester { user_id, device_id, restriction, .. } = requester;
+    let Requester { user_id, device_id, restriction, is_guest, .. } = requester;
     if restriction == Some(Restriction::Suspension) {
         room.check_suspended(&user_id, &draft).await?;
     }
+    if is_guest {
+        room.check_guest(&user_id, &draft).await?;
+    }
+    app.homeserver().fill_in_profile(&mut draft).await?;
     let sent_by = txn_id.map(|txn_id| SentBy { device_id, txn_id });
     app.homeserver().note_activity(&user_id);
     let send = Send { sender: user_id, draft, sent_by };
@@ -231,14 +235,27 @@ pub async fn get_event(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<get_room_event::v3::Request>,
 ) -> ApiResult<Matrix<get_room_event::v3::Response>> {
-    let room = room_of(&app, &request.room_id).await?;
-    let event = room.event(&request.event_id).await?.ok_or_else(event_not_found)?;
-    if !room.may_see(&requester.user_id, &event).await? {
-        return Err(event_not_found());
-    }
+    let (room, event) = visible_event(&app, &requester, (&request.room_id, &request.event_id)).await?;
     let rendered = room.render(&[event], &viewer(requester), RoomIdField::Present).await?;
     let event = rendered.into_iter().next().ok_or_else(event_not_found)?;
     Ok(Matrix(get_room_event::v3::Response::new(Raw::from_json(event))))
+}
+
+/// An event that the requester may see, with its room; others are answered like those that do not exist.
+pub async fn visible_event(
+    app: &App,
+    requester: &Requester,
+    (room_id, event_id): (&RoomId, &EventId),
+) -> ApiResult<(RoomHandle, Arc<StoredEvent>)> {
+    let room = match app.homeserver().room(room_id).await {
+        Err(RoomError::NotFound) => return Err(event_not_found()),
+        room => room?,
+    };
+    let event = room.event(event_id).await?.ok_or_else(event_not_found)?;
+    if !room.may_see(&requester.user_id, &event).await? {
+        return Err(event_not_found());
+    }
+    Ok((room, event))
 }
 
 /// A room for someone who may be in it: one that does not exist is answered like one that they are not in.
@@ -282,8 +299,14 @@ pub async fn get_members(
     let unwanted = request.not_membership.map(|membership| membership.to_string());
     events.retain(|event| {
         let membership = actors::room::membership_of(&event.pdu);
-        wanted.as_ref().is_none_or(|wanted| *wanted == membership)
-            && unwanted.as_ref().is_none_or(|unwanted| *unwanted != membership)
+        match (&wanted, &unwanted) {
+            (None, None) => true,
+            // Of two conditions either is enough.
+            (wanted, unwanted) => {
+                wanted.as_ref().is_some_and(|wanted| *wanted == membership)
+                    || unwanted.as_ref().is_some_and(|unwanted| *unwanted != membership)
+            }
+        }
     });
     let events = room.render(&events, &viewer(requester), RoomIdField::Present).await?;
     Ok(Matrix(get_member_events::v3::Response::new(events.into_iter().map(Raw::from_json).collect())))

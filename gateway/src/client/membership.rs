@@ -74,7 +74,26 @@ async fn join(
 }
 
 /// Joins through this server, or through another one.
+///
+/// Servers tell each other why a join of a restricted room cannot be authorised; clients learn that it may not be.
+/// Spec: client-server API, `POST /_matrix/client/v3/rooms/{roomId}/join`.
 async fn enter(
+    app: &App,
+    requester: Requester,
+    room_id: &RoomId,
+    via: &[OwnedServerName],
+    reason: Option<String>,
+) -> ApiResult<()> {
+    let entered = try_ways(app, requester, room_id, via, reason).await;
+    entered.map_err(|error| if lacks_authority(&error) { error.into_forbidden() } else { error })
+}
+
+/// Whether another server may be able to authorise the join of a restricted room.
+fn lacks_authority(error: &ApiError) -> bool {
+    matches!(error.errcode(), "M_UNABLE_TO_AUTHORISE_JOIN" | "M_UNABLE_TO_GRANT_JOIN")
+}
+
+async fn try_ways(
     app: &App,
     requester: Requester,
     room_id: &RoomId,
@@ -85,23 +104,20 @@ async fn enter(
     let user = requester.user_id;
     if !homeserver.is_resident(room_id).await? {
         if requester.is_guest {
-            return Err(guests_may_not_join());
+            return Err(RoomError::NoGuests.into());
         }
         let content = own_content(app, &user, reason).await?;
         return Ok(homeserver.join_remote(&user, room_id, via, &content).await?);
     }
     let meets_allow_rule = homeserver.meets_allow_rule(&user, room_id).await?;
-    if requester.is_guest && !homeserver.room(room_id).await?.public_face().await?.face.guest_can_join {
-        return Err(guests_may_not_join());
+    if requester.is_guest && !homeserver.room(room_id).await?.admits_guests().await? {
+        return Err(RoomError::NoGuests.into());
     }
     let action = MembershipAction::Join { meets_allow_rule };
     let reason_of_join = reason.clone();
     match change(app, &user, user.clone(), room_id, action, reason_of_join).await {
         // Another server of the room may have a member who can let the user in.
-        Err(error)
-            if matches!(error.errcode(), "M_UNABLE_TO_AUTHORISE_JOIN" | "M_UNABLE_TO_GRANT_JOIN")
-                && homeserver.federates() =>
-        {
+        Err(error) if lacks_authority(&error) && homeserver.federates() => {
             let others = homeserver
                 .room(room_id)
                 .await?
@@ -117,10 +133,6 @@ async fn enter(
         }
         outcome => outcome,
     }
-}
-
-fn guests_may_not_join() -> ApiError {
-    ApiError::new(http::StatusCode::FORBIDDEN, "M_GUEST_ACCESS_FORBIDDEN", "guests may not join this room")
 }
 
 /// The content of a membership event by which a user changes their own membership.

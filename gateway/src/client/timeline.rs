@@ -2,15 +2,15 @@
 //!
 //! Spec: client-server API, "Getting events for a room" and "Event context".
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use actors::{
     filter,
-    room::{Page, PageDirection, PageQuery, RoomHandle, StoredEvent},
+    room::{Page, PageDirection, PageQuery, RoomError, RoomHandle, StoredEvent},
     token::Token,
 };
 use axum::{Json, extract::State};
-use engine::{id::TimelineIndex, pdu::client::RoomIdField};
+use engine::{id::TimelineIndex, pdu::client::RoomIdField, state::StateRoot};
 use ruma::{
     UInt,
     api::{
@@ -25,7 +25,7 @@ use ruma::{
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::events::{event_not_found, room_of, viewer};
+use super::events::{event_not_found, room_of, viewer, visible_event};
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
@@ -128,16 +128,25 @@ fn page_limit(limit: UInt) -> usize {
 async fn lazy_members(
     room: &RoomHandle,
     filter: &RoomEventFilter,
-    events: &[std::sync::Arc<StoredEvent>],
-) -> ApiResult<Vec<std::sync::Arc<StoredEvent>>> {
+    events: &[Arc<StoredEvent>],
+) -> ApiResult<Vec<Arc<StoredEvent>>> {
     let Some(newest) = events.iter().max_by_key(|event| event.index) else { return Ok(Vec::new()) };
     if filter.lazy_load_options.is_disabled() {
         return Ok(Vec::new());
     }
+    senders(room, newest.after, events).await
+}
+
+/// The members of a state who sent some events.
+async fn senders(
+    room: &RoomHandle,
+    root: StateRoot,
+    events: &[Arc<StoredEvent>],
+) -> ApiResult<Vec<Arc<StoredEvent>>> {
     let senders: BTreeSet<_> = events.iter().map(|event| event.pdu.sender()).collect();
     let mut members = Vec::with_capacity(senders.len());
     for sender in senders {
-        members.extend(room.state_event(newest.after, "m.room.member", sender.as_str()).await?);
+        members.extend(room.state_event(root, "m.room.member", sender.as_str()).await?);
     }
     Ok(members)
 }
@@ -161,12 +170,8 @@ pub async fn get_context(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<get_context::v3::Request>,
 ) -> ApiResult<Json<Context>> {
-    let room = room_of(&app, &request.room_id).await?;
-    let event = room.event(&request.event_id).await?.ok_or_else(event_not_found)?;
+    let (room, event) = visible_event(&app, &requester, (&request.room_id, &request.event_id)).await?;
     let index = event.index.ok_or_else(event_not_found)?;
-    if !room.may_see(&requester.user_id, &event).await? {
-        return Err(event_not_found());
-    }
     let limit = page_limit(request.limit);
     let filter = &request.filter;
     let page = async |direction, from, limit| {
@@ -181,12 +186,12 @@ pub async fn get_context(
     let mut shown: Vec<_> = before.events.clone();
     shown.push(event.clone());
     shown.extend(after.events.iter().cloned());
-    let mut state = room.state(newest.after, None).await?;
-    if !filter.lazy_load_options.is_disabled() {
-        state.retain(|event| event.pdu.kind() != "m.room.member");
-        state.extend(lazy_members(&room, filter, &shown).await?);
-    }
-    state.retain(|event| filter::passes(&request.filter, &event.pdu));
+    // Whoever is invited, say, sees the invite, but not the room's state.
+    let state = match room.readable_root_at(&requester.user_id, boundary(newest)).await {
+        Ok(root) => context_state(&room, root, filter, &shown).await?,
+        Err(RoomError::NotJoined) => Vec::new(),
+        Err(error) => return Err(error.into()),
+    };
     let viewer = viewer(requester.clone());
     let render = async |events| room.render(events, &viewer, RoomIdField::Present).await;
     Ok(Json(Context {
@@ -197,6 +202,24 @@ pub async fn get_context(
         events_after: render(&after.events).await?,
         state: render(&state).await?,
     }))
+}
+
+/// The part of a state that goes with some events.
+async fn context_state(
+    room: &RoomHandle,
+    root: StateRoot,
+    filter: &RoomEventFilter,
+    shown: &[Arc<StoredEvent>],
+) -> ApiResult<Vec<Arc<StoredEvent>>> {
+    let mut state = if filter.lazy_load_options.is_disabled() {
+        room.state(root, None).await?
+    } else {
+        let mut state = room.state_without_members(root).await?;
+        state.extend(senders(room, root, shown).await?);
+        state
+    };
+    state.retain(|event| filter::passes(filter, &event.pdu));
+    Ok(state)
 }
 
 /// `GET /_matrix/client/v1/rooms/{roomId}/timestamp_to_event`

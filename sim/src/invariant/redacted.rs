@@ -16,7 +16,7 @@ pub(super) fn agreed(histories: &[History]) -> Option<String> {
         for side in sides {
             let redactions = side.with_standing(Standing::Accepted).map(|(_, event)| event);
             for redaction in redactions.filter(|event| event.pdu.kind() == "m.room.redaction") {
-                let Some(target) = redaction.pdu.redacts() else { continue };
+                let Some(target) = redaction.pdu.redacts(side.handle.snapshot().rules) else { continue };
                 let Some(Some(held)) = side.graph.get(target) else { continue };
                 let is_redacted = held.redacted_by.is_some();
                 let of_same_user = held.pdu.sender() == redaction.pdu.sender();

@@ -71,6 +71,16 @@ async fn members_are_left_out_of_the_answer_to_a_join_if_that_is_wanted() {
     let lean = join_as(&stranger, &server, &unnamed, "one", "?omit_members=true").await;
     assert_eq!(members(&lean), 3);
     assert_eq!(lean["servers_in_room"], json!([server.name()]));
+    // What they said of themselves may have been redacted since they were looked for.
+    let slip = json!({ "membership": "join", "displayname": "a slip" });
+    let slip = alice.0.set_state(&unnamed, "m.room.member", alice.id(), &slip).await.ok();
+    alice.sync_token().await;
+    let redact = format!("redact/{}/1", segment(slip["event_id"].as_str().unwrap()));
+    alice.0.put(&path(&unnamed, &redact), &json!({})).await.ok();
+    let lean = join_as(&stranger, &server, &unnamed, "two", "?omit_members=true").await;
+    let mut state = lean["state"].as_array().unwrap().iter();
+    let hero = state.find(|event| event["state_key"] == alice.id()).unwrap();
+    assert_eq!(hero["content"], json!({ "membership": "join" }));
 }
 
 async fn members(user: &User, room: &str) -> Vec<String> {
@@ -274,6 +284,20 @@ async fn a_room_is_not_complete_without_the_members_that_are_refused() {
     is_refused.store(false, Ordering::Relaxed);
     eventually("all members are there", async || members(&alice, &id).await.contains(&bob).then_some(()))
         .await;
+}
+
+/// Spec: client-server API, `POST /rooms/{roomId}/invite`, 400.
+#[tokio::test]
+async fn whoevers_server_lacks_the_room_version_is_not_invited() {
+    let (server, old) = (Server::start_federating("").await, Stranger::start().await);
+    let alice = User(server.client("alice").await);
+    let room = alice.create("12", json!({})).await;
+    old.on(|heard| {
+        let error = json!({ "errcode": "M_INCOMPATIBLE_ROOM_VERSION", "error": "?", "room_version": "12" });
+        heard.uri.contains("/v2/invite/").then_some(Reply::Json(400, error))
+    });
+    let invite = json!({ "user_id": format!("@guest:{}", old.name()) });
+    alice.0.post(&path(&room, "invite"), &invite).await.is(400, "M_UNSUPPORTED_ROOM_VERSION");
 }
 
 /// A redaction without a target is not shown, and yet others come after it.

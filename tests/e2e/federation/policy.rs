@@ -19,6 +19,15 @@ fn police(stranger: &Stranger) -> String {
         if heard.uri != "/_matrix/policy/v1/sign" {
             return None;
         }
+        if heard.json().to_string().contains("too fast") {
+            return Some(Reply::Json(429, slow_down()));
+        }
+        if heard.json().to_string().contains("malformed") {
+            return Some(Reply::Json(400, json!({ "errcode": "M_INVALID_PARAM", "error": "no such thing" })));
+        }
+        if heard.json().to_string().contains("log out") {
+            return Some(Reply::Json(401, json!({ "errcode": "M_UNKNOWN_TOKEN", "error": "who are you?" })));
+        }
         if heard.json().to_string().contains("spam") {
             return Some(Reply::Json(400, json!({ "errcode": "M_FORBIDDEN", "error": "no spam here" })));
         }
@@ -29,6 +38,10 @@ fn police(stranger: &Stranger) -> String {
         Some(Reply::Json(200, json!({ name.as_str(): { "ed25519:policy_server": signature } })))
     });
     public
+}
+
+fn slow_down() -> Value {
+    json!({ "errcode": "M_LIMIT_EXCEEDED", "error": "slow down", "retry_after_ms": 7000, "org.example.why": [1] })
 }
 
 fn asked(stranger: &Stranger) -> usize {
@@ -73,6 +86,17 @@ async fn what_the_policy_server_refuses_is_not_sent_and_not_shown() {
         (refused.status, &refused.body),
         (400, &json!({ "errcode": "M_FORBIDDEN", "error": "no spam here" }))
     );
+    // Its words are passed on, unless clients would take themselves for logged out.
+    let no_such_thing = json!({ "errcode": "M_INVALID_PARAM", "error": "no such thing" });
+    for (text, status, said) in [("too fast", 429, slow_down()), ("malformed", 400, no_such_thing)] {
+        let content = json!({ "msgtype": "m.text", "body": text });
+        let txn = path(&room, &format!("send/m.room.message/{}", segment(text)));
+        let refused = alice.0.put(&txn, &content).await;
+        assert_eq!((refused.status, refused.body), (status, said));
+    }
+    let log_out = json!({ "msgtype": "m.text", "body": "log out" });
+    let refused = alice.0.put(&path(&room, "send/m.room.message/out"), &log_out).await;
+    assert_eq!((refused.status, &refused.body["errcode"]), (502, &json!("M_UNKNOWN")), "{}", refused.body);
     // Memberships are events, too.
     let bob = User(server.client("bob").await);
     let before = asked(&police_server);

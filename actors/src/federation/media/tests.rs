@@ -76,7 +76,8 @@ impl FederationClient for Other {
 
 fn status(status: u16, errcode: &str) -> FederationError {
     let status = StatusCode::from_u16(status).unwrap();
-    FederationError::Status { status, errcode: errcode.to_owned(), error: String::new(), retry_after: None }
+    let (errcode, error) = (errcode.to_owned(), String::new());
+    FederationError::Status { status, errcode, error, retry_after: None, body: serde_json::Map::new() }
 }
 
 fn parts(headers: &str, content: &[u8]) -> (&'static str, Vec<u8>) {

@@ -86,7 +86,7 @@ fn parse_and_use(bytes: &[u8]) {
         let redacted = redact(&pdu, version).unwrap();
         let hashed = !version.event_format.require_event_id;
         assert!(!hashed || Pdu::parse(redacted.raw(), version).unwrap().event_id() == pdu.event_id());
-        let shown = client_event(&pdu, &Unsigned::default(), RoomIdField::Present);
+        let shown = client_event(&pdu, version, &Unsigned::default(), RoomIdField::Present);
         let _: Value = serde_json::from_str(shown.get()).unwrap();
         let shown: Value = serde_json::from_str(stripped(&pdu).get()).unwrap();
         assert_eq!(shown["type"], pdu.kind());
