@@ -20,7 +20,7 @@ use storage::{
 use super::{
     Claimed, ConnectionKey, LogOut, LoggedIn, Login, OpenIdToken, Published, RoomEntry, RoomFacts,
     SessionActor, SessionChange, SessionData, SessionError, SessionMessage, SessionShared, SessionView, Told,
-    Unread, Wanted, tags, token::hash_token,
+    Unread, Wanted, tags, token::hash_token, unread::ReadUpTo,
 };
 use crate::{
     directory::{Directory, Handle},
@@ -281,6 +281,12 @@ impl SessionHandle {
     pub async fn unread(&self, room: &RoomHandle) -> Result<Unread, RoomError> {
         let push_events = &self.shared.push_events;
         self.published.unread.count(&self.data(), self.view(), room, push_events).await
+    }
+
+    /// How far the user has read a room.
+    pub(super) async fn read_up_to(&self, room: &RoomHandle) -> Result<ReadUpTo, RoomError> {
+        let push_events = &self.shared.push_events;
+        self.published.unread.read_up_to(&self.data(), self.view(), room, push_events).await
     }
 
     /// Sets the user's presence.
