@@ -3,6 +3,7 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
 };
 
 use engine::{
@@ -23,7 +24,7 @@ use super::{
     response::ListResult,
 };
 use crate::{
-    room::{ReadError, content_string},
+    room::{ReadError, StoredEvent, content_string},
     session::{RoomEntry, RoomFacts},
 };
 
@@ -254,7 +255,7 @@ impl Turn<'_> {
                 && !is_known
                 && ["invite", "knock"].contains(&entry.membership.as_str())
             {
-                self.add_foreign_facts(&mut facts, own.pdu.room_id()).await?;
+                self.add_shown_facts(&mut facts, own).await?;
             }
             all.push(facts);
         }
@@ -295,11 +296,11 @@ impl Turn<'_> {
         Ok(facts.collect())
     }
 
-    /// What the stripped state of a room of other servers tells.
-    async fn add_foreign_facts(
+    /// What the stripped state of a room tells, for a membership event without a state.
+    async fn add_shown_facts(
         &self,
         facts: &mut RoomFacts,
-        room_id: &ruma::RoomId,
+        own: &Arc<StoredEvent>,
     ) -> Result<(), SlidingError> {
         #[derive(Deserialize)]
         struct Stripped {
@@ -312,8 +313,8 @@ impl Turn<'_> {
             #[serde(rename = "type")]
             room_type: Option<String>,
         }
-        let room = self.homeserver.room(room_id).await?;
-        let events = room.foreign_stripped_state(self.session.user_id()).await?.unwrap_or_default();
+        let room = self.homeserver.room(own.pdu.room_id()).await?;
+        let events = room.stripped_state(self.session.user_id(), own).await?;
         for event in events.iter().filter_map(|event| serde_json::from_str::<Stripped>(event.get()).ok()) {
             match event.kind.as_str() {
                 "m.room.create" => facts.room_type = event.content.room_type,
