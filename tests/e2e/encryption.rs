@@ -246,6 +246,35 @@ async fn those_who_share_a_room_hear_of_device_changes() {
     alice.get(&format!("{KEYS}/changes?to={to}")).await.is(400, "M_MISSING_PARAM");
 }
 
+/// Whoever was away for a moment may have new devices that nobody was told of.
+#[tokio::test]
+async fn those_who_left_and_came_back_have_changed_devices() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.join(&room).await.ok();
+    let since = alice.token_of_sync().await;
+    let rename = async |name: &str| {
+        let path = format!("/_matrix/client/v3/profile/{}/displayname", segment(&bob.user_id));
+        bob.put(&path, &json!({ "displayname": name })).await.ok();
+        let is_it = |event: &Value| event["content"]["displayname"] == name;
+        alice.event_of_sync(&since, &room, is_it).await;
+    };
+    rename("Rob").await;
+    rename("Robert").await;
+    let sync = alice.sync(&format!("since={since}&timeout=0")).await;
+    assert!(sync["device_lists"].is_null(), "another name is no other device: {sync}");
+    let since = sync["next_batch"].as_str().unwrap();
+    bob.leave(&room).await.ok();
+    bob.join(&room).await.ok();
+    let sync = alice.sync(&format!("since={since}&timeout=0")).await;
+    assert_eq!(users(&sync, "changed"), [bob.user_id.as_str()]);
+    assert!(users(&sync, "left").is_empty(), "{sync}");
+    let to = sync["next_batch"].as_str().unwrap();
+    let changes = alice.get(&format!("{KEYS}/changes?from={since}&to={to}")).await.ok();
+    assert_eq!(changes["changed"], json!([bob.user_id]));
+}
+
 #[tokio::test]
 async fn inboxes_and_keys_and_device_changes_survive_a_kill() {
     let mut server = Server::start().await;

@@ -14,10 +14,13 @@ use storage::{Direction, KeyRange, schema};
 use super::{DeviceLists, Pass, SyncError, SyncRequest, SyncResponse};
 use crate::{
     homeserver::Homeserver,
-    room::{RoomError, RoomHandle, membership_of},
+    room::{RoomError, RoomHandle, StoredEvent, membership_of},
     session::{INBOX_PAGE, RoomEntry, SessionError, SessionHandle},
     token::Token,
 };
+
+/// Membership events of one user that are followed back, at most.
+const REPLACED_MAX: usize = 50;
 
 /// What changed in who shares a room with a user.
 #[derive(Default)]
@@ -157,7 +160,7 @@ impl Homeserver {
     }
 }
 
-/// Who is joined in the second state and not in the first, and the other way round.
+/// Who is joined in the second state and was not, or not all the time, since the first; and who is not any more.
 async fn joined(
     room: &RoomHandle,
     from: StateRoot,
@@ -172,16 +175,37 @@ async fn joined(
     let shorts: Vec<_> = changes.iter().flat_map(|change| [change.before, change.after]).flatten().collect();
     let mut events = room.events(&shorts).await?.into_iter();
     for change in changes {
-        let mut is_joined = |short: Option<_>| {
-            short.is_some() && events.next().is_some_and(|event| membership_of(&event.pdu) == "join")
+        let mut joined = |short: Option<_>| {
+            let event = short.and_then(|_| events.next());
+            event.filter(|event| membership_of(&event.pdu) == "join")
         };
-        let (was, is) = (is_joined(change.before), is_joined(change.after));
+        let (was, is) = (joined(change.before), joined(change.after));
         let Ok(user_id) = UserId::parse(change.state_key) else { continue };
         match (was, is) {
-            (false, true) => came.push(user_id),
-            (true, false) => went.push(user_id),
+            (None, Some(_)) => came.push(user_id),
+            (Some(_), None) => went.push(user_id),
+            (Some(before), Some(after)) if !stayed(room, &before, &after).await? => came.push(user_id),
             _ => {}
         }
     }
     Ok((came, went))
+}
+
+/// Whether a member was joined from one membership event to another all the time.
+///
+/// Who was away meanwhile may have new devices that nobody here was told of. What cannot be followed counts as such.
+async fn stayed(room: &RoomHandle, before: &StoredEvent, after: &StoredEvent) -> Result<bool, RoomError> {
+    let mut replaced = after.replaces;
+    for _ in 0..REPLACED_MAX {
+        let Some(short) = replaced else { return Ok(false) };
+        if short == before.short {
+            return Ok(true);
+        }
+        let event = room.store().event(short).await?;
+        if membership_of(&event.pdu) != "join" {
+            return Ok(false);
+        }
+        replaced = event.replaces;
+    }
+    Ok(false)
 }
