@@ -43,6 +43,8 @@ pub struct SyncRequest {
     pub since: Option<Position>,
     /// The last to-device message that the client has, if it has not all up to `since`.
     pub inbox_since: Option<Position>,
+    /// Whether the client takes to-device messages; those that it has by its token are let go of.
+    pub takes_messages: bool,
     /// What to leave out.
     pub filter: Arc<FilterDefinition>,
     /// Whether to send the whole state of all rooms.

@@ -380,6 +380,7 @@ impl Turn<'_> {
             user_id: self.request.user_id.clone(),
             device_id: self.request.device_id.clone(),
             inbox_since: None,
+            takes_messages: false,
             since: self.since(),
             filter: Arc::new(filter),
             full_state: false,

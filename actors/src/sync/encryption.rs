@@ -43,6 +43,19 @@ impl SyncResponse {
 impl Pass<'_> {
     pub(super) async fn add_encryption(&self, response: &mut SyncResponse) -> Result<(), SyncError> {
         response.add_counts(self.session, self.request);
+        if self.request.takes_messages {
+            self.add_messages(response).await?;
+        }
+        if !self.is_initial() {
+            let homeserver = self.homeserver;
+            response.device_lists =
+                homeserver.device_list_changes(self.session, self.since, self.upto).await?;
+        }
+        Ok(())
+    }
+
+    /// Adds what was sent to the device; what the client has of it is let go of.
+    async fn add_messages(&self, response: &mut SyncResponse) -> Result<(), SyncError> {
         let acknowledged = self.request.inbox_since.unwrap_or(self.since);
         let device_id = &self.request.device_id;
         self.session.acknowledge(device_id, acknowledged);
@@ -51,11 +64,6 @@ impl Pass<'_> {
         response.to_device = waiting.messages.into();
         if let Some(inbox) = waiting.more_after {
             response.next_batch = Token::SyncInbox { position: self.upto, inbox }.to_string();
-        }
-        if !self.is_initial() {
-            let homeserver = self.homeserver;
-            response.device_lists =
-                homeserver.device_list_changes(self.session, self.since, self.upto).await?;
         }
         Ok(())
     }
