@@ -327,6 +327,13 @@ impl SessionHandle {
         let presence = users.iter().map(|user_id| self.shared.presence.of(user_id, now_ms));
         presence.filter(|presence| !is_first || presence.state != PresenceState::Offline).collect()
     }
+
+    /// The presence of those of some users who are not offline.
+    pub(crate) fn presence_of<'a>(&self, users: impl Iterator<Item = &'a OwnedUserId>) -> Vec<UserPresence> {
+        let now_ms = self.shared.env.clock.now_ms();
+        let presence = users.map(|user_id| self.shared.presence.of(user_id, now_ms));
+        presence.filter(|presence| presence.state != PresenceState::Offline).collect()
+    }
 }
 
 /// A client waits for news; dropping it ends that.

@@ -24,8 +24,8 @@ const REPLACED_MAX: usize = 50;
 
 /// What changed in who shares a room with a user.
 #[derive(Default)]
-struct Neighbors {
-    came: BTreeSet<OwnedUserId>,
+pub(super) struct Neighbors {
+    pub(super) came: BTreeSet<OwnedUserId>,
     went: BTreeSet<OwnedUserId>,
 }
 
@@ -41,15 +41,18 @@ impl SyncResponse {
 }
 
 impl Pass<'_> {
-    pub(super) async fn add_encryption(&self, response: &mut SyncResponse) -> Result<(), SyncError> {
+    pub(super) async fn add_encryption(
+        &self,
+        response: &mut SyncResponse,
+        neighbors: Neighbors,
+    ) -> Result<(), SyncError> {
         response.add_counts(self.session, self.request);
         if self.request.takes_messages {
             self.add_messages(response).await?;
         }
         if !self.is_initial() {
-            let homeserver = self.homeserver;
-            response.device_lists =
-                homeserver.device_list_changes(self.session, self.since, self.upto).await?;
+            let lists = self.homeserver.device_lists(self.session, neighbors, self.since, self.upto);
+            response.device_lists = lists.await?;
         }
         Ok(())
     }
@@ -79,7 +82,16 @@ impl Homeserver {
         since: Position,
         upto: Position,
     ) -> Result<DeviceLists, SyncError> {
-        let own = session.user_id();
+        let neighbors = self.neighbors(session, since).await?;
+        self.device_lists(session, neighbors, since, upto).await
+    }
+
+    /// What changed since a position in who shares a room with a user.
+    pub(super) async fn neighbors(
+        &self,
+        session: &SessionHandle,
+        since: Position,
+    ) -> Result<Neighbors, SyncError> {
         let mut neighbors = Neighbors::default();
         for (room_id, entry) in session.view().rooms_changed(since) {
             if let Err(error) = self.add_neighbors(session, &room_id, &entry, since, &mut neighbors).await {
@@ -89,6 +101,17 @@ impl Homeserver {
                 tracing::error!(room.id = %room_id, %error, "a room's members left out of the device lists");
             }
         }
+        Ok(neighbors)
+    }
+
+    async fn device_lists(
+        &self,
+        session: &SessionHandle,
+        neighbors: Neighbors,
+        since: Position,
+        upto: Position,
+    ) -> Result<DeviceLists, SyncError> {
+        let own = session.user_id();
         let mut lists = DeviceLists { changed: neighbors.came, left: BTreeSet::new() };
         let rooms = session.view().rooms().into_iter();
         let rooms: BTreeSet<_> =
