@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 
 use super::{
     Events, JoinedRoom, LeftRoom, Pass, Summary, Timeline,
-    ephemeral::{READ, READ_PRIVATE, receipt_event, typing_event},
+    ephemeral::{READ, READ_PRIVATE, receipt_events, typing_event},
     state::{Delta, NAMING, Span},
     typed,
 };
@@ -292,7 +292,7 @@ impl Pass<'_> {
             let public = public.since(since).filter(|receipt| !ignored.contains(&receipt.user_id));
             let private = self.session.private_receipts(&room.snapshot().room_id, since);
             let private = private.iter().map(|receipt| (READ_PRIVATE, receipt));
-            events.extend(receipt_event(public.map(|receipt| (READ, receipt)).chain(private)));
+            events.extend(receipt_events(public.map(|receipt| (READ, receipt)).chain(private)));
         }
         events.into()
     }
