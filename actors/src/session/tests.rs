@@ -446,10 +446,13 @@ async fn push_rules_keep_their_places() {
 async fn filters_are_kept_once() {
     let world = World::new().await;
     let alice = world.account(alice_id()).await;
-    let mut filter = ruma::api::client::filter::FilterDefinition::default();
-    filter.room.include_leave = true;
-    let id = alice.add_filter(&filter).await.unwrap();
-    assert_eq!(alice.add_filter(&filter).await.unwrap(), id);
+    let Value::Object(filter) = json!({ "room": { "include_leave": true, "org.example": 1 } }) else {
+        return;
+    };
+    let id = alice.add_filter(filter.clone()).await.unwrap();
+    assert_eq!(alice.add_filter(filter.clone()).await.unwrap(), id);
+    let uploaded = alice.filter_as_uploaded(&id).await.unwrap().unwrap();
+    assert_eq!(uploaded.get(), Value::Object(filter).to_string());
     assert!(alice.filter(&id).await.unwrap().unwrap().room.include_leave);
     assert!(alice.filter("other").await.unwrap().is_none());
     assert!(world.account(bob_id()).await.filter(&id).await.unwrap().is_none());
