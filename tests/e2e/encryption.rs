@@ -457,3 +457,4 @@ async fn sliding_sync_has_messages_and_key_counts() {
 mod federation;
 mod js;
 mod sdk;
+mod signing;
