@@ -43,6 +43,7 @@ mod related;
 mod relations;
 mod send;
 mod snapshot;
+mod stripped;
 mod txns;
 mod view;
 
@@ -72,7 +73,7 @@ pub use self::{
     error::RoomError,
     event::{ReadError, RoomStore},
     extremities::is_dummy,
-    handle::{RoomHandle, STRIPPED},
+    handle::RoomHandle,
     history::Backfill,
     membership::{MembershipAction, MembershipChange, Prepared},
     mend::{GivenState, Lacking, Lacks},

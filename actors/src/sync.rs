@@ -12,13 +12,18 @@ mod response;
 mod room;
 mod state;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use engine::id::{Position, TimelineIndex};
 use ruma::{OwnedDeviceId, OwnedUserId, api::client::filter::FilterDefinition};
 use storage::Batch;
 use tokio::time::Instant;
 
+use self::encryption::Neighbors;
 pub use self::response::{
     DeviceLists, Events, InvitedRoom, JoinedRoom, KnockedRoom, LeftRoom, Rooms, State, Summary, SyncResponse,
     Timeline,
@@ -43,6 +48,8 @@ pub struct SyncRequest {
     pub since: Option<Position>,
     /// The last to-device message that the client has, if it has not all up to `since`.
     pub inbox_since: Option<Position>,
+    /// Whether the client takes to-device messages; those that it has by its token are let go of.
+    pub takes_messages: bool,
     /// What to leave out.
     pub filter: Arc<FilterDefinition>,
     /// Whether to send the whole state of all rooms.
@@ -196,8 +203,13 @@ impl Pass<'_> {
     async fn build(&self, rooms: &[(ruma::OwnedRoomId, RoomEntry)]) -> Result<SyncResponse, SyncError> {
         let mut response = nothing_since(self.upto);
         response.account_data = self.account_data();
-        response.presence = self.presence().await?;
-        self.add_encryption(&mut response).await?;
+        let neighbors = if self.is_initial() {
+            Neighbors::default()
+        } else {
+            self.homeserver.neighbors(self.session, self.since).await?
+        };
+        response.presence = self.presence(&neighbors).await?;
+        self.add_encryption(&mut response, neighbors).await?;
         for rooms in rooms.chunks(ROOMS_AT_A_TIME) {
             let inside = rooms.iter().filter(|(_, entry)| entry.is_joined());
             let _active = self.homeserver.rooms(inside.map(|(room_id, _)| &**room_id)).await;
@@ -316,13 +328,17 @@ impl Pass<'_> {
         events.into()
     }
 
-    async fn presence(&self) -> Result<Events, SyncError> {
+    /// The presence of those whose presence has changed, and of those who came to share a room.
+    async fn presence(&self, neighbors: &Neighbors) -> Result<Events, SyncError> {
         let ignored = self.session.view().ignored();
         let filter = &self.request.filter.presence;
         let mut users = self.session.presence_since(self.since);
         if self.is_initial() {
             users.extend(self.homeserver.present_remote_users(self.session).await?);
         }
+        let told: BTreeSet<_> = users.iter().map(|presence| presence.user_id.clone()).collect();
+        let is_new = |user_id: &&OwnedUserId| !told.contains(*user_id) && **user_id != self.request.user_id;
+        users.extend(self.session.presence_of(neighbors.came.iter().filter(is_new)));
         let events: Vec<_> = users
             .into_iter()
             .filter(|presence| !ignored.contains(&presence.user_id))

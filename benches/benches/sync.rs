@@ -29,6 +29,7 @@ fn request(since: Option<Position>) -> SyncRequest {
         user_id: alice(),
         device_id: "DEVICE".into(),
         inbox_since: None,
+        takes_messages: true,
         since,
         filter: Arc::default(),
         full_state: false,

@@ -246,6 +246,35 @@ async fn those_who_share_a_room_hear_of_device_changes() {
     alice.get(&format!("{KEYS}/changes?to={to}")).await.is(400, "M_MISSING_PARAM");
 }
 
+/// Whoever was away for a moment may have new devices that nobody was told of.
+#[tokio::test]
+async fn those_who_left_and_came_back_have_changed_devices() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.join(&room).await.ok();
+    let since = alice.token_of_sync().await;
+    let rename = async |name: &str| {
+        let path = format!("/_matrix/client/v3/profile/{}/displayname", segment(&bob.user_id));
+        bob.put(&path, &json!({ "displayname": name })).await.ok();
+        let is_it = |event: &Value| event["content"]["displayname"] == name;
+        alice.event_of_sync(&since, &room, is_it).await;
+    };
+    rename("Rob").await;
+    rename("Robert").await;
+    let sync = alice.sync(&format!("since={since}&timeout=0")).await;
+    assert!(sync["device_lists"].is_null(), "another name is no other device: {sync}");
+    let since = sync["next_batch"].as_str().unwrap();
+    bob.leave(&room).await.ok();
+    bob.join(&room).await.ok();
+    let sync = alice.sync(&format!("since={since}&timeout=0")).await;
+    assert_eq!(users(&sync, "changed"), [bob.user_id.as_str()]);
+    assert!(users(&sync, "left").is_empty(), "{sync}");
+    let to = sync["next_batch"].as_str().unwrap();
+    let changes = alice.get(&format!("{KEYS}/changes?from={since}&to={to}")).await.ok();
+    assert_eq!(changes["changed"], json!([bob.user_id]));
+}
+
 #[tokio::test]
 async fn inboxes_and_keys_and_device_changes_survive_a_kill() {
     let mut server = Server::start().await;
@@ -320,8 +349,11 @@ async fn backups_keep_the_better_key() {
     let refused = alice.put(&all, &body).await;
     refused.is(403, "M_WRONG_ROOM_KEYS_VERSION");
     assert_eq!(refused.body["current_version"], "2");
-    alice.delete(&format!("{BACKUP}/version/2"), &json!({})).await.ok();
-    alice.delete(&format!("{BACKUP}/version/2"), &json!({})).await.is(404, "M_NOT_FOUND");
+    for _ in 0..2 {
+        alice.delete(&format!("{BACKUP}/version/2"), &json!({})).await.ok();
+    }
+    alice.delete(&format!("{BACKUP}/version/3"), &json!({})).await.is(404, "M_NOT_FOUND");
+    alice.get(&format!("{BACKUP}/version/2")).await.is(404, "M_NOT_FOUND");
     assert_eq!(alice.get(&format!("{BACKUP}/version")).await.ok()["version"], "1");
     assert_eq!(alice.post(&format!("{BACKUP}/version"), &version("m.test")).await.ok()["version"], "3");
 }
@@ -425,3 +457,4 @@ async fn sliding_sync_has_messages_and_key_counts() {
 mod federation;
 mod js;
 mod sdk;
+mod signing;

@@ -200,3 +200,24 @@ async fn context_is_filtered_around_the_event() {
     assert!(!state.is_empty() && state.iter().all(|event| event["type"] == "m.room.member"), "{context}");
     assert!(state.iter().all(|event| event["sender"] != alice.user_id), "{context}");
 }
+
+#[tokio::test]
+async fn a_stored_filter_is_returned_as_it_was_uploaded() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let path = format!("/_matrix/client/v3/user/{}/filter", segment(&alice.user_id));
+    for filter in [
+        json!({}),
+        json!({
+            "event_format": "client",
+            "org.example.mine": { "of": [1, 2] },
+            "room": { "include_leave": false, "state": { "lazy_load_members": false, "not_types": [] } },
+        }),
+    ] {
+        let id = alice.post(&path, &filter).await.ok()["filter_id"].as_str().unwrap().to_owned();
+        assert_eq!(alice.get(&format!("{path}/{}", segment(&id))).await.ok(), filter);
+        alice.sync(&format!("timeout=0&filter={}", segment(&id))).await;
+    }
+    alice.post(&path, &json!({ "room": 1 })).await.is(400, "M_BAD_JSON");
+    alice.get(&format!("{path}/other")).await.is(404, "M_NOT_FOUND");
+}

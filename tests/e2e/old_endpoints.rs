@@ -84,6 +84,43 @@ async fn events_come_in_a_stream() {
     assert_eq!(garbage.status, 400, "{garbage:?}");
 }
 
+/// Without a place to start from, they come from now on; what they have no place for stays for `/sync`.
+#[tokio::test]
+async fn a_stream_has_invites_and_nothing_old_and_takes_no_messages_away() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.join(&room).await.ok();
+    alice.say(&room, "1", "old").await;
+    let messages = json!({ "messages": { &bob.user_id: { "*": { "n": 1 } } } });
+    alice.put("/_matrix/client/v3/sendToDevice/m.test/1", &messages).await.ok();
+    let path = "/_matrix/client/v3/events";
+    let page = bob.get(&format!("{path}?timeout=0")).await.ok();
+    assert_eq!(page["chunk"], json!([]));
+    let say = async {
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        alice.say(&room, "2", "new").await
+    };
+    let from_now_on = format!("{path}?timeout=30000");
+    let (page, said) = tokio::join!(bob.get(&from_now_on), say);
+    let page = page.ok();
+    let of_room = |page: &Value| -> Vec<Value> {
+        let events = page["chunk"].as_array().unwrap().iter();
+        events.filter(|event| !event["event_id"].is_null()).map(|event| event["event_id"].clone()).collect()
+    };
+    assert_eq!(of_room(&page), [json!(said)]);
+    let invited = alice.create_room(json!({ "invite": [bob.user_id] })).await;
+    let from = segment(page["end"].as_str().unwrap());
+    let page = bob.get(&format!("{path}?from={from}&timeout=30000")).await.ok();
+    let invite = page["chunk"].as_array().unwrap().iter().find(|event| event["type"] == "m.room.member");
+    let invite = invite.unwrap_or_else(|| panic!("{page}"));
+    assert_eq!((&invite["room_id"], &invite["state_key"]), (&json!(invited), &json!(bob.user_id)));
+    assert!(invite["event_id"].is_string() && invite["content"]["membership"] == "invite", "{invite}");
+    let from = segment(page["end"].as_str().unwrap());
+    bob.get(&format!("{path}?from={from}&timeout=0")).await.ok();
+    assert_eq!(bob.sync("timeout=0").await["to_device"]["events"][0]["content"]["n"], 1);
+}
+
 #[tokio::test]
 async fn a_single_event_is_found_by_its_id_alone() {
     let server = Server::start().await;

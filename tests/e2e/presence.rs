@@ -42,3 +42,27 @@ async fn a_sync_sets_presence_unless_told_otherwise() {
     alice.sync("timeout=0&set_presence=offline").await;
     assert_eq!(alice.get(&path(&alice.user_id)).await.ok()["presence"], "unavailable");
 }
+
+/// Neither's presence changes any more; both learn of it since they come to share a room.
+#[tokio::test]
+async fn presence_comes_with_a_room_that_is_shared_from_now_on() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    for (client, status) in [(&alice, "tea"), (&bob, "coffee")] {
+        let online = json!({ "presence": "online", "status_msg": status });
+        client.put(&path(&client.user_id), &online).await.ok();
+    }
+    let (hers, his) = (alice.token_of_sync().await, bob.token_of_sync().await);
+    bob.join(&room).await.ok();
+    for (client, since, other, status) in [(&bob, his, &alice, "tea"), (&alice, hers, &bob, "coffee")] {
+        let query = |since: &str| format!("since={since}&timeout=0&set_presence=offline");
+        let sync = client.sync(&query(&since)).await;
+        let events = sync["presence"]["events"].as_array().into_iter().flatten();
+        let told: Vec<_> =
+            events.map(|event| (event["sender"].clone(), event["content"]["status_msg"].clone())).collect();
+        assert_eq!(told, [(json!(other.user_id), json!(status))]);
+        let next = client.sync(&query(sync["next_batch"].as_str().unwrap())).await;
+        assert!(next["presence"].is_null(), "{next}");
+    }
+}

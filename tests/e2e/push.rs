@@ -215,7 +215,8 @@ async fn notifications_say_what_happened_and_how_much_is_unread() {
     assert_eq!(told["counts"], json!({ "unread": 1, "missed_calls": 1 }));
     bob.send(&room, "m.call.answer", "5", &json!({ "call_id": "1", "version": 0 })).await.ok();
     alice.say(&room, "6", "good to hear you").await;
-    assert_eq!(gateway.next_event().await["counts"], json!({ "unread": 2 }));
+    let told = gateway.next_event().await;
+    assert_eq!(told["counts"], json!({ "unread": 1 }), "whoever answers has seen the call");
 }
 
 /// Each thing that must not notify is followed by something that does: that one must come next.
@@ -368,7 +369,10 @@ async fn past_notifications_are_listed_in_pages() {
         let content = text(&number.to_string(), &mentions);
         let event = alice.send(room, "m.room.message", &number.to_string(), &content).await.ok();
         sent.push(event["event_id"].as_str().unwrap().to_owned());
-        bob.say(room, &number.to_string(), "my own").await;
+        // With it what came before is read.
+        if number < 2 {
+            bob.say(room, &number.to_string(), "my own").await;
+        }
     }
     read(&bob, &rooms[0], &sent[2], "m.read").await;
     let mut listed = Vec::new();
@@ -385,7 +389,7 @@ async fn past_notifications_are_listed_in_pages() {
     let expected: Vec<_> = sent.iter().rev().map(String::as_str).collect();
     assert_eq!(ids, expected);
     let reads: Vec<_> = listed.iter().map(|item| item["read"].as_bool().unwrap()).collect();
-    assert_eq!(reads, [false, false, false, true, false, true]);
+    assert_eq!(reads, [false, false, false, true, true, true]);
     assert_eq!(listed[0]["room_id"], json!(rooms[1]));
     assert!(listed[0]["event"].get("room_id").is_none());
     assert!(listed[0]["ts"].is_u64());

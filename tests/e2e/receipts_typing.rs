@@ -154,3 +154,27 @@ async fn typing_ends_by_itself_and_by_word() {
     }
     bob.put(&typing, &json!({ "typing": true })).await.is(403, "M_FORBIDDEN");
 }
+
+#[tokio::test]
+async fn a_receipt_of_a_thread_hides_none_of_the_whole_room() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.join(&room).await.ok();
+    let said = alice.say(&room, "1", "one").await;
+    bob.post(&receipt(&room, "m.read", &said), &json!({})).await.ok();
+    bob.post(&receipt(&room, "m.read", &said), &json!({ "thread_id": "main" })).await.ok();
+    let sync = alice.sync("timeout=0").await;
+    let contents = ephemeral(&sync, &room, "m.receipt");
+    let threads: Vec<_> =
+        contents.iter().map(|content| content[&said]["m.read"][&bob.user_id]["thread_id"].clone()).collect();
+    assert_eq!(threads, [Value::Null, json!("main")], "{sync}");
+    // Sliding sync has one event for a room.
+    let lists = json!({ "all": { "ranges": [[0, 9]], "timeline_limit": 1, "required_state": [] } });
+    let body = json!({ "lists": lists, "extensions": { "receipts": { "enabled": true } } });
+    let path = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync?timeout=0";
+    let answer = alice.post(path, &body).await.ok();
+    let content = &answer["extensions"]["receipts"]["rooms"][&room]["content"];
+    let of_bob = &content[&said]["m.read"][&bob.user_id];
+    assert!(of_bob["ts"].is_u64() && of_bob["thread_id"].is_null(), "{content}");
+}

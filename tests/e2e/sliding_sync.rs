@@ -597,3 +597,5 @@ async fn the_first_response_for_a_user_in_many_rooms() {
         server.restart().await;
     }
 }
+
+mod former;

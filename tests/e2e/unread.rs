@@ -95,3 +95,58 @@ async fn a_changed_push_rule_changes_the_counts_of_those_rooms_that_it_is_about(
     bob.put(&ignored, &json!({ "ignored_users": { &alice.user_id: {} } })).await.ok();
     assert_eq!(next(&bob, &other, &filter, &mut since).await.0, 0);
 }
+
+/// Counts of a room in a first sync: the main timeline's, and a thread's.
+async fn counts(client: &Client, room: &str, thread: &str) -> (u64, u64) {
+    let sync = client.sync(&format!("timeout=0&filter={}", counts_alone(true))).await;
+    let joined = &sync["rooms"]["join"][room];
+    let in_thread = &joined["unread_thread_notifications"][thread]["notification_count"];
+    let main = &joined["unread_notifications"]["notification_count"];
+    (main.as_u64().unwrap(), in_thread.as_u64().unwrap_or_default())
+}
+
+/// Which of the events that notified a user are read, newest first.
+async fn read(client: &Client) -> Vec<bool> {
+    let list = client.get("/_matrix/client/v3/notifications").await.ok();
+    let of_messages = list["notifications"].as_array().unwrap().iter();
+    let of_messages = of_messages.filter(|notified| notified["event"]["type"] == "m.room.message");
+    of_messages.map(|notified| notified["read"].as_bool().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn whoever_sends_something_has_read_what_came_before_in_its_thread() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.join(&room).await.ok();
+    let root = alice.say(&room, "1", "one").await;
+    let in_thread = |text: &str| {
+        let relation = json!({ "rel_type": "m.thread", "event_id": root });
+        json!({ "msgtype": "m.text", "body": text, "m.relates_to": relation })
+    };
+    alice.send(&room, "m.room.message", "2", &in_thread("two")).await.ok();
+    assert_eq!(counts(&bob, &room, &root).await, (1, 1));
+    assert_eq!(read(&bob).await, [false, false]);
+    let answer = bob.say(&room, "3", "an answer").await;
+    assert_eq!(counts(&bob, &room, &root).await, (0, 1));
+    assert_eq!(read(&bob).await, [false, true]);
+    // A reaction is in the thread of what it is about.
+    let two = bob.get(&Client::room(&room, "messages?dir=b&limit=2")).await.ok()["chunk"][1].clone();
+    assert_eq!(two["content"]["body"], "two");
+    let relation = json!({ "rel_type": "m.annotation", "event_id": two["event_id"], "key": "tea" });
+    bob.send(&room, "m.reaction", "4", &json!({ "m.relates_to": relation })).await.ok();
+    assert_eq!(counts(&bob, &room, &root).await, (0, 0));
+    assert_eq!(read(&bob).await, [true, true]);
+    // What the server sends for the user says nothing of what the user has seen.
+    alice.say(&room, "5", "five").await;
+    let since = alice.token_of_sync().await;
+    let name = format!("/_matrix/client/v3/profile/{}/displayname", segment(&bob.user_id));
+    bob.put(&name, &json!({ "displayname": "Robert" })).await.ok();
+    alice.event_of_sync(&since, &room, |event| event["content"]["displayname"] == "Robert").await;
+    assert_eq!(counts(&bob, &room, &root).await, (1, 0));
+    // A receipt further back takes nothing of it away again.
+    bob.say(&room, "6", "another answer").await;
+    bob.post(&Client::room(&room, &format!("receipt/m.read/{}", segment(&answer))), &json!({})).await.ok();
+    assert_eq!(counts(&bob, &room, &root).await, (0, 0));
+    assert_eq!(read(&bob).await, [true, true, true]);
+}

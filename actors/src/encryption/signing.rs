@@ -107,19 +107,27 @@ fn bare(key: &Value) -> Value {
     bare
 }
 
-/// The signatures of an object that a user made, if all of them are good.
-fn good_signatures(object: &Value, signer: &UserId, keys: &Keys) -> Option<Value> {
-    let signatures = object["signatures"][signer.as_str()].as_object().filter(|all| !all.is_empty())?;
-    for name in signatures.keys() {
-        let id = name.strip_prefix("ed25519:")?;
-        let of_device = keys.device(id.into()).and_then(|device| device["keys"][name].as_str());
-        let mut crossing = CROSS_SIGNING.iter().filter_map(|kind| keys.cross_signing(kind));
-        let public = of_device.or_else(|| crossing.find_map(|key| key["keys"][name].as_str()))?;
-        if !is_signed(object, signer, name, public) {
-            return None;
-        }
+/// The signatures of an object that a user made with keys that are known; none if one of them is not valid.
+///
+/// Clients send along what signatures they know. Those by keys that were replaced since cannot be checked and are left
+/// out, like those that the key as it is `held` has already.
+fn good_signatures(object: &Value, held: &Value, signer: &UserId, keys: &Keys) -> Option<Value> {
+    let all = |key: &Value| key["signatures"][signer.as_str()].as_object().cloned().unwrap_or_default();
+    let (mut good, stored) = (all(object), all(held));
+    let is_valid = |name: &str| Some(is_signed(object, signer, name, public_of(keys, name)?));
+    if good.iter().any(|(name, given)| is_valid(name) == Some(false) && stored.get(name) != Some(given)) {
+        return None;
     }
-    Some(json!({ signer.as_str(): signatures }))
+    good.retain(|name, _| is_valid(name) == Some(true));
+    (!good.is_empty()).then(|| json!({ signer.as_str(): good }))
+}
+
+/// The value of a user's signing key by its name: that of a device, or one for cross-signing.
+fn public_of<'a>(keys: &'a Keys, name: &str) -> Option<&'a str> {
+    let id = name.strip_prefix("ed25519:")?;
+    let of_device = keys.device(id.into()).and_then(|device| device["keys"][name].as_str());
+    let mut crossing = CROSS_SIGNING.iter().filter_map(|kind| keys.cross_signing(kind));
+    of_device.or_else(|| crossing.find_map(|key| key["keys"][name].as_str()))
 }
 
 impl Homeserver {
@@ -183,7 +191,7 @@ impl Homeserver {
         if bare(&held) != bare(object) {
             return Err(SessionError::InvalidSignature("the key is not the one that is known"));
         }
-        let signatures = good_signatures(object, session.user_id(), signer.keys())
+        let signatures = good_signatures(object, &held, session.user_id(), signer.keys())
             .ok_or(SessionError::InvalidSignature("a signature is not valid"))?;
         let change = if is_own {
             SessionChange::SignOwn(key_id.to_owned(), signatures)

@@ -134,7 +134,7 @@ struct Words {
 
 impl Words {
     async fn of(room: &RoomHandle, user_id: &UserId, event: &Arc<StoredEvent>) -> Result<Self, RoomError> {
-        if let Some(stripped) = room.foreign_stripped_state(user_id).await? {
+        if let Some(stripped) = room.foreign_stripped_state(user_id, event).await? {
             return Ok(Self::of_stripped(&stripped, event));
         }
         let text = async |kind: &str, key: &str, field: &str| -> Result<Option<String>, RoomError> {

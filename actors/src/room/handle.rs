@@ -12,8 +12,6 @@ use ruma::{
     EventId, OwnedEventId, OwnedServerName, OwnedUserId, ServerName, UserId,
     events::room::server_acl::RoomServerAclEventContent,
 };
-use serde::{Deserialize, Serialize};
-use serde_json::value::{RawValue, to_raw_value};
 use storage::{
     Direction, KeyRange,
     schema::{self, MembershipRecord, SentBy},
@@ -32,29 +30,6 @@ pub struct RoomHandle {
     pub(super) actor: Handle<RoomActor>,
     published: Arc<Published>,
     shared: Arc<RoomShared>,
-}
-
-/// The state that an invited or knocking user is shown.
-///
-/// Spec: client-server API, "Stripped state".
-pub const STRIPPED: [&str; 7] = [
-    "m.room.create",
-    "m.room.name",
-    "m.room.avatar",
-    "m.room.topic",
-    "m.room.join_rules",
-    "m.room.canonical_alias",
-    "m.room.encryption",
-];
-
-/// A stripped state event; servers may send whole events in its place.
-#[derive(Deserialize, Serialize)]
-struct Stripped {
-    #[serde(rename = "type")]
-    kind: String,
-    state_key: String,
-    sender: OwnedUserId,
-    content: Box<RawValue>,
 }
 
 /// How long a change of a membership waits for the members of a room that was joined just now.
@@ -152,24 +127,9 @@ impl RoomHandle {
     }
 
     /// A local user's membership event, also if this server is not in the room.
-    pub(crate) async fn membership_event(
-        &self,
-        user: &UserId,
-    ) -> Result<Option<Arc<StoredEvent>>, RoomError> {
+    pub async fn membership_event(&self, user: &UserId) -> Result<Option<Arc<StoredEvent>>, RoomError> {
         let Some(record) = self.membership_record(user).await? else { return Ok(None) };
         Ok(Some(self.shared.store.event(record.event).await?))
-    }
-
-    /// What a server that is not in the room is told of it, with the member who tells it: whole events.
-    ///
-    /// Spec: server-server API, `PUT /_matrix/federation/v2/invite/{roomId}/{eventId}`, `invite_room_state`.
-    pub async fn introduction(&self, teller: &UserId) -> Result<Vec<Box<RawValue>>, RoomError> {
-        let mut events = Vec::new();
-        for kind in STRIPPED {
-            events.extend(self.current(kind, "").await?);
-        }
-        events.extend(self.current("m.room.member", teller.as_str()).await?);
-        Ok(events.iter().filter_map(|event| serde_json::from_slice(event.pdu.raw()).ok()).collect())
     }
 
     /// Whether the room's access control list lets a server take part.
@@ -462,29 +422,5 @@ impl RoomHandle {
         let gaps = &self.snapshot().head.gaps;
         let bounds = (std::ops::Bound::Excluded(after), std::ops::Bound::Included(until));
         if after >= until { None } else { gaps.range(bounds).next_back().map(|(at, _)| *at) }
-    }
-
-    /// The stripped state that came with a local user's invite or knock, if this server is not in the room.
-    ///
-    /// Each is a JSON object.
-    pub async fn foreign_stripped_state(
-        &self,
-        user: &UserId,
-    ) -> Result<Option<Vec<Box<RawValue>>>, RoomError> {
-        let snapshot = self.snapshot();
-        if snapshot.head.has_server(&self.shared.server_name) {
-            return Ok(None);
-        }
-        let key = (user.to_owned(), snapshot.room_id.clone());
-        let record = self.shared.store.storage().get(&schema::STRIPPED_STATES, &key).await?;
-        let events = record.map(|record| {
-            let events =
-                serde_json::from_slice::<Vec<Stripped>>(&record.events).unwrap_or_default().into_iter();
-            // The user's own membership is known here, and may have changed since.
-            events
-                .filter(|event| event.kind != "m.room.member" || event.state_key != *user)
-                .collect::<Vec<_>>()
-        });
-        Ok(events.map(|events| events.iter().filter_map(|event| to_raw_value(event).ok()).collect()))
     }
 }

@@ -85,9 +85,13 @@ impl Draft {
         Ok(())
     }
 
+    /// Deletes a version; one that was deleted before stays so.
     pub(super) fn delete_backup(&mut self, version: u64) -> Result<(), SessionError> {
-        let record = self.backup(version)?;
-        self.put_backup(version, BackupRecord { is_deleted: true, count: 0, ..record });
+        let record = self.data.keys.backups.get(&version).ok_or(SessionError::BackupNotFound)?;
+        if !record.is_deleted {
+            let record = BackupRecord { is_deleted: true, count: 0, ..(**record).clone() };
+            self.put_backup(version, record);
+        }
         Ok(())
     }
 

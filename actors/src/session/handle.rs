@@ -10,7 +10,8 @@ use ruma::{
     presence::PresenceState,
     push::{Action, NewPushRule, RuleKind},
 };
-use serde_json::{json, value::RawValue};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json, value::RawValue};
 use sha2::{Digest, Sha256};
 use storage::{
     Direction, KeyRange,
@@ -20,7 +21,7 @@ use storage::{
 use super::{
     Claimed, ConnectionKey, LogOut, LoggedIn, Login, OpenIdToken, Published, RoomEntry, RoomFacts,
     SessionActor, SessionChange, SessionData, SessionError, SessionMessage, SessionShared, SessionView, Told,
-    Unread, Wanted, tags, token::hash_token,
+    Unread, Wanted, tags, token::hash_token, unread::ReadUpTo,
 };
 use crate::{
     directory::{Directory, Handle},
@@ -209,9 +210,9 @@ impl SessionHandle {
         self.change(SessionChange::SetPushRuleActions(kind, rule_id, actions)).await
     }
 
-    /// Keeps a filter and returns its ID; the same filter has the same ID.
-    pub async fn add_filter(&self, filter: &FilterDefinition) -> Result<String, SessionError> {
-        let json = serde_json::to_string(filter).map_err(|error| SessionError::Invalid(error.to_string()))?;
+    /// Keeps a filter, as its client spelled it, and returns its ID; the same filter has the same ID.
+    pub async fn add_filter(&self, filter: Map<String, Value>) -> Result<String, SessionError> {
+        let json = Value::Object(filter).to_string();
         let id = BASE64_URL_SAFE_NO_PAD.encode(&Sha256::digest(json.as_bytes())[..12]);
         let user_id = self.user_id().to_owned();
         let storage = &self.shared.storage;
@@ -229,6 +230,15 @@ impl SessionHandle {
 
     /// A filter of this user.
     pub async fn filter(&self, id: &str) -> Result<Option<FilterDefinition>, SessionError> {
+        self.stored_filter(id).await
+    }
+
+    /// A filter of this user, as it was uploaded.
+    pub async fn filter_as_uploaded(&self, id: &str) -> Result<Option<Box<RawValue>>, SessionError> {
+        self.stored_filter(id).await
+    }
+
+    async fn stored_filter<T: DeserializeOwned>(&self, id: &str) -> Result<Option<T>, SessionError> {
         let json = self.shared.storage.get(&schema::FILTERS, &(self.user_id(), id)).await?;
         json.map(|json| serde_json::from_str(&json).map_err(|error| SessionError::Damaged(error.to_string())))
             .transpose()
@@ -283,6 +293,12 @@ impl SessionHandle {
         self.published.unread.count(&self.data(), self.view(), room, push_events).await
     }
 
+    /// How far the user has read a room.
+    pub(super) async fn read_up_to(&self, room: &RoomHandle) -> Result<ReadUpTo, RoomError> {
+        let push_events = &self.shared.push_events;
+        self.published.unread.read_up_to(&self.data(), self.view(), room, push_events).await
+    }
+
     /// Sets the user's presence.
     pub fn set_presence(&self, state: PresenceState, status_msg: Option<String>) {
         let now_ms = self.shared.env.clock.now_ms();
@@ -320,6 +336,13 @@ impl SessionHandle {
         let now_ms = self.shared.env.clock.now_ms();
         let presence = users.iter().map(|user_id| self.shared.presence.of(user_id, now_ms));
         presence.filter(|presence| !is_first || presence.state != PresenceState::Offline).collect()
+    }
+
+    /// The presence of those of some users who are not offline.
+    pub(crate) fn presence_of<'a>(&self, users: impl Iterator<Item = &'a OwnedUserId>) -> Vec<UserPresence> {
+        let now_ms = self.shared.env.clock.now_ms();
+        let presence = users.map(|user_id| self.shared.presence.of(user_id, now_ms));
+        presence.filter(|presence| presence.state != PresenceState::Offline).collect()
     }
 }
 

@@ -44,12 +44,19 @@ impl SessionHandle {
                 is_read: read.covers(room, event).await?,
             });
         }
+        // What the user has sent is looked for only where it may matter.
+        if notices.iter().any(|notice| !notice.is_read) {
+            let read = self.read_up_to(room).await?;
+            for notice in &mut notices {
+                notice.is_read = read.covers(room, &notice.event).await?;
+            }
+        }
         Ok(notices)
     }
 
     /// Whether the user has read an event.
     pub async fn has_read(&self, room: &RoomHandle, event: &StoredEvent) -> Result<bool, RoomError> {
-        ReadUpTo::new(&self.data(), room, TimelineIndex(i64::MIN)).covers(room, event).await
+        self.read_up_to(room).await?.covers(room, event).await
     }
 }
 

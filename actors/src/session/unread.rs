@@ -5,9 +5,14 @@
 //! push rules, or of the threads that the user wants to hear of, starts the count over. A room that has gone unread for long is not walked to the end: a
 //! count covers at most the newest [`SCAN_MAX`] events.
 //!
+//! Whoever sends something has read what came before it in the same thread, as with a receipt.
+//!
 //! An event belongs to the thread that its relations lead to (`RoomHandle::thread_root`), or to the main timeline.
 //!
 //! Spec: client-server API, "Receiving notifications", "Threaded read receipts".
+
+#[cfg(test)]
+mod tests;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -26,7 +31,7 @@ use ruma::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Ignored, SessionData, SessionView};
+use super::{Ignored, RoomEntry, SessionData, SessionView};
 use crate::room::{RoomError, RoomHandle, StoredEvent, is_dummy};
 
 /// Events that a count looks at, at most.
@@ -128,6 +133,8 @@ struct Counted {
     threads: Position,
     /// How far the user had read.
     read: ReadUpTo,
+    /// The user's own last event of each thread since then, by the thread's name in receipts.
+    sent: imbl::OrdMap<String, TimelineIndex>,
     /// Oldest first.
     notices: imbl::Vector<Notice>,
     unread: Unread,
@@ -138,7 +145,7 @@ impl Counted {
         let (notices, unread) = (imbl::Vector::new(), Unread::default());
         let (rules, ignored) = (data.push_rules().clone(), data.ignored().clone());
         let threads = data.threads().changed(room_id);
-        Self { upto: read.whole, rules, ignored, threads, read, notices, unread }
+        Self { upto: read.whole, rules, ignored, threads, read, sent: imbl::OrdMap::new(), notices, unread }
     }
 
     /// Whether the user's settings are still those that events were looked at with.
@@ -161,6 +168,38 @@ impl Counted {
         }
     }
 
+    /// Takes new events into account, given newest first.
+    async fn take_in(
+        &mut self,
+        data: &SessionData,
+        room: &RoomHandle,
+        events: &PushEvents,
+        fresh: &[Arc<StoredEvent>],
+    ) -> Result<(), RoomError> {
+        let context = context(data, room, events).await?;
+        let (mut redacted, mut has_sent) = (Vec::new(), false);
+        for event in fresh.iter().rev() {
+            if event.pdu.kind() == "m.room.redaction" {
+                redacted.extend(redacted_by(room, event).await?);
+            }
+            if ends_call(data, event) {
+                self.call_was_answered();
+            }
+            if let Some(index) = event.index.filter(|_| is_own_deed(data, event)) {
+                let root = room.thread_root(event).await?;
+                self.sent.insert(root.map_or_else(|| MAIN.to_owned(), |root| root.to_string()), index);
+                has_sent = true;
+            }
+            if let Some(notice) = notice(data, &context, events, room, event).await? {
+                self.add(notice);
+            }
+        }
+        if has_sent || !redacted.is_empty() {
+            self.drop_gone(&redacted);
+        }
+        Ok(())
+    }
+
     /// Takes note that the user has answered a call: those so far were not missed.
     fn call_was_answered(&mut self) {
         for notice in &mut self.notices {
@@ -169,10 +208,25 @@ impl Counted {
         self.unread.missed_calls = 0;
     }
 
+    /// Takes over how far the user has read by receipts, which makes older events of the user's own idle.
+    fn set_read(&mut self, read: ReadUpTo) {
+        let sent = self.sent.iter().filter(|(_, index)| **index > read.whole);
+        self.sent = sent.map(|(thread, index)| (thread.clone(), *index)).collect();
+        self.upto = self.upto.max(read.whole);
+        self.read = read;
+        self.drop_gone(&[]);
+    }
+
     /// Drops what is read by now, or redacted.
-    fn drop_where(&mut self, is_gone: impl Fn(&Notice) -> bool) {
+    fn drop_gone(&mut self, redacted: &[TimelineIndex]) {
+        let is_read = |notice: &Notice| {
+            let sent = self.sent.get(notice.thread.as_deref().unwrap_or(MAIN));
+            notice.index <= self.read.upto(notice.thread.as_deref()) || Some(&notice.index) <= sent
+        };
+        let is_gone = |notice: &&Notice| redacted.contains(&notice.index) || is_read(notice);
         // `Vector::retain` mixes elements up, and reads past them, in `imbl` up to 7.0.2.
-        self.notices = self.notices.iter().filter(|notice| !is_gone(notice)).cloned().collect();
+        let left = self.notices.iter().filter(|notice| !is_gone(notice)).cloned().collect();
+        self.notices = left;
         self.unread = Unread::of(&self.notices, self.unread.changed);
     }
 }
@@ -190,36 +244,48 @@ impl UnreadCache {
         room: &RoomHandle,
         events: &PushEvents,
     ) -> Result<Unread, RoomError> {
+        let Some(entry) = view.room(&room.snapshot().room_id) else { return Ok(Unread::default()) };
+        Ok(self.counted(data, entry.since, room, events).await?.unread)
+    }
+
+    /// How far the user has read a room: by receipts, and by sending something.
+    pub(super) async fn read_up_to(
+        &self,
+        data: &SessionData,
+        view: &SessionView,
+        room: &RoomHandle,
+        events: &PushEvents,
+    ) -> Result<ReadUpTo, RoomError> {
+        let mut read = ReadUpTo::new(data, room, TimelineIndex(i64::MIN));
+        let entry = view.room(&room.snapshot().room_id).filter(RoomEntry::is_joined);
+        if let Some(entry) = entry {
+            for (thread, index) in self.counted(data, entry.since, room, events).await?.sent {
+                read.add(Some(thread), index);
+            }
+        }
+        Ok(read)
+    }
+
+    /// Counts on from the last count of a room, which the user joined at a place.
+    async fn counted(
+        &self,
+        data: &SessionData,
+        joined: TimelineIndex,
+        room: &RoomHandle,
+        events: &PushEvents,
+    ) -> Result<Counted, RoomError> {
         let snapshot = room.snapshot();
-        let Some(entry) = view.room(&snapshot.room_id) else { return Ok(Unread::default()) };
-        let read = ReadUpTo::new(data, room, entry.since);
+        let read = ReadUpTo::new(data, room, joined);
         let known = self.0.lock().get(&snapshot.room).cloned();
         let before = known.as_ref().map(|known| known.unread.clone());
         let known = known.filter(|known| known.is_current(data, &snapshot.room_id));
         let mut counted = known.unwrap_or_else(|| Counted::new(data, &snapshot.room_id, read.clone()));
         if counted.read != read {
-            counted.drop_where(|notice| notice.index <= read.upto(notice.thread.as_deref()));
-            counted.upto = counted.upto.max(read.whole);
-            counted.read = read;
+            counted.set_read(read);
         }
         let fresh = unseen(room, counted.upto, snapshot.head.latest).await?;
         if !fresh.is_empty() {
-            let context = context(data, room, events).await?;
-            let mut redacted = Vec::new();
-            for event in fresh.iter().rev() {
-                if event.pdu.kind() == "m.room.redaction" {
-                    redacted.extend(redacted_by(room, event).await?);
-                }
-                if ends_call(data, event) {
-                    counted.call_was_answered();
-                }
-                if let Some(notice) = notice(data, &context, events, room, event).await? {
-                    counted.add(notice);
-                }
-            }
-            if !redacted.is_empty() {
-                counted.drop_where(|notice| redacted.contains(&notice.index));
-            }
+            counted.take_in(data, room, events, &fresh).await?;
         }
         counted.upto = counted.upto.max(snapshot.head.latest);
         counted.unread.changed = match before {
@@ -227,9 +293,8 @@ impl UnreadCache {
             // What they were before is not known: it may be this change or an earlier one that made them what they are.
             _ => counted.read.changed.max(data.settings_changed(&snapshot.room_id)).max(counted.upto.into()),
         };
-        let unread = counted.unread.clone();
-        self.keep(snapshot.room, counted);
-        Ok(unread)
+        self.keep(snapshot.room, counted.clone());
+        Ok(counted)
     }
 
     /// Keeps a count, unless another reader has counted further meanwhile.
@@ -265,15 +330,18 @@ impl ReadUpTo {
         let public = public.by_user(data.user_id());
         for receipt in public.chain(data.private_receipts(&room.snapshot().room_id)) {
             read.changed = read.changed.max(receipt.position);
-            match &receipt.thread {
-                None => read.whole = read.whole.max(receipt.index),
-                Some(thread) => {
-                    let upto = read.threads.entry(thread.clone()).or_insert(receipt.index);
-                    *upto = receipt.index.max(*upto);
-                }
-            }
+            read.add(receipt.thread.clone(), receipt.index);
         }
         read
+    }
+
+    /// Takes note that the user has read a thread, or all, up to a place.
+    fn add(&mut self, thread: Option<String>, index: TimelineIndex) {
+        let upto = match thread {
+            None => &mut self.whole,
+            Some(thread) => self.threads.entry(thread).or_insert(index),
+        };
+        *upto = index.max(*upto);
     }
 
     /// How far in a thread, by its root, or in the main timeline.
@@ -419,35 +487,13 @@ fn ends_call(data: &SessionData, event: &StoredEvent) -> bool {
     event.pdu.sender() == data.user_id() && ["m.call.answer", "m.call.reject"].contains(&event.pdu.kind())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// More notices than are kept in one piece, of which the oldest gave way: this is where they were mixed up.
-    #[test]
-    fn reading_up_to_somewhere_keeps_what_comes_after() {
-        for count in [10, 64, 65, 200, 1000] {
-            let notice = |index| Notice {
-                index: TimelineIndex(index),
-                thread: None,
-                highlights: false,
-                is_missed_call: false,
-            };
-            let read = ReadUpTo { whole: TimelineIndex(0), threads: BTreeMap::new(), changed: Position(0) };
-            let mut counted = Counted {
-                upto: TimelineIndex(0),
-                rules: Arc::default(),
-                ignored: Arc::default(),
-                threads: Position(0),
-                read,
-                notices: (0..=count).map(notice).collect(),
-                unread: Unread::default(),
-            };
-            counted.notices.pop_front();
-            counted.drop_where(|notice| notice.index <= TimelineIndex(3));
-            let left: Vec<_> = counted.notices.iter().map(|notice| notice.index.0).collect();
-            assert_eq!(left, (4..=count).collect::<Vec<_>>());
-            assert_eq!(counted.unread.total().notification_count, left.len() as u64);
-        }
-    }
+/// Whether the user has sent an event, and so has read what came before.
+///
+/// The server itself sends the user's memberships when the profile changes, and dummies.
+/// Spec: client-server API, "Marking notifications as read".
+fn is_own_deed(data: &SessionData, event: &StoredEvent) -> bool {
+    let user_id = data.user_id();
+    let is_membership =
+        event.pdu.kind() == "m.room.member" && event.pdu.state_key() == Some(user_id.as_str());
+    event.pdu.sender() == user_id && !is_membership && !is_dummy(&event.pdu)
 }

@@ -3,6 +3,7 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
 };
 
 use engine::{
@@ -23,7 +24,7 @@ use super::{
     response::ListResult,
 };
 use crate::{
-    room::{ReadError, content_string},
+    room::{ReadError, StoredEvent, content_string},
     session::{RoomEntry, RoomFacts},
 };
 
@@ -46,10 +47,10 @@ impl Turn<'_> {
         &self,
         base: Option<&SlidingGenerationRecord>,
     ) -> Result<Vec<(OwnedRoomId, RoomEntry)>, SlidingError> {
+        let sent = |entry: &RoomEntry| base.and_then(|base| base.rooms.get(&entry.room));
         // Sent before, and the client does not know of the leave yet.
         let is_leave_news = |entry: &RoomEntry| {
-            let sent = base.and_then(|base| base.rooms.get(&entry.room));
-            let known = sent.map(|sent| sent.upto.or(self.since()).unwrap_or_default());
+            let known = sent(entry).map(|sent| sent.upto.or(self.since()).unwrap_or_default());
             known.is_some_and(|known| known < Position::from(entry.since))
         };
         let no_invites = self.session.data().blocks_invites();
@@ -61,6 +62,7 @@ impl Turn<'_> {
                 "join" | "invite" | "knock" => rooms.push((room_id, entry)),
                 _ if is_leave_news(&entry) => rooms.push((room_id, entry)),
                 _ if entry.forgotten => {}
+                _ if entry.left.is_some() && sent(&entry).is_some() => rooms.push((room_id, entry)),
                 // Who left by themselves knows it.
                 _ if entry.left.is_some() => left.push((room_id, entry)),
                 _ => {}
@@ -82,7 +84,7 @@ impl Turn<'_> {
         &self,
         base: Option<&SlidingGenerationRecord>,
     ) -> Result<(Vec<Matched>, BTreeMap<String, ListResult>), SlidingError> {
-        let rooms = self.rooms(base).await?;
+        let mut rooms = self.rooms(base).await?;
         let mut rules: BTreeMap<usize, (Vec<String>, Vec<&RoomConfig>)> = BTreeMap::new();
         let mut results = BTreeMap::new();
         for (name, list) in &self.request.body.lists {
@@ -101,6 +103,7 @@ impl Turn<'_> {
         }
         let subscriptions = &self.request.body.room_subscriptions;
         if !subscriptions.is_empty() {
+            rooms.extend(self.former_rooms(&rooms));
             for (index, (room_id, _)) in rooms.iter().enumerate() {
                 if let Some(config) = subscriptions.get(room_id) {
                     rules.entry(index).or_default().1.push(config);
@@ -127,6 +130,22 @@ impl Turn<'_> {
             matched.push(Matched { room_id, entry, lists, is_subscribed, limit, required });
         }
         Ok((matched, results))
+    }
+
+    /// The rooms that the request subscribes to and that the user once was in, but for those that are listed.
+    ///
+    /// Spec: MSC4186, "Subscriptions".
+    fn former_rooms(&self, listed: &[(OwnedRoomId, RoomEntry)]) -> Vec<(OwnedRoomId, RoomEntry)> {
+        let subscriptions = &self.request.body.room_subscriptions;
+        let listed: BTreeSet<_> =
+            listed.iter().map(|(room_id, _)| room_id).filter(|id| subscriptions.contains_key(*id)).collect();
+        let others = subscriptions.keys().filter(|room_id| !listed.contains(room_id));
+        let is_former = |entry: &RoomEntry| {
+            let is_out = ["leave", "ban"].contains(&entry.membership.as_str());
+            is_out && entry.left.is_some() && !entry.forgotten
+        };
+        let entry = |room_id: &OwnedRoomId| self.session.view().room(room_id).filter(is_former);
+        others.filter_map(|room_id| Some((room_id.clone(), entry(room_id)?))).collect()
     }
 
     /// The places of the rooms that pass a list's filters.
@@ -254,7 +273,7 @@ impl Turn<'_> {
                 && !is_known
                 && ["invite", "knock"].contains(&entry.membership.as_str())
             {
-                self.add_foreign_facts(&mut facts, own.pdu.room_id()).await?;
+                self.add_shown_facts(&mut facts, own).await?;
             }
             all.push(facts);
         }
@@ -295,11 +314,11 @@ impl Turn<'_> {
         Ok(facts.collect())
     }
 
-    /// What the stripped state of a room of other servers tells.
-    async fn add_foreign_facts(
+    /// What the stripped state of a room tells, for a membership event without a state.
+    async fn add_shown_facts(
         &self,
         facts: &mut RoomFacts,
-        room_id: &ruma::RoomId,
+        own: &Arc<StoredEvent>,
     ) -> Result<(), SlidingError> {
         #[derive(Deserialize)]
         struct Stripped {
@@ -312,8 +331,8 @@ impl Turn<'_> {
             #[serde(rename = "type")]
             room_type: Option<String>,
         }
-        let room = self.homeserver.room(room_id).await?;
-        let events = room.foreign_stripped_state(self.session.user_id()).await?.unwrap_or_default();
+        let room = self.homeserver.room(own.pdu.room_id()).await?;
+        let events = room.stripped_state(self.session.user_id(), own).await?;
         for event in events.iter().filter_map(|event| serde_json::from_str::<Stripped>(event.get()).ok()) {
             match event.kind.as_str() {
                 "m.room.create" => facts.room_type = event.content.room_type,

@@ -53,7 +53,7 @@ pub struct RoomResult {
     /// The user's membership.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub membership: Option<String>,
-    /// Stripped state of a room that the user is invited to or knocked on.
+    /// Stripped state of a room that the user was never in: it is invited, knocked or was refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub invite_state: Option<Vec<Box<RawValue>>>,
     /// State that the request requires.

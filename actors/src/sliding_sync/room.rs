@@ -143,6 +143,10 @@ impl Turn<'_> {
         let changed = |kind: &str| is_initial || state.changed.contains(kind);
         let mut result = RoomResult { initial: is_initial, ..RoomResult::default() };
         let was_inside = entry.is_joined() || entry.left.is_some();
+        if !was_inside && is_news {
+            // Of an invite or knock that came to nothing.
+            result.invite_state = Some(pass.stripped_state(&matched.room_id, entry).await?.events);
+        }
         if was_inside && (changed("m.room.name") || changed("m.room.member")) {
             let name = text(&room, root, "m.room.name", "name").await?;
             if name.is_none() && entry.is_joined() {
@@ -376,6 +380,7 @@ impl Turn<'_> {
             user_id: self.request.user_id.clone(),
             device_id: self.request.device_id.clone(),
             inbox_since: None,
+            takes_messages: false,
             since: self.since(),
             filter: Arc::new(filter),
             full_state: false,

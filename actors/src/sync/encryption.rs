@@ -14,15 +14,18 @@ use storage::{Direction, KeyRange, schema};
 use super::{DeviceLists, Pass, SyncError, SyncRequest, SyncResponse};
 use crate::{
     homeserver::Homeserver,
-    room::{RoomError, RoomHandle, membership_of},
+    room::{RoomError, RoomHandle, StoredEvent, membership_of},
     session::{INBOX_PAGE, RoomEntry, SessionError, SessionHandle},
     token::Token,
 };
 
+/// Membership events of one user that are followed back, at most.
+const REPLACED_MAX: usize = 50;
+
 /// What changed in who shares a room with a user.
 #[derive(Default)]
-struct Neighbors {
-    came: BTreeSet<OwnedUserId>,
+pub(super) struct Neighbors {
+    pub(super) came: BTreeSet<OwnedUserId>,
     went: BTreeSet<OwnedUserId>,
 }
 
@@ -38,8 +41,24 @@ impl SyncResponse {
 }
 
 impl Pass<'_> {
-    pub(super) async fn add_encryption(&self, response: &mut SyncResponse) -> Result<(), SyncError> {
+    pub(super) async fn add_encryption(
+        &self,
+        response: &mut SyncResponse,
+        neighbors: Neighbors,
+    ) -> Result<(), SyncError> {
         response.add_counts(self.session, self.request);
+        if self.request.takes_messages {
+            self.add_messages(response).await?;
+        }
+        if !self.is_initial() {
+            let lists = self.homeserver.device_lists(self.session, neighbors, self.since, self.upto);
+            response.device_lists = lists.await?;
+        }
+        Ok(())
+    }
+
+    /// Adds what was sent to the device; what the client has of it is let go of.
+    async fn add_messages(&self, response: &mut SyncResponse) -> Result<(), SyncError> {
         let acknowledged = self.request.inbox_since.unwrap_or(self.since);
         let device_id = &self.request.device_id;
         self.session.acknowledge(device_id, acknowledged);
@@ -48,11 +67,6 @@ impl Pass<'_> {
         response.to_device = waiting.messages.into();
         if let Some(inbox) = waiting.more_after {
             response.next_batch = Token::SyncInbox { position: self.upto, inbox }.to_string();
-        }
-        if !self.is_initial() {
-            let homeserver = self.homeserver;
-            response.device_lists =
-                homeserver.device_list_changes(self.session, self.since, self.upto).await?;
         }
         Ok(())
     }
@@ -68,7 +82,16 @@ impl Homeserver {
         since: Position,
         upto: Position,
     ) -> Result<DeviceLists, SyncError> {
-        let own = session.user_id();
+        let neighbors = self.neighbors(session, since).await?;
+        self.device_lists(session, neighbors, since, upto).await
+    }
+
+    /// What changed since a position in who shares a room with a user.
+    pub(super) async fn neighbors(
+        &self,
+        session: &SessionHandle,
+        since: Position,
+    ) -> Result<Neighbors, SyncError> {
         let mut neighbors = Neighbors::default();
         for (room_id, entry) in session.view().rooms_changed(since) {
             if let Err(error) = self.add_neighbors(session, &room_id, &entry, since, &mut neighbors).await {
@@ -78,6 +101,17 @@ impl Homeserver {
                 tracing::error!(room.id = %room_id, %error, "a room's members left out of the device lists");
             }
         }
+        Ok(neighbors)
+    }
+
+    async fn device_lists(
+        &self,
+        session: &SessionHandle,
+        neighbors: Neighbors,
+        since: Position,
+        upto: Position,
+    ) -> Result<DeviceLists, SyncError> {
+        let own = session.user_id();
         let mut lists = DeviceLists { changed: neighbors.came, left: BTreeSet::new() };
         let rooms = session.view().rooms().into_iter();
         let rooms: BTreeSet<_> =
@@ -157,7 +191,7 @@ impl Homeserver {
     }
 }
 
-/// Who is joined in the second state and not in the first, and the other way round.
+/// Who is joined in the second state and was not, or not all the time, since the first; and who is not any more.
 async fn joined(
     room: &RoomHandle,
     from: StateRoot,
@@ -172,16 +206,37 @@ async fn joined(
     let shorts: Vec<_> = changes.iter().flat_map(|change| [change.before, change.after]).flatten().collect();
     let mut events = room.events(&shorts).await?.into_iter();
     for change in changes {
-        let mut is_joined = |short: Option<_>| {
-            short.is_some() && events.next().is_some_and(|event| membership_of(&event.pdu) == "join")
+        let mut joined = |short: Option<_>| {
+            let event = short.and_then(|_| events.next());
+            event.filter(|event| membership_of(&event.pdu) == "join")
         };
-        let (was, is) = (is_joined(change.before), is_joined(change.after));
+        let (was, is) = (joined(change.before), joined(change.after));
         let Ok(user_id) = UserId::parse(change.state_key) else { continue };
         match (was, is) {
-            (false, true) => came.push(user_id),
-            (true, false) => went.push(user_id),
+            (None, Some(_)) => came.push(user_id),
+            (Some(_), None) => went.push(user_id),
+            (Some(before), Some(after)) if !stayed(room, &before, &after).await? => came.push(user_id),
             _ => {}
         }
     }
     Ok((came, went))
+}
+
+/// Whether a member was joined from one membership event to another all the time.
+///
+/// Who was away meanwhile may have new devices that nobody here was told of. What cannot be followed counts as such.
+async fn stayed(room: &RoomHandle, before: &StoredEvent, after: &StoredEvent) -> Result<bool, RoomError> {
+    let mut replaced = after.replaces;
+    for _ in 0..REPLACED_MAX {
+        let Some(short) = replaced else { return Ok(false) };
+        if short == before.short {
+            return Ok(true);
+        }
+        let event = room.store().event(short).await?;
+        if membership_of(&event.pdu) != "join" {
+            return Ok(false);
+        }
+        replaced = event.replaces;
+    }
+    Ok(false)
 }

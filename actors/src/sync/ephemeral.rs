@@ -29,7 +29,23 @@ pub(crate) fn typing_event(typing: &Typing, since: Position, ignored: &Ignored) 
     is_news.then(|| to_raw(&json!({ "type": "m.typing", "content": { "user_ids": users } })))
 }
 
+/// Receipts, each with its type, as events: one for each thread, and one for those of the whole room.
+///
+/// An event has place for one receipt of a user at an event, where there may be one of a thread and one of the room.
+/// Spec: client-server API, "Receipts", server behaviour.
+pub(crate) fn receipt_events<'a>(
+    receipts: impl Iterator<Item = (&'static str, &'a Receipt)>,
+) -> Vec<Box<RawValue>> {
+    let mut by_thread = BTreeMap::<Option<&str>, Vec<_>>::new();
+    for (kind, receipt) in receipts {
+        by_thread.entry(receipt.thread.as_deref()).or_default().push((kind, receipt));
+    }
+    by_thread.into_values().filter_map(|receipts| receipt_event(receipts.into_iter())).collect()
+}
+
 /// One event of receipts, each with its type; none if there are none.
+///
+/// Of a user's receipts for one event, that of the whole room says most.
 pub(crate) fn receipt_event<'a>(
     receipts: impl Iterator<Item = (&'static str, &'a Receipt)>,
 ) -> Option<Box<RawValue>> {
@@ -40,7 +56,11 @@ pub(crate) fn receipt_event<'a>(
             about["thread_id"] = thread.as_str().into();
         }
         let readers = content.entry(receipt.event_id.as_str()).or_default().entry(kind).or_default();
-        readers.insert(receipt.user_id.as_str(), about);
+        let says_less = receipt.thread.is_some()
+            && readers.get(receipt.user_id.as_str()).is_some_and(|known| known["thread_id"].is_null());
+        if !says_less {
+            readers.insert(receipt.user_id.as_str(), about);
+        }
     }
     (!content.is_empty()).then(|| to_raw(&json!({ "type": "m.receipt", "content": content })))
 }

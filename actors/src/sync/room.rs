@@ -15,13 +15,13 @@ use serde_json::value::RawValue;
 
 use super::{
     Events, JoinedRoom, LeftRoom, Pass, Summary, Timeline,
-    ephemeral::{READ, READ_PRIVATE, receipt_event, typing_event},
+    ephemeral::{READ, READ_PRIVATE, receipt_events, typing_event},
     state::{Delta, NAMING, Span},
     typed,
 };
 use crate::{
     filter::{self, Fields},
-    room::{RoomError, RoomHandle, STRIPPED, StoredEvent, Viewer},
+    room::{RoomError, RoomHandle, StoredEvent, Viewer},
     session::RoomEntry,
     token::Token,
 };
@@ -235,30 +235,15 @@ impl Pass<'_> {
         Viewer { user_id: self.request.user_id.clone(), device_id: Some(self.request.device_id.clone()) }
     }
 
-    /// Stripped state for someone who is not in the room yet, with their own membership event.
+    /// Stripped state for someone who is not in the room, with their own membership event.
     pub(crate) async fn stripped_state(
         &self,
         room_id: &RoomId,
         entry: &RoomEntry,
     ) -> Result<Events, RoomError> {
         let room = self.homeserver.room(room_id).await?;
-        let own = room.events(&[entry.event]).await?;
-        if let Some(mut events) = room.foreign_stripped_state(&self.request.user_id).await? {
-            events.extend(own.iter().map(|event| client::stripped(&event.pdu)));
-            return Ok(events.into());
-        }
-        let root = own.first().map_or_else(StateRoot::default, |event| event.after);
-        let mut events = Vec::new();
-        for kind in STRIPPED {
-            events.extend(room.state_event(root, kind, "").await?);
-        }
-        if let Some(sender) = own.first().map(|event| event.pdu.sender().to_owned())
-            && sender != self.request.user_id
-        {
-            events.extend(room.state_event(root, "m.room.member", sender.as_str()).await?);
-        }
-        events.extend(own);
-        Ok(events.iter().map(|event| client::stripped(&event.pdu)).collect::<Vec<_>>().into())
+        let own = room.store().event(entry.event).await?;
+        Ok(room.stripped_state(&self.request.user_id, &own).await?.into())
     }
 
     /// Member counts, and the members to name the room after if it has no name.
@@ -307,7 +292,7 @@ impl Pass<'_> {
             let public = public.since(since).filter(|receipt| !ignored.contains(&receipt.user_id));
             let private = self.session.private_receipts(&room.snapshot().room_id, since);
             let private = private.iter().map(|receipt| (READ_PRIVATE, receipt));
-            events.extend(receipt_event(public.map(|receipt| (READ, receipt)).chain(private)));
+            events.extend(receipt_events(public.map(|receipt| (READ, receipt)).chain(private)));
         }
         events.into()
     }

@@ -2,25 +2,33 @@
 //!
 //! Spec: client-server API, "Filtering".
 
-use axum::extract::State;
-use ruma::api::client::filter::{EventFormat, FilterDefinition, create_filter, get_filter};
+use axum::{Json, extract::State};
+use ruma::{
+    OwnedUserId,
+    api::client::filter::{EventFormat, FilterDefinition, create_filter, get_filter},
+};
+use serde_json::{Value, value::RawValue};
 
 use super::profile::own;
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::{Authenticated, Matrix},
+    extract::{Authenticated, JsonBody, Matrix, Path, Requester},
 };
 
 /// `POST /_matrix/client/v3/user/{userId}/filter`
 pub async fn create_filter(
     State(app): State<App>,
-    Authenticated { requester, request }: Authenticated<create_filter::v3::Request>,
+    requester: Requester,
+    Path(user_id): Path<OwnedUserId>,
+    JsonBody(filter): JsonBody,
 ) -> ApiResult<Matrix<create_filter::v3::Response>> {
-    own(request.user_id.as_str(), &requester)?;
-    check(&request.filter).map_err(ApiError::bad_json)?;
+    own(user_id.as_str(), &requester)?;
+    let known: FilterDefinition = serde_json::from_value(Value::Object(filter.clone()))
+        .map_err(|error| ApiError::bad_json(error.to_string()))?;
+    check(&known).map_err(ApiError::bad_json)?;
     let session = app.homeserver().session(&requester.user_id).await?;
-    let filter_id = session.add_filter(&request.filter).await?;
+    let filter_id = session.add_filter(filter).await?;
     Ok(Matrix(create_filter::v3::Response::new(filter_id)))
 }
 
@@ -36,10 +44,9 @@ pub(super) fn check(filter: &FilterDefinition) -> Result<(), &'static str> {
 pub async fn get_filter(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<get_filter::v3::Request>,
-) -> ApiResult<Matrix<get_filter::v3::Response>> {
+) -> ApiResult<Json<Box<RawValue>>> {
     own(request.user_id.as_str(), &requester)?;
     let session = app.homeserver().session(&requester.user_id).await?;
-    let filter = session.filter(&request.filter_id).await?;
-    let filter = filter.ok_or_else(|| ApiError::not_found("there is no such filter"))?;
-    Ok(Matrix(get_filter::v3::Response::new(filter)))
+    let filter = session.filter_as_uploaded(&request.filter_id).await?;
+    filter.map(Json).ok_or_else(|| ApiError::not_found("there is no such filter"))
 }

@@ -133,11 +133,12 @@ pub async fn events(
         return peek(&app, requester, room_id, from, timeout).await;
     }
     let since = match from {
-        Some(Token::Sync(position) | Token::SyncInbox { position, .. }) => Some(position),
+        Some(Token::Sync(position) | Token::SyncInbox { position, .. }) => position,
         Some(Token::Timeline(_)) => return Err(ApiError::invalid_param("from is not a token of /events")),
-        None => None,
+        // What happens from now on.
+        None => app.homeserver().session(&requester.user_id).await?.view().latest(),
     };
-    let sync = sync(&app, &requester, since, FilterDefinition::default(), timeout).await?;
+    let sync = sync(&app, &requester, Some(since), FilterDefinition::default(), timeout).await?;
     let mut chunk = list(&sync["presence"]["events"]);
     for section in ["join", "leave"] {
         for (room_id, room) in sync["rooms"][section].as_object().into_iter().flatten() {
@@ -146,8 +147,23 @@ pub async fn events(
             }
         }
     }
-    let start = query.from.map_or_else(|| sync["next_batch"].clone(), Value::from);
+    for section in ["invite", "knock"] {
+        for (room_id, _) in sync["rooms"][section].as_object().into_iter().flatten() {
+            chunk.extend(own_membership(&app, &requester, room_id).await?);
+        }
+    }
+    let start = query.from.unwrap_or_else(|| Token::Sync(since).to_string());
     Ok(Json(json!({ "start": start, "end": sync["next_batch"], "chunk": chunk })))
+}
+
+/// The event by which a user is invited to a room, or knocks.
+async fn own_membership(app: &App, requester: &Requester, room_id: &str) -> ApiResult<Option<Value>> {
+    let room_id = OwnedRoomId::try_from(room_id).map_err(|error| ApiError::internal(&error))?;
+    let room = app.homeserver().room(&room_id).await?;
+    let event = room.membership_event(&requester.user_id).await?;
+    let rendered = room.render(event.as_slice(), &viewer(requester.clone()), RoomIdField::Present).await?;
+    let event = rendered.first().map(|event| serde_json::from_str(event.get()));
+    event.transpose().map_err(|error| ApiError::internal(&error))
 }
 
 /// `GET /_matrix/client/v3/events/{eventId}`
@@ -254,6 +270,8 @@ async fn sync(
         device_id: requester.device_id.clone(),
         since,
         inbox_since: None,
+        // None of these endpoints has a place for them.
+        takes_messages: false,
         filter: Arc::new(filter),
         full_state: false,
         use_state_after: true,

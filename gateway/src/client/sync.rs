@@ -42,6 +42,7 @@ pub async fn sync(
         device_id: requester.device_id,
         since,
         inbox_since,
+        takes_messages: true,
         filter: Arc::new(filter),
         full_state: request.full_state,
         use_state_after: request.use_state_after,

@@ -353,3 +353,32 @@ async fn what_was_said_while_nobody_was_there_has_its_place() {
         assert_eq!(said, ["away", "here", "before"], "{limit} at a time");
     }
 }
+
+/// The invite has no place in the room as this server then knows it, so that what came with it goes on telling of the room.
+#[tokio::test]
+async fn an_invite_tells_of_its_room_also_once_others_have_joined() {
+    let (one, two) = (Server::start_federating("").await, Server::start_federating("").await);
+    let alice = User(one.client("alice").await);
+    let (bob, carol) = (User(two.client("bob").await), User(two.client("carol").await));
+    let algorithm = json!({ "algorithm": "m.megolm.v1.aes-sha2" });
+    let encryption = json!({ "type": "m.room.encryption", "content": algorithm });
+    let more =
+        json!({ "name": "Den", "creation_content": { "type": "m.space" }, "initial_state": [encryption] });
+    let room = alice.create("11", more).await;
+    alice.invite(&room, &bob).await;
+    bob.is_invited(&room).await;
+    carol.join(&room, one.name()).await;
+    carol.sees(&room, &alice, "join").await;
+    let invite = bob.is_invited(&room).await;
+    let stripped = invite["invite_state"]["events"].as_array().unwrap();
+    assert!(stripped.iter().any(|event| event["content"]["name"] == "Den"), "{invite}");
+    assert_eq!(stripped.iter().filter(|event| event["state_key"] == bob.id()).count(), 1, "{invite}");
+    let filters = json!({ "room_types": ["m.space"], "is_encrypted": true });
+    let list = json!({ "ranges": [[0, 9]], "timeline_limit": 1, "required_state": [], "filters": filters });
+    let path = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync?timeout=0";
+    let answer = bob.0.post(path, &json!({ "lists": { "spaces": list } })).await.ok();
+    let stripped = answer["rooms"][&room]["invite_state"].as_array().unwrap();
+    assert!(stripped.iter().any(|event| event["content"]["name"] == "Den"), "{answer}");
+    bob.0.join(&room).await.ok();
+    bob.sees(&room, &carol, "join").await;
+}
