@@ -3,6 +3,7 @@
 //! Spec: server-server API.
 
 mod access;
+mod canonical;
 mod conversation;
 mod ephemeral;
 mod extremities;
