@@ -5,6 +5,7 @@
 mod access;
 mod canonical;
 mod conversation;
+mod entering;
 mod ephemeral;
 mod extremities;
 mod forks;

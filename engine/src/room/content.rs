@@ -68,6 +68,15 @@ pub fn string(pdu: &Pdu, field: &str) -> Option<String> {
     content.get(field)?.as_str().map(ToOwned::to_owned)
 }
 
+/// The users whom an `m.room.create` event names as creators besides its sender.
+///
+/// Spec: room version 12, "Event format"; before that, nobody has power by it.
+pub fn additional_creators(create: &Pdu) -> Vec<OwnedUserId> {
+    let content: Map<String, Value> = read(create);
+    let users = strings(content.get("additional_creators"));
+    users.into_iter().filter_map(|user| OwnedUserId::try_from(user).ok()).collect()
+}
+
 /// The access control list that an `m.room.server_acl` event states, as far as it is one.
 ///
 /// Spec: client-server API, "`m.room.server_acl`".
