@@ -5,6 +5,7 @@
 
 mod build;
 pub mod client;
+mod loose;
 mod parse;
 mod sign;
 
@@ -19,6 +20,7 @@ use serde_json::value::RawValue;
 
 pub use self::{
     build::{BuildContext, Draft, build, countersign, redact, seal, template},
+    parse::Unchecked,
     sign::{SigningKey, Verified, is_signed_by, verify, with_signature},
 };
 

@@ -175,7 +175,7 @@ impl Homeserver {
             return Ok(None);
         }
         // Not signed, and grown by whoever passed it on; parsing it with everything else refuses what is too large.
-        let Ok(pdu) = Unverified::parse(event, rules).map(|event| event.pdu) else { return Ok(None) };
+        let Ok(pdu) = Unverified::parse(event, rules).map(Unverified::into_pdu) else { return Ok(None) };
         let Some(authorised) = content_string(&pdu, "join_authorised_via_users_server") else {
             return Ok(None);
         };

@@ -2,12 +2,15 @@
 //!
 //! Spec: appendices, "Canonical JSON"; server-server API, "Request Authentication"; room version 6, "Canonical JSON".
 
-use engine::room_version;
+use base64::{Engine, prelude::BASE64_STANDARD_NO_PAD};
+use engine::{canonical::Json, pdu::Pdu, room_version};
 use http::Method;
+use ruma::signatures::KeyPair;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use tests::{Client, Reply, Server, Stranger, Synapse, segment};
 
-use super::{User, eventually};
+use super::{User, eventually, path};
 
 fn send_path(txn: &str) -> String {
     format!("/_matrix/client/v3/sendToDevice/org.example.test/{txn}")
@@ -156,5 +159,63 @@ async fn where_one_event_is_the_request_forbidden_numbers_are_bad_json() {
         let uri = format!("/_matrix/federation/{uri}");
         let answer = stranger.request(&server, Method::PUT, &uri, Some(body)).await;
         assert_eq!((answer.status, answer.body["errcode"].as_str()), (400, Some("M_BAD_JSON")), "{uri}");
+    }
+}
+
+/// A stranger's message with a number in its content that canonical JSON forbids, hashed and signed.
+fn with_number(stranger: &Stranger, message: &Pdu) -> Value {
+    let canonical = |event: &Value, but: &[&str]| {
+        let mut event = event.clone();
+        event.as_object_mut().unwrap().retain(|field, _| !but.contains(&field.as_str()));
+        let text = event.to_string();
+        serde_json::to_vec(&Json::parse(text.as_bytes()).unwrap()).unwrap()
+    };
+    let mut event: Value = serde_json::from_slice(message.raw()).unwrap();
+    event["content"]["n"] = json!(1.5);
+    let hash = Sha256::digest(canonical(&event, &["hashes", "signatures"]));
+    event["hashes"] = json!({ "sha256": BASE64_STANDARD_NO_PAD.encode(hash) });
+    let mut redacted = event.clone();
+    redacted["content"] = json!({});
+    let signature = stranger.key().sign(&canonical(&redacted, &["signatures"]));
+    let signature = BASE64_STANDARD_NO_PAD.encode(signature.as_bytes());
+    event["signatures"] = json!({ stranger.name(): { stranger.key().id(): signature } });
+    event
+}
+
+/// Spec: room versions 1 to 5, "Canonical JSON": "Servers MUST NOT strictly enforce the JSON format".
+#[tokio::test]
+async fn rooms_before_version_6_take_events_with_any_numbers() {
+    let (server, stranger) = (Server::start_federating("").await, Stranger::start().await);
+    let other = Server::start_federating("").await;
+    let (alice, bob) = (User(server.client("alice").await), User(other.client("bob").await));
+    for version in ["1", "3", "5", "6"] {
+        let room = alice.create(version, json!({})).await;
+        let guest = stranger.join(&server, &room, "mallory").await;
+        let message = json!({ "msgtype": "m.text", "body": "a number" });
+        let message = stranger.event_after(&guest, &guest.tips, "m.room.message", None, &message);
+        let pdus = json!([with_number(&stranger, &message)]);
+        let body = json!({ "origin": stranger.name(), "origin_server_ts": 1, "pdus": pdus });
+        let answer =
+            stranger.put(&server, &format!("/_matrix/federation/v1/send/{version}"), body).await.ok();
+        let results: Vec<_> = answer["pdus"].as_object().unwrap().values().collect();
+        if version == "6" {
+            assert!(results.is_empty(), "{answer}");
+            continue;
+        }
+        assert_eq!(results, [&json!({})], "version {version}: {answer}");
+        let event = alice.hears(&room, "a number").await;
+        assert_eq!(event["content"]["n"], 1.5, "version {version}");
+        // It is followed, passed on and redacted like any other.
+        alice.say(&room, "after it").await;
+        bob.join(&room, server.name()).await;
+        bob.hears(&room, "after it").await;
+        assert_eq!(bob.hears(&room, "a number").await["content"]["n"], 1.5, "version {version}");
+        let id = event["event_id"].as_str().unwrap();
+        alice.0.put(&path(&room, &format!("redact/{}/1", segment(id))), &json!({})).await.ok();
+        eventually("it is redacted", async || {
+            let shown = bob.0.get(&path(&room, &format!("event/{}", segment(id)))).await.ok();
+            (shown["content"] == json!({})).then_some(())
+        })
+        .await;
     }
 }
