@@ -369,16 +369,17 @@ impl Destination {
         drop(under_way);
         match result {
             Ok(()) => self.succeeded(transaction),
-            Err(error) => match Reaction::to(&error, transaction.item_count()) {
+            Err(error) => match Reaction::to(&error, transaction.item_count(), || transaction.is_canonical())
+            {
                 Reaction::SendLess => {
                     self.size_max = (transaction.item_count() / 2).max(1);
                     let items_max = self.size_max;
-                    tracing::info!(destination = %self.server, %error, items_max, "a server refuses a transaction; sending less at a time");
+                    tracing::info!(destination = %self.server, %error, items_max, "a transaction cannot be sent, or is refused; sending less at a time");
                     self.put_off(RETRY_FIRST / 2, transaction.pdus, transaction.ephemeral);
                     self.schedule_retry();
                 }
                 Reaction::Drop => {
-                    tracing::warn!(destination = %self.server, %error, "a server refuses an event or EDU for good; it is left out");
+                    tracing::warn!(destination = %self.server, %error, "an event or EDU cannot be sent, or is refused for good; it is left out");
                     self.take_off(transaction);
                     self.put_off(RETRY_FIRST / 2, Vec::new(), Taken::default());
                     self.schedule_retry();

@@ -125,6 +125,9 @@ pub enum FederationError {
     /// Its answer is not what the specification says.
     #[error("unexpected answer: {0}")]
     BadBody(String),
+    /// This server cannot sign the request, of which nothing was sent.
+    #[error("the request cannot be signed: {0}")]
+    Unsignable(String),
     /// This server does not federate.
     #[error("federation is off")]
     Disabled,
@@ -144,6 +147,7 @@ impl FederationError {
             Self::NoKeys(_) => "no_keys",
             Self::PrivateAddress => "private_address",
             Self::BadBody(_) => "bad_body",
+            Self::Unsignable(_) => "unsignable",
             Self::Disabled => "disabled",
         }
     }

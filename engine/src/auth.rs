@@ -115,6 +115,12 @@ impl Powers {
         self.level(user) >= Some(self.needed(RoomPowerLevelsIntField::Invite))
     }
 
+    /// Whether users without a level of their own may invite.
+    pub fn everyone_may_invite(&self) -> bool {
+        let default = self.needed(RoomPowerLevelsIntField::UsersDefault);
+        default >= self.needed(RoomPowerLevelsIntField::Invite)
+    }
+
     /// Whether a user may send a state event of this type.
     pub fn may_send_state(&self, user: &UserId, kind: &str) -> bool {
         let needed = match self.power_levels.clone().map(RoomPowerLevelsEvent::new) {

@@ -1,6 +1,7 @@
 //! Pure room logic: no async, no clock, no randomness, no I/O; they are passed in as values.
 
 pub mod auth;
+pub mod canonical;
 pub mod id;
 pub mod pdu;
 pub mod push;

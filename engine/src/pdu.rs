@@ -5,6 +5,7 @@
 
 mod build;
 pub mod client;
+mod loose;
 mod parse;
 mod sign;
 
@@ -21,6 +22,7 @@ use crate::room_version::RoomVersion;
 
 pub use self::{
     build::{BuildContext, Draft, build, countersign, redact, seal, template},
+    parse::Unchecked,
     sign::{SigningKey, Verified, is_signed_by, verify, with_signature},
 };
 

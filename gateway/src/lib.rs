@@ -29,3 +29,4 @@ pub mod telemetry;
 pub mod tls;
 pub mod uia;
 pub mod users;
+mod x_matrix;

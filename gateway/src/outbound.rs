@@ -18,16 +18,11 @@ use actors::{
 use anyhow::Context;
 use bytes::{Bytes, BytesMut};
 use dashmap::DashMap;
-use engine::pdu::SigningKey;
+use engine::{canonical::Json, pdu::SigningKey};
 use futures_util::{StreamExt, future::BoxFuture};
 use http::{HeaderValue, StatusCode, header};
 use reqwest::{Certificate, Client};
-use ruma::{
-    CanonicalJsonObject, OwnedServerName, ServerName,
-    canonical_json::CanonicalJsonValue,
-    serde::{Base64, base64::Standard},
-    signatures::KeyPair,
-};
+use ruma::{OwnedServerName, ServerName};
 use serde_json::{Map, Value};
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
@@ -38,6 +33,7 @@ use self::{
     guard::{Addresses, Guard},
     resolve::Resolver,
 };
+use crate::x_matrix::SignedRequest;
 
 /// How long setting up a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -257,29 +253,25 @@ impl Outbound {
 }
 
 /// The `Authorization` header of a request from `own` to `destination`.
+///
+/// The body may hold numbers that canonical JSON forbids, in a to-device message for example.
 pub fn authorization(
     own: &ServerName,
     key: &SigningKey,
     destination: &ServerName,
     request: &FederationRequest,
 ) -> Result<HeaderValue, FederationError> {
-    let bad = |error: serde_json::Error| FederationError::BadBody(error.to_string());
-    let mut object = CanonicalJsonObject::from([
-        ("destination".to_owned(), destination.as_str().into()),
-        ("method".to_owned(), request.method.as_str().into()),
-        ("origin".to_owned(), own.as_str().into()),
-        ("uri".to_owned(), request.path_and_query.as_str().into()),
-    ]);
-    if let Some(body) = &request.body {
-        let content: CanonicalJsonValue = serde_json::from_slice(body).map_err(bad)?;
-        object.insert("content".to_owned(), content);
-    }
-    let signature = key.sign(&serde_json::to_vec(&object).map_err(bad)?);
-    let key = key.id();
-    let signature = Base64::<Standard, _>::new(signature.as_bytes()).encode();
-    let header =
-        format!("X-Matrix origin=\"{own}\",destination=\"{destination}\",key=\"{key}\",sig=\"{signature}\"");
-    HeaderValue::from_str(&header).map_err(|error| FederationError::BadBody(error.to_string()))
+    let bad = |error: &dyn std::fmt::Display| FederationError::Unsignable(error.to_string());
+    let content = request.body.as_deref().map(Json::parse).transpose().map_err(|error| bad(&error))?;
+    let signed = SignedRequest {
+        content: content.as_ref(),
+        destination,
+        method: request.method.as_str(),
+        origin: own,
+        uri: &request.path_and_query,
+    };
+    let header = signed.authorization(key).map_err(|error| bad(&error))?;
+    HeaderValue::from_str(&header).map_err(|error| bad(&error))
 }
 
 impl FederationClient for Outbound {

@@ -3,7 +3,9 @@
 //! Spec: server-server API.
 
 mod access;
+mod canonical;
 mod conversation;
+mod entering;
 mod ephemeral;
 mod extremities;
 mod forks;

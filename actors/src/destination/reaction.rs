@@ -19,13 +19,17 @@ pub(super) enum Reaction {
 
 impl Reaction {
     /// The reaction to an error, for a transaction of so many events and EDUs.
-    pub(super) fn to(error: &FederationError, items: usize) -> Self {
+    ///
+    /// Servers that know canonical JSON alone cannot check the signature of anything else, and say so.
+    pub(super) fn to(error: &FederationError, items: usize, is_canonical: impl FnOnce() -> bool) -> Self {
         const CONTENT: [StatusCode; 3] =
             [StatusCode::BAD_REQUEST, StatusCode::PAYLOAD_TOO_LARGE, StatusCode::UNPROCESSABLE_ENTITY];
-        match error {
-            FederationError::Status { status, .. } if CONTENT.contains(status) && items > 1 => Self::SendLess,
-            FederationError::Status { status, .. } if CONTENT.contains(status) => Self::Drop,
-            FederationError::Status { retry_after, .. } => Self::BackOff(retry_after.unwrap_or_default()),
+        const SIGNATURE: [StatusCode; 2] = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
+        let is_content = match error {
+            FederationError::Status { status, .. } => {
+                CONTENT.contains(status) || SIGNATURE.contains(status) && !is_canonical()
+            }
+            FederationError::Unsignable(_) => true,
             FederationError::Dns(_)
             | FederationError::Connect(_)
             | FederationError::Tls(_)
@@ -34,7 +38,13 @@ impl Reaction {
             | FederationError::NoKeys(_)
             | FederationError::PrivateAddress
             | FederationError::BadBody(_)
-            | FederationError::Disabled => Self::BackOff(Duration::ZERO),
+            | FederationError::Disabled => false,
+        };
+        match error {
+            _ if is_content && items > 1 => Self::SendLess,
+            _ if is_content => Self::Drop,
+            FederationError::Status { retry_after: Some(wait), .. } => Self::BackOff(*wait),
+            _ => Self::BackOff(Duration::ZERO),
         }
     }
 }
@@ -67,7 +77,21 @@ mod tests {
             (FederationError::Timeout, 50, wait(0)),
             (FederationError::BadBody("HTML".to_owned()), 1, wait(0)),
         ] {
-            assert_eq!(Reaction::to(&error, items), expected, "{error}, {items} items");
+            assert_eq!(Reaction::to(&error, items, || true), expected, "{error}, {items} items");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_signed_or_checked_is_found_and_dropped() {
+        let unsignable = FederationError::Unsignable("no JSON".to_owned());
+        for (error, items, expected) in [
+            (status(401, None), 50, Reaction::SendLess),
+            (status(403, None), 1, Reaction::Drop),
+            (status(404, None), 1, Reaction::BackOff(Duration::ZERO)),
+            (unsignable.clone(), 2, Reaction::SendLess),
+            (unsignable, 1, Reaction::Drop),
+        ] {
+            assert_eq!(Reaction::to(&error, items, || false), expected, "{error}, {items} items");
         }
     }
 }

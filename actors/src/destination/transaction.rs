@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use bytes::Bytes;
 use engine::id::{Position, TimelineIndex};
 use http::Method;
-use ruma::{OwnedRoomId, OwnedServerName, RoomId, ServerName};
+use ruma::{CanonicalJsonValue, OwnedRoomId, OwnedServerName, RoomId, ServerName};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use storage::{Direction, KeyRange, schema};
@@ -222,6 +222,16 @@ impl Transaction {
     /// EDUs that it carries.
     pub(super) fn edu_count(&self) -> usize {
         self.edus.len() + self.ephemeral.edus.len()
+    }
+
+    /// Whether all servers can check its signature: to-device messages may have numbers that canonical JSON forbids.
+    pub(super) fn is_canonical(&self) -> bool {
+        let edus = self.edus.iter().map(|edu| &**edu).chain(self.ephemeral.edus.iter().map(|edu| &**edu));
+        let older = self.older.iter().map(|event| &event.pdu);
+        let pdus = older.chain(self.pdus.iter().map(|outgoing| &outgoing.event.pdu));
+        edus.map(|edu| edu.get().as_bytes())
+            .chain(pdus.map(|pdu| pdu.raw().as_ref()))
+            .all(|item| serde_json::from_slice::<CanonicalJsonValue>(item).is_ok())
     }
 
     pub(super) async fn send(

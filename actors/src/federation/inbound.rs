@@ -184,7 +184,7 @@ impl Homeserver {
         if !room.admits_server(origin).await? {
             for event in events.iter().filter_map(|json| Unverified::parse(json, rules).ok()) {
                 let reason = "your server is not allowed in the room".to_owned();
-                taken.results.insert(event.pdu.event_id().clone(), Err(reason));
+                taken.results.insert(event.into_pdu().event_id().clone(), Err(reason));
             }
             return Ok(taken);
         }

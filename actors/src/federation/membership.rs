@@ -45,6 +45,9 @@ const PATIENCE_FORMER: Duration = Duration::from_secs(10);
 /// Versions from whose events on the room ID alone says nothing about a server to ask.
 const UNVERSIONED: RoomVersionId = RoomVersionId::V1;
 
+/// The field of a join's content that names who lets the user into a restricted room.
+const AUTHORISED: &str = "join_authorised_via_users_server";
+
 /// A way into a room.
 #[derive(Clone, Copy, Debug)]
 enum Entry {
@@ -390,7 +393,9 @@ impl Homeserver {
         actor.call(|reply| RoomMessage::Outside(Box::new(outside), reply)).await?
     }
 
-    /// Fills in, hashes and signs the template of a membership event.
+    /// Checks the template of a membership event, fills it in, hashes and signs it.
+    ///
+    /// Spec: server-server API, `GET /_matrix/federation/v1/make_join/{roomId}/{userId}` and its likes.
     async fn complete(
         &self,
         template: &Template,
@@ -411,6 +416,12 @@ impl Homeserver {
                 return Err(bad(&format!("another {field}")).into());
             }
         }
+        let proposed = object.get("content").and_then(CanonicalJsonValue::as_object);
+        let stated = proposed.and_then(|content| content.get("membership"));
+        if stated.and_then(CanonicalJsonValue::as_str) != Some(membership) {
+            return Err(bad("another membership").into());
+        }
+        let authorised = proposed.and_then(|content| content.get(AUTHORISED)).cloned();
         for field in ["event_id", "hashes", "signatures", "unsigned", "origin"] {
             object.remove(field);
         }
@@ -418,11 +429,7 @@ impl Homeserver {
         own.insert("membership".to_owned(), membership.into());
         let mut content: CanonicalJsonObject = serde_json::from_value(Value::Object(own))
             .map_err(|error| RoomError::Invalid(error.to_string()))?;
-        if let Some(CanonicalJsonValue::Object(proposed)) = object.get("content")
-            && let Some(authorised) = proposed.get("join_authorised_via_users_server")
-        {
-            content.insert("join_authorised_via_users_server".to_owned(), authorised.clone());
-        }
+        content.extend(authorised.map(|user| (AUTHORISED.to_owned(), user)));
         object.insert("content".to_owned(), CanonicalJsonValue::Object(content));
         let date = self.date_of_membership(room_id, user).await?.get();
         object.insert("origin_server_ts".to_owned(), CanonicalJsonValue::Integer(date.into()));

@@ -10,7 +10,7 @@ use std::{
 };
 
 use engine::{
-    pdu::{self, Pdu},
+    pdu::{self, Pdu, PduError},
     room_version::{self, RoomVersion},
 };
 use ruma::{
@@ -153,7 +153,7 @@ impl Homeserver {
         let pdu = if let Some(pdu) = self.countersign_restricted(&room, &raw[0]).await? {
             pdu
         } else {
-            let (_, checked) = self.verify(&raw, rules).await.pop().ok_or_else(no_event)?;
+            let (_, checked) = self.verify(&raw, rules).await.pop().ok_or_else(|| no_event(event, rules))?;
             checked?
         };
         check_membership(&pdu, origin, (room_id, event_id), membership)?;
@@ -175,7 +175,7 @@ impl Homeserver {
             return Ok(None);
         }
         // Not signed, and grown by whoever passed it on; parsing it with everything else refuses what is too large.
-        let Ok(pdu) = Unverified::parse(event, rules).map(|event| event.pdu) else { return Ok(None) };
+        let Ok(pdu) = Unverified::parse(event, rules).map(Unverified::into_pdu) else { return Ok(None) };
         let Some(authorised) = content_string(&pdu, "join_authorised_via_users_server") else {
             return Ok(None);
         };
@@ -195,7 +195,7 @@ impl Homeserver {
         let signed = pdu::countersign(&pdu, &self.room_shared().signing_key, self.server_name(), rules)?;
         let raw = serde_json::from_slice::<Box<RawValue>>(signed.raw())
             .map_err(|error| RoomError::Invalid(error.to_string()))?;
-        let (_, checked) = self.verify(&[raw], rules).await.pop().ok_or_else(no_event)?;
+        let (_, checked) = self.verify(&[raw], rules).await.pop().ok_or_else(|| no_event(event, rules))?;
         checked.map(Some).map_err(|error| RoomError::NotAllowed(error.to_string()))
     }
 
@@ -209,8 +209,8 @@ impl Homeserver {
         let version = invite.room_version;
         let rules =
             room_version::rules(&version).ok_or_else(|| RoomError::IncompatibleVersion(version.clone()))?;
-        let (_, checked) =
-            self.verify(std::slice::from_ref(&invite.event), rules).await.pop().ok_or_else(no_event)?;
+        let checked = self.verify(std::slice::from_ref(&invite.event), rules).await.pop();
+        let (_, checked) = checked.ok_or_else(|| no_event(&invite.event, rules))?;
         let pdu = checked?;
         check_membership(&pdu, origin, (room_id, event_id), "invite")?;
         let target = target_of(&pdu).filter(|user| belongs_to(user, self.server_name()));
@@ -456,8 +456,14 @@ impl RoomHandle {
     }
 }
 
-fn no_event() -> RoomError {
-    RoomError::Invalid("the body is no event".to_owned())
+/// Why something that came as an event has not even an ID.
+///
+/// Spec: room version 6, "Canonical JSON".
+fn no_event(event: &RawValue, rules: &RoomVersion) -> RoomError {
+    match Unverified::parse(event, rules) {
+        Err(error @ PduError::Json(_)) => RoomError::Pdu(error),
+        _ => RoomError::Invalid("the body is no event".to_owned()),
+    }
 }
 
 /// Whether a membership event is what the endpoint is for.

@@ -5,12 +5,11 @@
 use std::collections::BTreeSet;
 
 use engine::{
-    pdu::{self, Pdu, PduError, Verified},
+    pdu::{self, Pdu, PduError, Unchecked, Verified},
     room_version::RoomVersion,
 };
 use ruma::{
-    CanonicalJsonObject, CanonicalJsonValue, OwnedEventId, OwnedServerName,
-    signatures::required_server_signatures_to_verify_event,
+    CanonicalJsonValue, OwnedEventId, OwnedServerName, signatures::required_server_signatures_to_verify_event,
 };
 use serde_json::value::RawValue;
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -42,38 +41,34 @@ pub(super) fn computing<T>(events: usize, work: impl FnOnce() -> T) -> T {
 }
 
 /// A received event whose signatures are not checked yet.
-pub(super) struct Unverified {
-    object: CanonicalJsonObject,
-    /// The event, as it would be if its content hash matches.
-    pub(super) pdu: Pdu,
-}
+pub(super) struct Unverified(Unchecked);
 
 impl Unverified {
     /// Parses an event.
     pub(super) fn parse(json: &RawValue, version: &RoomVersion) -> Result<Self, PduError> {
-        let mut object: CanonicalJsonObject =
-            serde_json::from_str(json.get()).map_err(|error| PduError::Json(error.to_string()))?;
-        // Not signed, and nothing that another server says there is of use here.
-        object.remove("unsigned");
-        let bytes = serde_json::to_vec(&object).map_err(|error| PduError::Json(error.to_string()))?;
-        Ok(Self { pdu: Pdu::parse(&bytes, version)?, object })
+        Unchecked::parse(json.get().as_bytes(), version).map(Self)
+    }
+
+    /// The event, as it would be if its content hash matches.
+    pub(super) fn into_pdu(self) -> Pdu {
+        self.0.pdu
     }
 
     /// The servers whose signatures the event needs.
     fn signers(&self, version: &RoomVersion) -> BTreeSet<OwnedServerName> {
-        let signers = required_server_signatures_to_verify_event(&self.object, &version.signatures);
+        let signers = required_server_signatures_to_verify_event(&self.0.form, &version.signatures);
         signers.unwrap_or_default().into_iter().collect()
     }
 
     /// When its keys must be valid: before room version 5 that does not matter.
     fn signed_at_ms(&self, version: &RoomVersion) -> u64 {
-        if version.enforce_key_validity { u64::from(self.pdu.origin_server_ts().get()) } else { 0 }
+        if version.enforce_key_validity { u64::from(self.0.pdu.origin_server_ts().get()) } else { 0 }
     }
 
     /// Notes which keys the event's signatures need.
     fn want_keys(&self, wanted: &mut WantedKeys, version: &RoomVersion) {
         let valid_at_ms = self.signed_at_ms(version);
-        let signatures = match self.object.get("signatures") {
+        let signatures = match self.0.form.get("signatures") {
             Some(CanonicalJsonValue::Object(signatures)) => Some(signatures),
             _ => None,
         };
@@ -94,9 +89,9 @@ impl Unverified {
     fn verify(self, keys: &FoundKeys, version: &RoomVersion) -> Result<Pdu, Unverifiable> {
         let signers = self.signers(version);
         let own = keys.valid_at(&signers, self.signed_at_ms(version));
-        match pdu::verify(&self.object, &own, version) {
-            Ok(Verified::All) => Ok(self.pdu),
-            Ok(Verified::Signatures) => Ok(pdu::redact(&self.pdu, version)?),
+        match self.0.verify(&own, version) {
+            Ok(Verified::All) => Ok(self.0.pdu),
+            Ok(Verified::Signatures) => Ok(pdu::redact(&self.0.pdu, version)?),
             Err(error) => match keys.silent(&signers) {
                 Some((server, Silence::Brief)) => Err(Unverifiable::NoKeys(server.clone())),
                 Some((server, Silence::Long)) => Err(Unverifiable::Gone(server.clone())),
@@ -169,7 +164,7 @@ impl Homeserver {
             event.want_keys(&mut wanted, rules);
         }
         let keys = self.find_keys(&wanted).await;
-        let check = |event: Unverified| (event.pdu.event_id().clone(), event.verify(&keys, rules));
+        let check = |event: Unverified| (event.0.pdu.event_id().clone(), event.verify(&keys, rules));
         let mut parsed = parsed.into_iter().peekable();
         while parsed.peek().is_some() {
             let some: Vec<_> = parsed.by_ref().take(CHUNK).collect();

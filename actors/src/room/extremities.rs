@@ -171,7 +171,7 @@ impl ActiveRoom {
         let power_levels = self.current(change, "m.room.power_levels", "").await?;
         candidates.extend(power_levels.iter().flat_map(|event| content::power_users(&event.pdu)));
         candidates.extend(change.head.recent.iter().map(|event| event.pdu.sender().to_owned()));
-        candidates.extend(self.some_local_users(change).await?);
+        candidates.extend(self.some_local_users(change, SENDERS_MAX).await?);
         let (mut seen, mut joined) = (BTreeSet::new(), Vec::new());
         for user in candidates {
             let is_new = user.server_name() == self.shared.server_name && seen.insert(user.clone());
@@ -186,8 +186,12 @@ impl ActiveRoom {
         Ok(joined)
     }
 
-    /// A few users of this server with a membership of whatever kind: nobody but the IDs is looked at.
-    async fn some_local_users(&self, change: &Change) -> Result<Vec<OwnedUserId>, RoomError> {
+    /// Some users of this server with a membership of whatever kind, about `enough`: nobody but the IDs is looked at.
+    pub(super) async fn some_local_users(
+        &self,
+        change: &Change,
+        enough: usize,
+    ) -> Result<Vec<OwnedUserId>, RoomError> {
         const MEMBER: &str = "m.room.member";
         let root = change.head.root;
         let (mut found, mut last, mut looked_at) = (Vec::new(), String::new(), 0);
@@ -203,7 +207,7 @@ impl ActiveRoom {
             looked_at += page.len();
             match page.last() {
                 Some(entry)
-                    if page.len() == MEMBERS_PAGE && found.len() < SENDERS_MAX && looked_at < MEMBERS_MAX =>
+                    if page.len() == MEMBERS_PAGE && found.len() < enough && looked_at < MEMBERS_MAX =>
                 {
                     last.clone_from(&entry.state_key);
                 }

@@ -6,12 +6,10 @@ use engine::{
     auth::Powers,
     id::{ShortEventId, ShortRoomId, TimelineIndex},
     pdu::Pdu,
+    room::content,
     state::{self, StateRoot},
 };
-use ruma::{
-    EventId, OwnedEventId, OwnedServerName, OwnedUserId, ServerName, UserId,
-    events::room::server_acl::RoomServerAclEventContent,
-};
+use ruma::{EventId, OwnedEventId, OwnedServerName, OwnedUserId, ServerName, UserId};
 use storage::{
     Direction, KeyRange,
     schema::{self, MembershipRecord, SentBy},
@@ -137,10 +135,7 @@ impl RoomHandle {
     /// Spec: client-server API, "Server Access Control Lists (ACLs) for rooms".
     pub async fn admits_server(&self, server: &ServerName) -> Result<bool, RoomError> {
         let Some(acl) = self.current("m.room.server_acl", "").await? else { return Ok(true) };
-        // Content that is no list denies everyone, like an empty list.
-        let content: RoomServerAclEventContent = serde_json::from_str(acl.pdu.content().get())
-            .unwrap_or_else(|_| RoomServerAclEventContent::new(true, Vec::new(), Vec::new()));
-        Ok(content.is_allowed(server))
+        Ok(content::server_acl(&acl.pdu).is_allowed(server))
     }
 
     /// Takes in an event from another server, whose signatures and hashes are checked.

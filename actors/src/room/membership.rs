@@ -4,6 +4,7 @@
 
 pub use engine::room::membership::MembershipAction;
 use engine::{
+    auth::Powers,
     pdu::{Draft, Pdu},
     room::{
         content,
@@ -17,6 +18,10 @@ use storage::schema;
 
 use super::{ActiveRoom, RoomError, change::Change};
 use crate::session::RoomEntry;
+
+/// Local users of whom one may let another user in and who are looked at for it, at most, if none is found who has power
+/// or spoke lately.
+const INVITERS_MAX: usize = 1000;
 
 /// A membership change that a local user asks for.
 #[derive(Clone, Debug)]
@@ -45,8 +50,8 @@ pub enum Prepared {
 enum Repeated {
     /// No event.
     Nothing,
-    /// A further join: a server that lost the room joins again.
-    Join,
+    /// A further join or knock: a server that lost the room joins again, and one may knock with another reason.
+    Again,
 }
 
 impl ActiveRoom {
@@ -71,9 +76,8 @@ impl ActiveRoom {
     pub(super) async fn prepare_membership(&self, request: MembershipChange) -> Result<Pdu, RoomError> {
         let mut change = Change::new(self);
         let sender = request.sender.clone();
-        let draft = self.membership_draft(&change, request, Repeated::Join).await?;
-        let draft =
-            draft.ok_or_else(|| RoomError::Invalid("the user has this membership already".to_owned()))?;
+        let draft = self.membership_draft(&change, request, Repeated::Again).await?;
+        let draft = draft.ok_or_else(|| RoomError::NotAllowed("the user is not in the room".to_owned()))?;
         Ok(self.make(&mut change, &sender, &draft).await?.0)
     }
 
@@ -103,10 +107,11 @@ impl ActiveRoom {
             }
             next => next?,
         };
-        let next = match next {
-            Some(next) => next,
-            None if repeated == Repeated::Join && matches!(action, MembershipAction::Join { .. }) => "join",
-            None => return Ok(None),
+        let next = match (next, action, repeated) {
+            (Some(next), ..) => next,
+            (None, MembershipAction::Join { .. }, Repeated::Again) => "join",
+            (None, MembershipAction::Knock, Repeated::Again) => "knock",
+            (None, ..) => return Ok(None),
         };
         if action == MembershipAction::Invite {
             self.check_federates(change, &target).await?;
@@ -148,8 +153,25 @@ impl ActiveRoom {
             power_levels.as_ref().map(|event| &*event.pdu),
             recent,
         );
+        if let Some(user) = self.first_inviter(change, &powers, candidates).await? {
+            return Ok(Some(user));
+        }
+        if !powers.everyone_may_invite() {
+            return Ok(None);
+        }
+        let quiet = self.some_local_users(change, INVITERS_MAX).await?;
+        self.first_inviter(change, &powers, quiet).await
+    }
+
+    /// The first of some users who is joined and may invite.
+    async fn first_inviter(
+        &self,
+        change: &Change,
+        powers: &Powers,
+        candidates: Vec<OwnedUserId>,
+    ) -> Result<Option<OwnedUserId>, RoomError> {
         for user in candidates {
-            if self.is_joined(change, &user).await? && powers.may_invite(&user) {
+            if powers.may_invite(&user) && self.is_joined(change, &user).await? {
                 return Ok(Some(user));
             }
         }

@@ -8,7 +8,7 @@ use ruma::{
 };
 use serde_json::value::RawValue;
 
-use super::{Pdu, PduError, SigningKey, parse::content_redacts};
+use super::{Pdu, PduError, SigningKey, loose::Loose, parse::content_redacts};
 use crate::room_version::RoomVersion;
 
 /// The largest depth: canonical JSON has no larger integers.
@@ -167,8 +167,7 @@ fn references(events: &[Arc<Pdu>], version: &RoomVersion) -> Result<CanonicalJso
         if !version.references_have_hashes {
             return Ok(id);
         }
-        let hash = signatures::reference_hash(&event.to_object()?, &version.rules)
-            .map_err(|error| PduError::Malformed(error.to_string()))?;
+        let hash = event.reference_hash(version)?;
         let hashes = CanonicalJsonObject::from([("sha256".to_owned(), hash.into())]);
         Ok(CanonicalJsonValue::Array(vec![id, CanonicalJsonValue::Object(hashes)]))
     });
@@ -179,16 +178,30 @@ fn references(events: &[Arc<Pdu>], version: &RoomVersion) -> Result<CanonicalJso
 ///
 /// Spec: "Redactions" of each room version.
 pub fn redact(pdu: &Pdu, version: &RoomVersion) -> Result<Pdu, PduError> {
-    let stripped = canonical_json::redact(pdu.to_object()?, &version.redaction, None)
-        .map_err(|error| PduError::Malformed(error.to_string()))?;
-    let raw = serde_json::to_vec(&stripped).map_err(|error| PduError::Json(error.to_string()))?;
+    let raw = match pdu.to_object() {
+        Ok(object) => {
+            let stripped = canonical_json::redact(object, &version.redaction, None)
+                .map_err(|error| PduError::Malformed(error.to_string()))?;
+            serde_json::to_vec(&stripped).map_err(|error| PduError::Json(error.to_string()))?
+        }
+        Err(_) => Loose::parse(&pdu.raw, version)?.redacted(version)?.bytes()?,
+    };
     let mut redacted = Pdu::from_stored(pdu.event_id.clone(), raw.into())?;
     redacted.rejected = pdu.rejected;
     Ok(redacted)
 }
 
 impl Pdu {
-    /// The event as a canonical JSON object.
+    /// The hash that names the event, in the alphabet of the room version.
+    fn reference_hash(&self, version: &RoomVersion) -> Result<String, PduError> {
+        match self.to_object() {
+            Ok(object) => signatures::reference_hash(&object, &version.rules)
+                .map_err(|error| PduError::Malformed(error.to_string())),
+            Err(_) => Loose::parse(&self.raw, version)?.reference_hash(version),
+        }
+    }
+
+    /// The event as a canonical JSON object; an error if it is none, as it may be before version 6.
     pub fn to_object(&self) -> Result<CanonicalJsonObject, PduError> {
         serde_json::from_slice(&self.raw).map_err(|error| PduError::Json(error.to_string()))
     }

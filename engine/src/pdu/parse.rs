@@ -5,15 +5,18 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use ruma::{
     CanonicalJsonObject, EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId,
-    canonical_json::CanonicalJsonValue, signatures, state_res,
+    canonical_json::CanonicalJsonValue, signatures, signatures::PublicKeyMap, state_res,
 };
 use serde::{
     Deserialize, Deserializer,
     de::{IgnoredAny, SeqAccess, Visitor},
 };
-use serde_json::value::RawValue;
+use serde_json::{
+    Value,
+    value::{RawValue, to_raw_value},
+};
 
-use super::{Pdu, PduError, SIZE_MAX};
+use super::{Pdu, PduError, SIZE_MAX, Verified, loose::Loose, sign::verify};
 use crate::room_version::RoomVersion;
 
 /// The header of an event, read in one pass.
@@ -84,27 +87,40 @@ impl Pdu {
         if json.len() > 2 * SIZE_MAX {
             return Err(PduError::TooLarge(format!("{} bytes", json.len())));
         }
-        let object: CanonicalJsonObject =
-            serde_json::from_slice(json).map_err(|error| PduError::Json(error.to_string()))?;
-        Self::from_object(&object, version)
+        match serde_json::from_slice(json) {
+            Ok(object) => Self::from_object(&object, version),
+            Err(_) => Self::from_loose(&Loose::parse(json, version)?, version),
+        }
     }
 
     /// The ID of what may be no event by its format or its size.
     pub fn id_of(json: &[u8], version: &RoomVersion) -> Option<OwnedEventId> {
-        let object = serde_json::from_slice(json).ok().filter(|_| json.len() <= 2 * SIZE_MAX)?;
-        event_id(&object, version).ok()
+        if json.len() > 2 * SIZE_MAX {
+            return None;
+        }
+        match serde_json::from_slice(json) {
+            Ok(object) => event_id(&object, version).ok(),
+            Err(_) => loose_event_id(&Loose::parse(json, version).ok()?, version).ok(),
+        }
     }
 
     /// The event of a canonical JSON object that a peer sent or that was built here.
     pub(super) fn from_object(object: &CanonicalJsonObject, version: &RoomVersion) -> Result<Self, PduError> {
-        let mut raw = serde_json::to_vec(object).map_err(|error| PduError::Json(error.to_string()))?;
+        let raw = serde_json::to_vec(object).map_err(|error| PduError::Json(error.to_string()))?;
+        check(object, &raw, version)?;
+        Self::from_checked(event_id(object, version)?, raw)
+    }
+
+    /// The event of a peer that is no canonical JSON.
+    fn from_loose(loose: &Loose<'_>, version: &RoomVersion) -> Result<Self, PduError> {
+        let raw = loose.bytes()?;
+        check(&loose.form(), &raw, version)?;
+        Self::from_checked(loose_event_id(loose, version)?, raw)
+    }
+
+    fn from_checked(event_id: OwnedEventId, mut raw: Vec<u8>) -> Result<Self, PduError> {
         raw.shrink_to_fit(); // it stays in memory for as long as the event does
-        if raw.len() > SIZE_MAX {
-            return Err(PduError::TooLarge(format!("{} bytes", raw.len())));
-        }
-        check_lengths(object)?;
-        state_res::check_pdu_format(object, &version.event_format).map_err(PduError::Malformed)?;
-        Self::from_stored(event_id(object, version)?, raw.into())
+        Self::from_stored(event_id, raw.into())
     }
 
     /// An event that was checked before, from its canonical JSON.
@@ -121,6 +137,10 @@ impl Pdu {
         };
         let content_redacts =
             if wire.kind == "m.room.redaction" { content_redacts(wire.content) } else { None };
+        let content = match &*wire.kind {
+            "m.room.power_levels" => whole_levels(wire.content),
+            _ => wire.content.to_owned(),
+        };
         Ok(Self {
             event_id,
             room_id: room_id.map_err(|_| malformed("room_id is no room ID"))?,
@@ -128,7 +148,7 @@ impl Pdu {
             kind: wire.kind.as_ref().into(),
             kind_text: wire.kind.into_owned(),
             state_key: wire.state_key,
-            content: wire.content.to_owned(),
+            content,
             origin_server_ts: wire.origin_server_ts,
             depth: wire.depth,
             prev_events: wire.prev_events.into_iter().map(|reference| reference.0).collect(),
@@ -139,6 +159,71 @@ impl Pdu {
             rejected: false,
         })
     }
+}
+
+/// An event of a peer whose signatures are not checked yet.
+pub struct Unchecked {
+    /// The event, as it would be if its content hash matches.
+    pub pdu: Pdu,
+    /// The event as canonical JSON; numbers that this forbids are 0, where the room version does not enforce it.
+    pub form: CanonicalJsonObject,
+    is_canonical: bool,
+}
+
+impl Unchecked {
+    /// Parses an event, but for what is not signed: nothing that another server says there is of use here.
+    pub fn parse(json: &[u8], version: &RoomVersion) -> Result<Self, PduError> {
+        if let Ok(mut form) = serde_json::from_slice::<CanonicalJsonObject>(json) {
+            form.remove("unsigned");
+            return Ok(Self { pdu: Pdu::from_object(&form, version)?, form, is_canonical: true });
+        }
+        let loose = Loose::parse(json, version)?.without(&["unsigned"]);
+        Ok(Self { pdu: Pdu::from_loose(&loose, version)?, form: loose.form(), is_canonical: false })
+    }
+
+    /// Checks signatures and content hash, as [`verify`] does.
+    pub fn verify(&self, keys: &PublicKeyMap, version: &RoomVersion) -> Result<Verified, PduError> {
+        if self.is_canonical {
+            return verify(&self.form, keys, version);
+        }
+        Loose::parse(&self.pdu.raw, version)?.verify(keys, version)
+    }
+}
+
+/// The content of power levels, its floats cut off at the decimal point; only versions that accept them have any.
+///
+/// Spec: room versions 1 to 5, "`m.room.power_levels` events accept values as floats".
+fn whole_levels(content: &RawValue) -> Box<RawValue> {
+    let may_be_float = |pair: &[u8]| pair[0].is_ascii_digit() && matches!(pair[1], b'.' | b'e' | b'E');
+    if !content.get().as_bytes().windows(2).any(may_be_float) {
+        return content.to_owned();
+    }
+    let Ok(mut levels) = serde_json::from_str(content.get()) else { return content.to_owned() };
+    cut_off(&mut levels);
+    to_raw_value(&levels).unwrap_or_else(|_| content.to_owned())
+}
+
+fn cut_off(value: &mut Value) {
+    match value {
+        Value::Number(number) => {
+            let whole =
+                number.as_f64().filter(|_| number.is_f64()).map(|float| format!("{:.0}", float.trunc()));
+            if let Some(whole) = whole.and_then(|whole| whole.parse::<i64>().ok()) {
+                *number = whole.into();
+            }
+        }
+        Value::Object(members) => members.values_mut().for_each(cut_off),
+        _ => {}
+    }
+}
+
+/// Checks an event's limits and format.
+fn check(form: &CanonicalJsonObject, raw: &[u8], version: &RoomVersion) -> Result<(), PduError> {
+    if raw.len() > SIZE_MAX {
+        return Err(PduError::TooLarge(format!("{} bytes", raw.len())));
+    }
+    check_lengths(form)?;
+    state_res::check_pdu_format(form, &version.event_format).map_err(PduError::Malformed)
 }
 
 /// Checks the limit of 255 bytes that some fields have.
@@ -157,15 +242,29 @@ fn check_lengths(object: &CanonicalJsonObject) -> Result<(), PduError> {
 
 /// The ID of an event: its own field, or the reference hash from version 3 on.
 fn event_id(object: &CanonicalJsonObject, version: &RoomVersion) -> Result<OwnedEventId, PduError> {
+    let hash = || {
+        signatures::reference_hash(object, &version.rules)
+            .map_err(|error| PduError::Malformed(error.to_string()))
+    };
+    event_id_by(object, hash, version)
+}
+
+fn loose_event_id(loose: &Loose<'_>, version: &RoomVersion) -> Result<OwnedEventId, PduError> {
+    event_id_by(&loose.form(), || loose.reference_hash(version), version)
+}
+
+fn event_id_by(
+    form: &CanonicalJsonObject,
+    hash: impl FnOnce() -> Result<String, PduError>,
+    version: &RoomVersion,
+) -> Result<OwnedEventId, PduError> {
     let id = if version.event_format.require_event_id {
-        match object.get("event_id") {
+        match form.get("event_id") {
             Some(CanonicalJsonValue::String(id)) => id.clone(),
             _ => return Err(PduError::Malformed("event_id is missing".to_owned())),
         }
     } else {
-        let hash = signatures::reference_hash(object, &version.rules)
-            .map_err(|error| PduError::Malformed(error.to_string()))?;
-        format!("${hash}")
+        format!("${}", hash()?)
     };
     OwnedEventId::try_from(id).map_err(|error| PduError::Malformed(error.to_string()))
 }

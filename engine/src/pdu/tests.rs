@@ -8,6 +8,7 @@ use crate::room_version::{SUPPORTED, rules};
 
 mod canonical;
 mod fuzz;
+mod loose;
 mod redaction;
 mod vectors;
 

@@ -1,6 +1,6 @@
 //! The few content fields that a room looks into itself.
 
-use ruma::{OwnedRoomId, OwnedUserId};
+use ruma::{OwnedRoomId, OwnedUserId, events::room::server_acl::RoomServerAclEventContent};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
@@ -66,6 +66,31 @@ pub fn allowed_rooms(pdu: &Pdu) -> Vec<OwnedRoomId> {
 pub fn string(pdu: &Pdu, field: &str) -> Option<String> {
     let content: Map<String, Value> = read(pdu);
     content.get(field)?.as_str().map(ToOwned::to_owned)
+}
+
+/// The users whom an `m.room.create` event names as creators besides its sender.
+///
+/// Spec: room version 12, "Event format"; before that, nobody has power by it.
+pub fn additional_creators(create: &Pdu) -> Vec<OwnedUserId> {
+    let content: Map<String, Value> = read(create);
+    let users = strings(content.get("additional_creators"));
+    users.into_iter().filter_map(|user| OwnedUserId::try_from(user).ok()).collect()
+}
+
+/// The access control list that an `m.room.server_acl` event states, as far as it is one.
+///
+/// Spec: client-server API, "`m.room.server_acl`".
+pub fn server_acl(pdu: &Pdu) -> RoomServerAclEventContent {
+    let content: Map<String, Value> = read(pdu);
+    let allow_ip_literals = content.get("allow_ip_literals").and_then(Value::as_bool).unwrap_or(true);
+    let list = |field| strings(content.get(field));
+    RoomServerAclEventContent::new(allow_ip_literals, list("allow"), list("deny"))
+}
+
+/// The strings of a list; none if it is no list.
+fn strings(list: Option<&Value>) -> Vec<String> {
+    let list = list.and_then(Value::as_array);
+    list.into_iter().flatten().filter_map(|item| item.as_str().map(ToOwned::to_owned)).collect()
 }
 
 /// The users whom an `m.room.power_levels` event names with a level of their own.

@@ -94,7 +94,7 @@ impl MembershipAction {
     }
 }
 
-/// The users of a server who may have the power to invite, the likely ones first: the creator, those with a level of
+/// The users of a server who may have the power to invite, the likely ones first: the creators, those with a level of
 /// their own, and, where everyone may invite, the recent senders.
 pub fn inviters<'a>(
     server: &ServerName,
@@ -103,6 +103,7 @@ pub fn inviters<'a>(
     recent: impl Iterator<Item = &'a UserId>,
 ) -> Vec<OwnedUserId> {
     let mut inviters: Vec<OwnedUserId> = create.iter().map(|event| event.sender().to_owned()).collect();
+    inviters.extend(create.iter().flat_map(|event| content::additional_creators(event)));
     inviters.extend(power_levels.iter().flat_map(|event| content::power_users(event)));
     inviters.extend(recent.map(ToOwned::to_owned));
     inviters.retain(|user| user.server_name() == server);

@@ -4,18 +4,21 @@
 
 use std::{collections::BTreeMap, fmt::Write};
 
+use actors::homeserver::Homeserver;
 use axum::{
     body::Bytes,
     extract::{FromRequest, OriginalUri, Request},
 };
-use http::{StatusCode, Uri};
-use ruma::{OwnedServerName, api::federation::authentication::XMatrix};
-use serde::de::{DeserializeOwned, IgnoredAny};
+use engine::canonical::Json;
+use http::{StatusCode, Uri, request::Parts, uri::PathAndQuery};
+use ruma::{OwnedServerName, ServerName, serde::Base64};
+use serde::de::DeserializeOwned;
 
 use super::origins::OriginPlace;
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
+    x_matrix::{SignedRequest, XMatrix},
 };
 
 /// The largest body: a transaction has at most 50 events of 64 KiB and 100 EDUs.
@@ -72,7 +75,7 @@ impl FromRequest<App> for Signed {
         if let Some(OriginalUri(uri)) = parts.extensions.get::<OriginalUri>() {
             parts.uri = uri.clone();
         }
-        let xmatrix = XMatrix::extract_from_http_headers(&parts.headers)
+        let xmatrix = XMatrix::of(&parts.headers)
             .map_err(|error| unauthorized(format!("no usable X-Matrix authorization: {error}")))?;
         let body = app.unverified().read(body, BODY_MAX).await?;
         let own = homeserver.server_name();
@@ -81,46 +84,46 @@ impl FromRequest<App> for Signed {
                 "the request is signed for another destination than {own}: check the Host that a proxy passes on"
             )));
         }
-        let now_ms = homeserver.env().clock.now_ms();
-        let wanted =
-            BTreeMap::from([(xmatrix.origin.clone(), BTreeMap::from([(xmatrix.key.to_string(), now_ms)]))]);
-        let keys = homeserver.public_keys(wanted).await;
-        if !keys.contains_key(xmatrix.origin.as_str()) {
-            let XMatrix { origin, key, .. } = &xmatrix;
-            return Err(unauthorized(format!(
-                "cannot get the key {key} of {origin}, which signed the request"
-            )));
-        }
-        let mut signed = http::Request::from_parts(parts, body);
-        if let Err(error) = xmatrix.verify_http_request(&signed, own, &keys) {
-            let body = signed.body();
-            if !body.is_empty() && serde_json::from_slice::<IgnoredAny>(body).is_err() {
-                return Err(ApiError::bad_request("M_NOT_JSON", "the body is not JSON"));
-            }
-            let uri = signed.uri().clone();
-            let holds_for = |written: &String| {
-                written.parse().is_ok_and(|written| {
-                    *signed.uri_mut() = written;
-                    xmatrix.verify_http_request(&signed, own, &keys).is_ok()
-                })
-            };
-            let cause = match spellings(&uri).into_iter().find(holds_for) {
-                Some(sent) => {
-                    format!("a proxy changed the encoding of the URI: {sent} was signed, {uri} arrived")
-                }
-                None => {
-                    format!("the signature does not hold for {uri}; a proxy may change the URI or the body")
-                }
-            };
-            tracing::warn!(origin = %xmatrix.origin, %error, "refused a request: {cause}");
-            return Err(unauthorized(cause));
-        }
+        let key = key_of(homeserver, &xmatrix).await?;
+        check(&xmatrix, &key, own, &parts, &body)?;
         homeserver.server_is_alive(&xmatrix.origin);
         let place = app.origins().enter(&xmatrix.origin).await?;
-        let (parts, body) = signed.into_parts();
         let query = parts.uri.query().unwrap_or_default().to_owned();
         Ok(Self { origin: xmatrix.origin, query, body, _place: place })
     }
+}
+
+/// The key that a request is said to be signed with.
+async fn key_of(homeserver: &Homeserver, xmatrix: &XMatrix) -> ApiResult<Base64> {
+    let XMatrix { origin, key, .. } = xmatrix;
+    let now_ms = homeserver.env().clock.now_ms();
+    let wanted = BTreeMap::from([(origin.clone(), BTreeMap::from([(key.to_string(), now_ms)]))]);
+    let mut keys = homeserver.public_keys(wanted).await;
+    keys.get_mut(origin.as_str()).and_then(|keys| keys.remove(key.as_str())).ok_or_else(|| {
+        unauthorized(format!("cannot get the key {key} of {origin}, which signed the request"))
+    })
+}
+
+/// Checks the signature of a request.
+fn check(xmatrix: &XMatrix, key: &Base64, own: &ServerName, parts: &Parts, body: &[u8]) -> ApiResult<()> {
+    let content = if body.is_empty() { Ok(None) } else { Json::parse(body).map(Some) };
+    let content = content
+        .map_err(|error| ApiError::bad_request("M_NOT_JSON", format!("the body cannot be read: {error}")))?;
+    let holds_for = |uri: &str| {
+        let (content, method) = (content.as_ref(), parts.method.as_str());
+        let signed = SignedRequest { content, destination: own, method, origin: &xmatrix.origin, uri };
+        xmatrix.signs(&signed, key)
+    };
+    let uri = &parts.uri;
+    if holds_for(uri.path_and_query().map_or("/", PathAndQuery::as_str)) {
+        return Ok(());
+    }
+    let cause = match spellings(uri).into_iter().find(|sent| holds_for(sent)) {
+        Some(sent) => format!("a proxy changed the encoding of the URI: {sent} was signed, {uri} arrived"),
+        None => format!("the signature does not hold for {uri}; a proxy may change the URI or the body"),
+    };
+    tracing::warn!(origin = %xmatrix.origin, "refused a request: {cause}");
+    Err(unauthorized(cause))
 }
 
 /// Other ways in which a URI may have been percent-encoded when it was signed.

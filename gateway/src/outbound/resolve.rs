@@ -7,7 +7,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use actors::{env::Clock, federation::FederationError};
 use dashmap::DashMap;
 use hickory_resolver::{TokioResolver, proto::rr::RData};
-use http::header;
+use http::{StatusCode, header};
 use reqwest::Client;
 use ruma::{OwnedServerName, ServerName};
 use serde::Deserialize;
@@ -23,8 +23,14 @@ const LIFETIME: Duration = Duration::from_secs(24 * 3600);
 /// The longest that it is believed, whatever it says.
 const LIFETIME_MAX: Duration = Duration::from_secs(48 * 3600);
 
-/// The shortest, and how long the absence of one is believed.
-const LIFETIME_MIN: Duration = Duration::from_secs(3600);
+/// The shortest: whoever says less, or nothing at all, would have it fetched for each request.
+const LIFETIME_MIN: Duration = Duration::from_secs(60);
+
+/// How long the first failure to get one is remembered; twice as long each further one.
+const FAILURE_FIRST: Duration = Duration::from_secs(60);
+
+/// The longest that a failure is remembered.
+const FAILURE_MAX: Duration = Duration::from_secs(3600);
 
 /// How long it may take to get a `.well-known`.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -55,10 +61,62 @@ impl Place {
     }
 }
 
-#[derive(Clone)]
+/// What is known of a name's `.well-known`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Delegation {
+    /// Where it leads, if anywhere.
     to: Option<OwnedServerName>,
+    /// When it is to be fetched again.
     until_ms: u64,
+    /// When `to`, if there is one, is not to be believed any more, whatever comes of fetching it again.
+    at_most_until_ms: u64,
+    /// How often in a row it could not be had.
+    failures: u32,
+}
+
+/// Why there is no usable `.well-known`.
+#[derive(Debug, thiserror::Error)]
+enum Absence {
+    /// Its server says nothing of it now.
+    #[error("{0}")]
+    Momentary(String),
+    /// There is none, or none that can be used.
+    #[error("{0}")]
+    Definite(String),
+}
+
+impl Absence {
+    /// What a request that failed says: a server in trouble does not mean that it does not delegate.
+    fn of(error: &reqwest::Error) -> Self {
+        let is_definite = error
+            .status()
+            .is_some_and(|status| !status.is_server_error() && status != StatusCode::TOO_MANY_REQUESTS);
+        let text = error.to_string();
+        if is_definite { Self::Definite(text) } else { Self::Momentary(text) }
+    }
+}
+
+impl Delegation {
+    /// What is known once a `.well-known` was fetched, with the lifetime that it states.
+    ///
+    /// Spec: server-server API, "Resolving server names", step 3.
+    fn after(&self, fetched: Result<(OwnedServerName, Duration), Absence>, now_ms: u64) -> Self {
+        let later =
+            |wait: Duration| now_ms.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+        let absence = match fetched {
+            Ok((to, lifetime)) => {
+                let until_ms = later(lifetime.clamp(LIFETIME_MIN, LIFETIME_MAX));
+                return Self { to: Some(to), until_ms, at_most_until_ms: later(LIFETIME_MAX), failures: 0 };
+            }
+            Err(absence) => absence,
+        };
+        let wait = FAILURE_FIRST.saturating_mul(1 << self.failures.min(16)).min(FAILURE_MAX);
+        let is_believed = matches!(absence, Absence::Momentary(_)) && self.at_most_until_ms > now_ms;
+        let to = self.to.clone().filter(|_| is_believed);
+        let at_most_until_ms = if to.is_some() { self.at_most_until_ms } else { u64::MAX };
+        let failures = self.failures.saturating_add(1);
+        Self { to, until_ms: later(wait).min(at_most_until_ms), at_most_until_ms, failures }
+    }
 }
 
 #[derive(Deserialize)]
@@ -167,46 +225,49 @@ impl Resolver {
         {
             return known.to.clone();
         }
-        let (to, lifetime) = match self.fetch_delegation(server).await {
-            Ok((to, lifetime)) => (Some(to), lifetime),
-            Err(error) => {
-                tracing::debug!(%server, error, "no usable .well-known");
-                (None, LIFETIME_MIN)
-            }
-        };
-        let lifetime =
-            u64::try_from(lifetime.clamp(LIFETIME_MIN, LIFETIME_MAX).as_millis()).unwrap_or_default();
-        let delegation = Delegation { to: to.clone(), until_ms: now_ms + lifetime };
-        self.delegations.insert(server.to_owned(), delegation);
-        to
+        let fetched = self.fetch_delegation(server).await;
+        if let Err(error) = &fetched {
+            tracing::debug!(%server, %error, "no usable .well-known");
+        }
+        let mut known = self.delegations.entry(server.to_owned()).or_default();
+        // Of several requests that fetched it at once, the first counts.
+        if known.until_ms <= now_ms {
+            *known = known.after(fetched, now_ms);
+        }
+        known.to.clone()
     }
 
-    async fn fetch_delegation(&self, server: &ServerName) -> Result<(OwnedServerName, Duration), String> {
+    async fn fetch_delegation(&self, server: &ServerName) -> Result<(OwnedServerName, Duration), Absence> {
         let url = format!("https://{}/.well-known/matrix/server", server.host());
         let sent = self.client.get(url).timeout(TIMEOUT).send().await;
         let mut response =
-            sent.and_then(reqwest::Response::error_for_status).map_err(|error| error.to_string())?;
+            sent.and_then(reqwest::Response::error_for_status).map_err(|error| Absence::of(&error))?;
         let lifetime = response
             .headers()
             .get(header::CACHE_CONTROL)
-            .and_then(|value| max_age(value.to_str().ok()?))
+            .and_then(|value| lifetime(value.to_str().ok()?))
             .unwrap_or(LIFETIME);
         let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| error.to_string())? {
+        while let Some(chunk) = response.chunk().await.map_err(|error| Absence::of(&error))? {
             if body.len() + chunk.len() > WELL_KNOWN_MAX {
-                return Err("it is too large".to_owned());
+                return Err(Absence::Definite("it is too large".to_owned()));
             }
             body.extend_from_slice(&chunk);
         }
-        let well_known: WellKnown = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
+        let well_known: WellKnown =
+            serde_json::from_slice(&body).map_err(|error| Absence::Definite(error.to_string()))?;
         Ok((well_known.server, lifetime))
     }
 }
 
 /// The lifetime that a `Cache-Control` header states.
-fn max_age(value: &str) -> Option<Duration> {
-    value.split(',').find_map(|directive| {
-        let seconds = directive.trim().strip_prefix("max-age=")?;
+fn lifetime(value: &str) -> Option<Duration> {
+    let directives = || value.split(',').map(str::trim);
+    if directives().any(|directive| matches!(directive, "no-cache" | "no-store")) {
+        return Some(Duration::ZERO);
+    }
+    directives().find_map(|directive| {
+        let seconds = directive.strip_prefix("max-age=")?;
         seconds.trim_matches('"').parse().ok().map(Duration::from_secs)
     })
 }
@@ -253,7 +314,7 @@ mod tests {
     async fn a_delegation_that_is_remembered_decides_and_names_the_host() {
         let resolver = resolver(false);
         let delegate = |from: &ServerName, to: &ServerName| {
-            let delegation = Delegation { to: Some(to.to_owned()), until_ms: 1_000 };
+            let delegation = Delegation { to: Some(to.to_owned()), until_ms: 1_000, ..Delegation::default() };
             resolver.delegations.insert(from.to_owned(), delegation);
         };
         let server = server_name!("example.org");
@@ -268,10 +329,44 @@ mod tests {
     }
 
     #[test]
+    fn a_delegation_is_believed_as_long_as_it_says_within_limits() {
+        let minute = 60_000;
+        for (stated_s, until_ms) in [(0, minute), (600, 10 * minute), (7 * 24 * 3600, 48 * 60 * minute)] {
+            let to = server_name!("matrix.example.org").to_owned();
+            let fetched = Ok((to.clone(), Duration::from_secs(stated_s)));
+            let known = Delegation { failures: 3, ..Delegation::default() }.after(fetched, 5);
+            let at_most_until_ms = 48 * 60 * minute + 5;
+            let expected = Delegation { to: Some(to), until_ms: until_ms + 5, at_most_until_ms, failures: 0 };
+            assert_eq!(known, expected, "{stated_s}");
+        }
+    }
+
+    #[test]
+    fn failures_are_remembered_for_longer_each_time_and_a_good_delegation_outlasts_them() {
+        let minute = 60_000;
+        let to = server_name!("matrix.example.org").to_owned();
+        let fail = |known: &Delegation, now_ms| known.after(Err(Absence::Momentary(String::new())), now_ms);
+        let mut known = Delegation::default().after(Ok((to.clone(), Duration::ZERO)), 0);
+        let (mut now_ms, mut waits) = (known.until_ms, Vec::new());
+        for _ in 0..8 {
+            known = fail(&known, now_ms);
+            waits.push((known.until_ms - now_ms) / minute);
+            now_ms = known.until_ms;
+            assert_eq!(known.to.as_ref(), Some(&to));
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60]);
+        let gone = known.after(Err(Absence::Definite(String::new())), now_ms);
+        assert_eq!((gone.to, gone.until_ms - now_ms), (None, 60 * minute));
+        assert_eq!(fail(&known, 48 * 60 * minute).to, None, "for 48 hours at most");
+        assert_eq!(fail(&Delegation::default(), 0).to, None);
+    }
+
+    #[test]
     fn lifetimes_are_read_from_the_header() {
-        assert_eq!(max_age("public, max-age=3600"), Some(Duration::from_secs(3600)));
-        assert_eq!(max_age("max-age=\"60\""), Some(Duration::from_secs(60)));
-        assert_eq!(max_age("no-store"), None);
-        assert_eq!(max_age("max-age=soon"), None);
+        assert_eq!(lifetime("public, max-age=3600"), Some(Duration::from_secs(3600)));
+        assert_eq!(lifetime("max-age=\"60\""), Some(Duration::from_secs(60)));
+        assert_eq!(lifetime("max-age=3600, no-store"), Some(Duration::ZERO));
+        assert_eq!(lifetime("public"), None);
+        assert_eq!(lifetime("max-age=soon"), None);
     }
 }

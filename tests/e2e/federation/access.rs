@@ -85,6 +85,13 @@ async fn a_server_that_the_access_control_list_denies_is_kept_out() {
         let answer = stranger.get(&server, &format!("{v1}/make_join/{id}/{user}?ver=11")).await;
         assert_eq!(error(&answer), (403, Some("M_FORBIDDEN")), "{acl}");
     }
+    // What is no list or no boolean is left out of it.
+    for acl in
+        [json!({ "allow": ["*"], "allow_ip_literals": "no" }), json!({ "allow": [7, "*"], "deny": "*" })]
+    {
+        alice.set(&room, "m.room.server_acl", "", &acl).await;
+        stranger.get(&server, &format!("{v1}/make_join/{id}/{user}?ver=11")).await.ok();
+    }
     // Patterns that would keep a backtracking matcher busy for ages do not keep this one.
     let many = format!("{}b", "*a".repeat(100));
     alice.set(&room, "m.room.server_acl", "", &json!({ "allow": [many, "*"] })).await;

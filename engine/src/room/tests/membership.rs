@@ -58,13 +58,14 @@ fn a_join_by_an_allow_rule_needs_an_authoriser() {
 }
 
 #[test]
-fn inviters_are_of_the_server_and_the_creator_first() {
-    let create = Event::create().pdu();
+fn inviters_are_of_the_server_and_the_creators_first() {
+    let content = json!({ "room_version": "12", "additional_creators": [CAROL, "nobody", 7, "@dave:one"] });
+    let create = Event::new("create", ALICE, "m.room.create", content).state("").pdu();
     let levels = json!({ "users": { BOB: 50, CAROL: 100 } });
     let levels = Event::new("levels", ALICE, "m.room.power_levels", levels).state("").pdu();
     let recent = [CAROL, "@erin:one"].map(|user| <&UserId>::try_from(user).unwrap());
     let one = inviters(server_name!("one"), Some(&create), Some(&levels), recent.into_iter());
-    assert_eq!(one, [ALICE, BOB, "@erin:one"]);
+    assert_eq!(one, [ALICE, "@dave:one", BOB, "@erin:one"]);
 }
 
 #[test]
