@@ -6,6 +6,7 @@ mod device_lists;
 mod edus;
 mod history;
 mod inbound;
+mod introduction;
 mod keys;
 mod lacking;
 mod media;
