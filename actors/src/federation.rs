@@ -24,6 +24,7 @@ mod spaces;
 mod staging;
 mod third_party;
 mod to_device;
+mod unsent;
 mod verify;
 
 use std::{sync::Arc, time::Duration};

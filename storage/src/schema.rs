@@ -341,7 +341,8 @@ tables! {
 
     /// EDUs that must not be lost, as JSON text.
     ///
-    /// Key: server, position. Writer: whoever has one to send. Changes: deletion, by `DestinationActor`, once it is sent.
+    /// Key: server, position. Writer: whoever has one to send. Changes: deletion, by `DestinationActor`, once it is sent, or by
+    /// the sweep of old EDUs.
     69 => EDU_QUEUE: (OwnedServerName, Position) => Bytes;
 
     /// Rooms that were joined with a state that lacked members.
@@ -597,6 +598,11 @@ tables! {
     106 => SIGNED_USERS: (OwnedUserId, OwnedUserId) => Position;
 
     /// What users reported to the administrators.
+    /// Positions that had been reached by some moments, in milliseconds since the epoch: how old the rows of `EDU_QUEUE` are.
+    ///
+    /// Key: moment. Writer: the sweep of old EDUs. Changes: append; deletion of what is older than is needed.
+    107 => EDU_DATES: u64 => Position;
+
     ///
     /// Key: reporter, position. Writer: reporting. Changes: append.
     85 => REPORTS: (OwnedUserId, Position) => ReportRecord;
