@@ -178,7 +178,8 @@ tables! {
 
     /// Public receipts.
     ///
-    /// Key: room, user, thread (empty: the whole room). Writer: `RoomActor`. Changes: overwritten.
+    /// Key: room, user, thread (empty: the whole room). Writer: `RoomActor`. Changes: overwritten; deletion of the
+    /// oldest of a user who has them in too many threads.
     10 => RECEIPTS: (ShortRoomId, OwnedUserId, String) => ReceiptRecord;
 
     /// The room that each local alias names.
@@ -597,12 +598,12 @@ tables! {
     /// Key: user, whose key. Writer: `SessionActor`, in the same batch as `CROSS_SIGNING`. Changes: overwritten.
     106 => SIGNED_USERS: (OwnedUserId, OwnedUserId) => Position;
 
-    /// What users reported to the administrators.
     /// Positions that had been reached by some moments, in milliseconds since the epoch: how old the rows of `EDU_QUEUE` are.
     ///
     /// Key: moment. Writer: the sweep of old EDUs. Changes: append; deletion of what is older than is needed.
     107 => EDU_DATES: u64 => Position;
 
+    /// What users reported to the administrators.
     ///
     /// Key: reporter, position. Writer: reporting. Changes: append.
     85 => REPORTS: (OwnedUserId, Position) => ReportRecord;
