@@ -310,9 +310,9 @@ impl Draft {
     fn apply_encryption(&mut self, change: SessionChange) -> Result<(), SessionError> {
         match change {
             SessionChange::UploadKeys(upload) => self.upload_keys(*upload)?,
-            SessionChange::SetCrossSigning(keys) => self.set_cross_signing(keys),
+            SessionChange::SetCrossSigning(keys) => self.set_cross_signing(keys)?,
             SessionChange::SignOwn(key_id, signatures) => self.sign_own(&key_id, &signatures)?,
-            SessionChange::SignOther(target, signatures) => self.sign_other(&target, &signatures),
+            SessionChange::SignOther(target, signatures) => self.sign_other(&target, &signatures)?,
             SessionChange::Deliver(messages, received) => self.deliver(messages, received),
             SessionChange::NoteTxn(device_id, hash) => self.note_txn(&device_id, hash),
             SessionChange::UpdateBackup(version, algorithm, auth_data) => {
