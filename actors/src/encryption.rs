@@ -4,7 +4,10 @@
 
 mod signing;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use futures_util::{StreamExt, stream};
 use ruma::{DeviceId, OwnedDeviceId, OwnedUserId, TransactionId, UserId};
@@ -23,6 +26,18 @@ use crate::{
 
 /// Sessions that are asked at a time for one request.
 const AT_A_TIME: usize = 16;
+
+/// Bytes of a to-device message's content, at most: as much as an event has, and as others take in an EDU. A device that was away gets
+/// all that waits for it.
+const MESSAGE_MAX: usize = 64 << 10;
+
+/// Messages that are sent to devices in one request, at most: a bot may have something for all devices of a large room, but they
+/// wait on the disk until they are fetched.
+const MESSAGES_MAX: usize = 10_000;
+
+/// Servers that one request sends to-device messages to, at most: each is looked for, and the messages for one that does not exist
+/// are tried for weeks.
+const SERVERS_MAX: usize = 1000;
 
 /// Keys by user, as `/keys/query` answers, and the servers that were not reached.
 #[derive(Debug, Default)]
@@ -154,6 +169,7 @@ impl Homeserver {
         if session.has_sent(&requester.device_id, kind, txn_id) {
             return Ok(());
         }
+        check_size(&messages)?;
         let (local, remote): (Messages, Messages) =
             messages.into_iter().partition(|(user_id, _)| self.is_local(user_id));
         self.send_to_remote_devices(requester, kind, txn_id.as_str(), remote).await?;
@@ -230,6 +246,28 @@ impl Homeserver {
             answer.cross_signing.entry(kind).or_default().insert(user_id.clone(), key);
         }
     }
+}
+
+/// Whether a content is what a device may be sent, whoever sends it.
+pub(crate) fn is_deliverable(content: &Value) -> bool {
+    content.is_object() && content.to_string().len() <= MESSAGE_MAX
+}
+
+/// Refuses messages that are too many or too large.
+fn check_size(messages: &Messages) -> Result<(), SessionError> {
+    let too_large = |what: String| Err(SessionError::TooLarge(what));
+    let servers: BTreeSet<_> = messages.keys().map(|user_id| user_id.server_name()).collect();
+    if servers.len() > SERVERS_MAX {
+        return too_large(format!("one request has messages for {SERVERS_MAX} servers at most"));
+    }
+    let mut contents = messages.values().flat_map(BTreeMap::values);
+    if contents.clone().count() > MESSAGES_MAX {
+        return too_large(format!("one request has {MESSAGES_MAX} messages at most"));
+    }
+    if !contents.all(is_deliverable) {
+        return too_large(format!("a message's content has at most {MESSAGE_MAX} bytes"));
+    }
+    Ok(())
 }
 
 fn is_wanted(devices: &[OwnedDeviceId], device_id: &DeviceId) -> bool {

@@ -6,6 +6,7 @@ mod device_lists;
 mod edus;
 mod history;
 mod inbound;
+mod introduction;
 mod keys;
 mod lacking;
 mod media;
@@ -23,6 +24,7 @@ mod spaces;
 mod staging;
 mod third_party;
 mod to_device;
+mod unsent;
 mod verify;
 
 use std::{sync::Arc, time::Duration};

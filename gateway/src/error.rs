@@ -292,6 +292,7 @@ impl From<SessionError> for ApiError {
             SessionError::TooMany(_) | SessionError::NotAllowed(_) | SessionError::KeyInUse => {
                 Self::forbidden(message)
             }
+            SessionError::TooLarge(_) => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "M_TOO_LARGE", message),
             SessionError::UnknownRefreshToken => {
                 Self::new(StatusCode::UNAUTHORIZED, "M_UNKNOWN_TOKEN", message)
             }

@@ -178,7 +178,8 @@ tables! {
 
     /// Public receipts.
     ///
-    /// Key: room, user, thread (empty: the whole room). Writer: `RoomActor`. Changes: overwritten.
+    /// Key: room, user, thread (empty: the whole room). Writer: `RoomActor`. Changes: overwritten; deletion of the
+    /// oldest of a user who has them in too many threads.
     10 => RECEIPTS: (ShortRoomId, OwnedUserId, String) => ReceiptRecord;
 
     /// The room that each local alias names.
@@ -342,7 +343,8 @@ tables! {
 
     /// EDUs that must not be lost, as JSON text.
     ///
-    /// Key: server, position. Writer: whoever has one to send. Changes: deletion, by `DestinationActor`, once it is sent.
+    /// Key: server, position. Writer: whoever has one to send. Changes: deletion, by `DestinationActor`, once it is sent, or by
+    /// the sweep of old EDUs.
     69 => EDU_QUEUE: (OwnedServerName, Position) => Bytes;
 
     /// Rooms that were joined with a state that lacked members.
@@ -596,6 +598,11 @@ tables! {
     ///
     /// Key: user, whose key. Writer: `SessionActor`, in the same batch as `CROSS_SIGNING`. Changes: overwritten.
     106 => SIGNED_USERS: (OwnedUserId, OwnedUserId) => Position;
+
+    /// Positions that had been reached by some moments, in milliseconds since the epoch: how old the rows of `EDU_QUEUE` are.
+    ///
+    /// Key: moment. Writer: the sweep of old EDUs. Changes: append; deletion of what is older than is needed.
+    107 => EDU_DATES: u64 => Position;
 
     /// What users reported to the administrators.
     ///

@@ -54,6 +54,8 @@ async fn rooms_are_tagged() {
     let since = alice.token_of_sync().await;
     alice.put(&format!("{tags}/m.favourite"), &json!({ "order": 0.25 })).await.ok();
     alice.put(&format!("{tags}/u.work"), &json!({})).await.ok();
+    let large = json!({ "note": "x".repeat(5000) });
+    alice.put(&format!("{tags}/u.large"), &large).await.is(413, "M_TOO_LARGE");
     let expected = json!({ "tags": { "m.favourite": { "order": 0.25 }, "u.work": {} } });
     assert_eq!(alice.get(&tags).await.ok(), expected);
     let sync = alice.sync(&format!("since={since}&timeout=1000")).await;

@@ -88,3 +88,19 @@ async fn a_login_names_its_device_and_replaces_one_of_the_same_id() {
     assert_eq!(device["display_name"], "kitchen");
     assert_eq!(second.get(DEVICES).await.ok()["devices"].as_array().unwrap().len(), 2);
 }
+
+#[tokio::test]
+async fn a_name_that_is_too_long_is_cut() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let login = json!({
+        "type": "m.login.password",
+        "identifier": { "type": "m.id.user", "user": alice.user_id },
+        "password": alice.password(),
+        "device_id": "LONG",
+        "initial_device_display_name": "x".repeat(3000),
+    });
+    server.anonymous().post("/_matrix/client/v3/login", &login).await.ok();
+    let device = alice.get(&format!("{DEVICES}/LONG")).await.ok();
+    assert_eq!(device["display_name"], "x".repeat(1024));
+}

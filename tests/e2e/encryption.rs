@@ -220,6 +220,43 @@ fn users(response: &Value, which: &str) -> Vec<String> {
 }
 
 #[tokio::test]
+async fn messages_have_a_size_and_pages_of_them_too() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let mut since = bob.token_of_sync().await;
+    let message = |n: usize, size: usize| json!({ "messages": { &bob.user_id: { "*": { "n": n, "text": "x".repeat(size) } } } });
+    alice.put(&to_device("large"), &message(0, 70_000)).await.is(413, "M_TOO_LARGE");
+    for n in 0..20 {
+        alice.put(&to_device(&n.to_string()), &message(n, 60_000)).await.ok();
+    }
+    let mut got = Vec::new();
+    while got.len() < 20 {
+        let page = bob.sync_until(&since, |response| !bodies(response).is_empty()).await;
+        assert!(bodies(&page).len() <= 17, "{} messages of 60 kB", bodies(&page).len());
+        got.extend(bodies(&page));
+        page["next_batch"].as_str().unwrap().clone_into(&mut since);
+    }
+    assert_eq!(got, (0..20).collect::<Vec<_>>());
+    let everywhere: serde_json::Map<_, _> =
+        (0..1001).map(|n| (format!("@user:server{n}.test"), json!({ "*": {} }))).collect();
+    alice.put(&to_device("all"), &json!({ "messages": everywhere })).await.is(413, "M_TOO_LARGE");
+}
+
+#[tokio::test]
+async fn signatures_on_keys_do_not_pile_up() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let signed = |name: &str| {
+        let mut keys = device_keys(&alice.user_id, &alice.device_id);
+        keys["signatures"] = json!({ &alice.user_id: { format!("ed25519:{name}"): "x".repeat(20_000) } });
+        json!({ "device_keys": keys })
+    };
+    alice.post(&format!("{KEYS}/upload"), &signed("ONE")).await.ok();
+    alice.post(&format!("{KEYS}/upload"), &signed("TWO")).await.is(413, "M_TOO_LARGE");
+    alice.post(&format!("{KEYS}/upload"), &signed("ONE")).await.ok();
+}
+
+#[tokio::test]
 async fn those_who_share_a_room_hear_of_device_changes() {
     let server = Server::start().await;
     let [alice, bob, carol] = server.clients(["alice", "bob", "carol"]).await;

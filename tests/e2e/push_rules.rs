@@ -185,3 +185,21 @@ async fn threads_are_counted_apart_where_the_filter_asks() {
     assert_eq!(main, json!(1));
     assert!(thread.is_null() || thread == json!(0), "{thread}");
 }
+
+#[tokio::test]
+async fn rules_are_no_more_work_than_they_should_be() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let content = format!("{RULES}/global/content/word");
+    let rule = |pattern: &str| json!({ "pattern": pattern, "actions": ["notify"] });
+    alice.put(&content, &rule(&"?".repeat(1025))).await.is(400, "M_INVALID_PARAM");
+    alice.put(&content, &rule(&"?".repeat(1024))).await.ok();
+    let over = format!("{RULES}/global/override/many");
+    let conditional = |conditions: usize, pattern: &str| {
+        let condition = json!({ "kind": "event_match", "key": "content.body", "pattern": pattern });
+        json!({ "conditions": vec![condition; conditions], "actions": [] })
+    };
+    alice.put(&over, &conditional(65, "a")).await.is(400, "M_INVALID_PARAM");
+    alice.put(&over, &conditional(1, &"a".repeat(1025))).await.is(400, "M_INVALID_PARAM");
+    alice.put(&over, &conditional(64, "a")).await.ok();
+}

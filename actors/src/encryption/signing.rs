@@ -212,6 +212,7 @@ fn refusal(result: Result<(), SessionError>) -> Result<Option<(&'static str, Str
         Err(error @ SessionError::InvalidSignature(_)) => {
             Ok(Some(("M_INVALID_SIGNATURE", error.to_string())))
         }
+        Err(error @ SessionError::TooLarge(_)) => Ok(Some(("M_TOO_LARGE", error.to_string()))),
         Err(error) => Err(error),
     }
 }

@@ -4,18 +4,21 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use ruma::{MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, ServerName};
+use ruma::{EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, ServerName};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
 use crate::{
     homeserver::Homeserver,
-    room::{Receipt, RoomError},
+    room::{Receipt, RoomError, RoomHandle, StoredEvent},
     session::SessionError,
 };
 
 /// How long a notice of another server's user lasts if it is not renewed.
 const TYPING_FOR: Duration = Duration::from_secs(60);
+
+/// Bytes of a thread's name, at most: of an event ID.
+const THREAD_MAX: usize = 255;
 
 #[derive(Deserialize)]
 struct Edu<'a> {
@@ -134,7 +137,11 @@ impl Homeserver {
                     continue;
                 }
                 for event_id in event_ids {
-                    let index = room.event(&event_id).await?.and_then(|event| event.index);
+                    let event = room.event(&event_id).await?;
+                    if !is_of_thread(&room, event.as_deref(), data.thread_id.as_deref()).await? {
+                        continue;
+                    }
+                    let index = event.and_then(|event| event.index);
                     let receipt = Receipt {
                         user_id: user_id.clone(),
                         thread: data.thread_id.clone(),
@@ -151,5 +158,21 @@ impl Homeserver {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether a receipt is for the whole room, or for a thread that its event is in, as far as the event is known.
+///
+/// Spec: client-server API, "Threaded read receipts"; what clients may not do, other servers' users may not either.
+async fn is_of_thread(
+    room: &RoomHandle,
+    event: Option<&StoredEvent>,
+    thread: Option<&str>,
+) -> Result<bool, RoomError> {
+    let Some(thread) = thread else { return Ok(true) };
+    let is_name = thread == "main" || thread.len() <= THREAD_MAX && <&EventId>::try_from(thread).is_ok();
+    match event {
+        Some(event) if is_name => room.is_in_thread(event, thread).await,
+        _ => Ok(is_name),
     }
 }

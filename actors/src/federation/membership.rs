@@ -19,6 +19,7 @@ use tracing::Instrument;
 
 use super::{
     FederationError,
+    introduction::is_too_much,
     remote::{Invite, Template},
     verify::SoFar,
 };
@@ -257,6 +258,10 @@ impl Homeserver {
         let knock = self.complete(&template, ("knock", room_id, user), content, rules).await?;
         let answer = remote.send_knock(room_id, knock.event_id(), knock.raw().clone()).await?;
         let mut state = answer.knock_room_state;
+        if is_too_much(&state) {
+            tracing::info!(%room_id, %server, "what came in answer to a knock is too large; it is left out");
+            state.clear();
+        }
         if rules.authorization.room_create_event_id_as_room_id {
             // The knock is sent already; what does not prove to be of the room is not shown.
             let verified = self.verified(&state, rules).await;

@@ -22,7 +22,7 @@ use crate::room::PageDirection;
 /// How long ordinary requests may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a join or a state may take: its answer can be large.
+/// How long a join or a state may take, whose answer can be large; and what needs others to answer.
 const TIMEOUT_LONG: Duration = Duration::from_secs(180);
 
 /// The largest answer to ordinary requests.
@@ -31,7 +31,7 @@ const RESPONSE_MAX: usize = 16 << 20;
 /// The largest document of a server's keys.
 const KEYS_MAX: usize = 256 << 10;
 
-/// The largest state of a room.
+/// The largest state of a room. It is for those alone who give us a room's state because we asked: it is kept in memory.
 const STATE_MAX: usize = 512 << 20;
 
 /// Events as JSON text.
@@ -212,7 +212,7 @@ impl<'a> Remote<'a> {
         path: String,
         body: Bytes,
     ) -> Result<T, FederationError> {
-        self.ask(method, path, Some(body), (TIMEOUT_LONG, STATE_MAX)).await
+        self.ask(method, path, Some(body), (TIMEOUT_LONG, RESPONSE_MAX)).await
     }
 
     /// Asks for something with a body; the path is percent-encoded.
@@ -273,7 +273,7 @@ impl<'a> Remote<'a> {
             encode(room_id.as_str()),
             encode(event_id.as_str())
         );
-        self.send(Method::PUT, path, event).await
+        self.ask(Method::PUT, path, Some(event), (TIMEOUT_LONG, STATE_MAX)).await
     }
 
     /// `PUT /_matrix/federation/v2/send_leave/{roomId}/{eventId}`
@@ -425,4 +425,53 @@ pub fn encode(text: &str) -> String {
         }
         encoded
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::BoxFuture;
+    use parking_lot::Mutex;
+    use ruma::{event_id, room_id, server_name};
+
+    use super::*;
+    use crate::federation::FederationResponse;
+
+    /// Notes how large the answers to each endpoint may be, and answers nothing of use.
+    #[derive(Default)]
+    struct Limits(Mutex<Vec<(String, usize)>>);
+
+    impl FederationClient for Limits {
+        fn request<'a>(
+            &'a self,
+            _destination: &'a ServerName,
+            request: FederationRequest,
+        ) -> BoxFuture<'a, Result<FederationResponse, FederationError>> {
+            let endpoint = request.path_and_query.split('/').nth(4).unwrap_or_default().to_owned();
+            self.0.lock().push((endpoint, request.max_response));
+            Box::pin(std::future::ready(Err(FederationError::Disabled)))
+        }
+    }
+
+    #[tokio::test]
+    async fn only_states_may_be_as_large_as_a_state() {
+        let client = Limits::default();
+        let remote = Remote::new(&client, server_name!("b"));
+        let (room_id, event_id) = (room_id!("!room:b"), event_id!("$event:b"));
+        let invite = Invite {
+            room_version: RoomVersionId::V11,
+            event: RawValue::from_string("{}".to_owned()).unwrap(),
+            invite_room_state: Vec::new(),
+            via: None,
+        };
+        let _ = remote.send_join(room_id, event_id, Bytes::new()).await;
+        let _ = remote.state(room_id, event_id).await;
+        let _ = remote.send_leave(room_id, event_id, Bytes::new()).await;
+        let _ = remote.send_knock(room_id, event_id, Bytes::new()).await;
+        let _ = remote.invite(room_id, event_id, &invite).await;
+        let _ = remote.invite_v1(room_id, event_id, &invite).await;
+        let limits = client.0.lock();
+        let large: Vec<_> =
+            limits.iter().filter(|(_, max)| *max > RESPONSE_MAX).map(|(name, _)| name.as_str()).collect();
+        assert_eq!((limits.len(), large), (6, vec!["send_join", "state"]));
+    }
 }

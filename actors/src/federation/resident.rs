@@ -35,9 +35,6 @@ use crate::{
 /// Events that are looked at to answer a question about history, at most.
 const WALK_MAX: usize = 1000;
 
-/// Events that come with an invite, at most.
-const INTRODUCTION_MAX: usize = 50;
-
 /// A room's state at an event, and what authorises it.
 pub struct RoomState {
     /// The events of the state.
@@ -221,9 +218,13 @@ impl Homeserver {
             return Err(RoomError::NotAllowed("there is no such user".to_owned()));
         }
         self.room_shared().check_invitable(&target).await?;
+        let resident = self.is_resident(room_id).await?;
+        let room = if resident { Some(self.shared_room(origin, room_id).await?) } else { None };
+        if let Some(room) = &room {
+            check_version(room, rules)?;
+        }
         let signed = pdu::countersign(&pdu, &self.room_shared().signing_key, self.server_name(), rules)?;
-        if self.is_resident(room_id).await? {
-            let room = self.shared_room(origin, room_id).await?;
+        if let Some(room) = room {
             let (pdu, advice) = room.advice(signed.clone()).await?;
             let receive = Receive { advice, ..Receive::new(pdu, origin.to_owned()) };
             // What it may lack comes with the room's transactions.
@@ -233,50 +234,6 @@ impl Homeserver {
         let stripped = serde_json::to_vec(&invite.invite_room_state).unwrap_or_default();
         self.note_outside(room_id, version, &target, Some(signed.clone()), Some(stripped.into())).await?;
         Ok(signed)
-    }
-
-    /// Checks what came with an invite: events of that room with its create event among them.
-    ///
-    /// Rooms of version 12 are known by their create events; before that, what is wrong is only noted, since many
-    /// servers still send less than they should.
-    ///
-    /// Spec: server-server API, `PUT /_matrix/federation/v2/invite/{roomId}/{eventId}` (MSC4311).
-    async fn check_introduction(
-        &self,
-        room_id: &RoomId,
-        state: &[Box<RawValue>],
-        rules: &'static RoomVersion,
-    ) -> Result<(), RoomError> {
-        let Some(wrong) = self.introduction_fault(room_id, state, rules).await else { return Ok(()) };
-        if rules.authorization.room_create_event_id_as_room_id {
-            return Err(RoomError::Invalid(format!("invite_room_state {wrong}")));
-        }
-        tracing::debug!(%room_id, wrong, "an invite's invite_room_state is not as it should be");
-        Ok(())
-    }
-
-    async fn introduction_fault(
-        &self,
-        room_id: &RoomId,
-        state: &[Box<RawValue>],
-        rules: &'static RoomVersion,
-    ) -> Option<&'static str> {
-        if state.len() > INTRODUCTION_MAX {
-            return Some("has too many events");
-        }
-        let checked = self.verify(state, rules).await;
-        if checked.len() < state.len() {
-            return Some("has something that is no event of the room's version");
-        }
-        let Ok(events) = checked.into_iter().map(|(_, checked)| checked).collect::<Result<Vec<_>, _>>()
-        else {
-            return Some("has an event that is not properly signed");
-        };
-        if events.iter().any(|pdu| *pdu.room_id() != *room_id) {
-            return Some("has an event of another room");
-        }
-        let is_create = |pdu: &Pdu| pdu.kind() == "m.room.create" && pdu.state_key() == Some("");
-        (!events.iter().any(is_create)).then_some("lacks the create event")
     }
 
     pub(super) async fn is_active_user(&self, user: &UserId) -> Result<bool, RoomError> {
@@ -464,6 +421,17 @@ fn no_event(event: &RawValue, rules: &RoomVersion) -> RoomError {
         Err(error @ PduError::Json(_)) => RoomError::Pdu(error),
         _ => RoomError::Invalid("the body is no event".to_owned()),
     }
+}
+
+/// Whether an event that was read by the rules of one version is an event of a room: by others it would have another ID.
+///
+/// The first form of the endpoint does not say which of the first two versions it is, which write events alike.
+fn check_version(room: &RoomHandle, rules: &RoomVersion) -> Result<(), RoomError> {
+    let own = room.snapshot().rules;
+    if own.id == rules.id || own.references_have_hashes && rules.references_have_hashes {
+        return Ok(());
+    }
+    Err(RoomError::Invalid(format!("the room is of version {}", own.id)))
 }
 
 /// Whether a membership event is what the endpoint is for.

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use storage::{Batch, Direction, KeyRange, schema};
 
 use crate::{
-    encryption::Messages,
+    encryption::{Messages, is_deliverable},
     homeserver::Homeserver,
     session::{ReceivedId, Requester, SessionError},
 };
@@ -97,7 +97,7 @@ impl Homeserver {
         let own = self.server_name();
         messages.retain(|user_id, _| user_id.server_name() == own);
         for devices in messages.values_mut() {
-            devices.retain(|_, content| content.is_object());
+            devices.retain(|_, content| is_deliverable(content));
         }
         for user_id in messages.keys().cloned().collect::<Vec<_>>() {
             let key = (origin.to_owned(), message_id.clone(), user_id.clone());

@@ -30,6 +30,10 @@ struct Typist {
 /// Other servers believe a notice for a minute or so; of one that goes on they are told again.
 const TELL_AGAIN: Duration = Duration::from_secs(20);
 
+/// Threads of a room in which one user of another server may have receipts: their server can name any number of threads, and all
+/// members are sent the receipts. The oldest give way.
+const THREADS_MAX: usize = 200;
+
 /// Clients ask for up to 30 s at a time; a longer notice would outlive a client that vanished.
 const TYPING_MAX: Duration = Duration::from_secs(120);
 
@@ -157,6 +161,7 @@ impl ActiveRoom {
         if held.is_some_and(|held| held.index >= receipt.index) {
             return done(Ok(()));
         }
+        let is_new = held.is_none();
         let storage = self.shared.store.storage();
         let ticket = storage.reserve(1);
         receipt.position = ticket.last();
@@ -169,6 +174,10 @@ impl ActiveRoom {
             position: receipt.position,
         };
         batch.put(&schema::RECEIPTS, &(self.room, receipt.user_id.clone(), thread), &record);
+        if is_new && let Some(surplus) = self.surplus_thread(&receipt) {
+            batch.delete(&schema::RECEIPTS, &(self.room, receipt.user_id.clone(), surplus.clone()));
+            self.receipts.remove(&receipt.user_id, surplus);
+        }
         batch.put(&schema::ROOMS, &self.room, &self.record(receipt.position));
         let position = receipt.position;
         let reader = receipt.user_id.clone();
@@ -188,5 +197,16 @@ impl ActiveRoom {
             }
             done(result.map_err(RoomError::Commit));
         });
+    }
+
+    /// The thread whose receipt gives way to one of a thread that is new to its reader.
+    fn surplus_thread(&self, receipt: &Receipt) -> Option<String> {
+        if receipt.thread.is_none() || receipt.user_id.server_name() == self.shared.server_name {
+            return None;
+        }
+        let is_one = |held: &&Receipt| held.thread.as_deref().is_some_and(|thread| thread != "main");
+        let threads: Vec<_> = self.receipts.by_user(&receipt.user_id).filter(is_one).collect();
+        let oldest = threads.iter().min_by_key(|held| held.index)?;
+        if threads.len() < THREADS_MAX { None } else { oldest.thread.clone() }
     }
 }

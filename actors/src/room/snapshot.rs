@@ -152,6 +152,13 @@ impl Receipts {
             self.by_position.remove(&old.position);
         }
     }
+
+    /// Forgets the receipt of a user for a thread.
+    pub fn remove(&mut self, user_id: &UserId, thread: String) {
+        if let Some(old) = self.by_reader.remove(&(user_id.to_owned(), Some(thread))) {
+            self.by_position.remove(&old.position);
+        }
+    }
 }
 
 /// Who is typing.

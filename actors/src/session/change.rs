@@ -153,6 +153,16 @@ pub enum LogOut {
 /// Pieces of account data that one user may have, in all rooms together.
 const ACCOUNT_DATA_MAX: usize = 100_000;
 
+/// What they may weigh together, in bytes: a session keeps them in memory, and a first sync tells of all of them. Accounts of some
+/// thousand rooms have 2 MiB; one piece has no more than a request's body.
+const ACCOUNT_DATA_WEIGHT_MAX: u64 = 32 << 20;
+
+/// Bytes of the type of a piece of account data, at most, as of an event.
+const ACCOUNT_DATA_KIND_MAX: usize = 255;
+
+/// Bytes of a user's push rules, at most: all of them are stored and sent whenever one changes. As many of rooms fit as there may be.
+const PUSH_RULES_BYTES_MAX: usize = 1 << 20;
+
 /// An account that is being changed.
 pub(super) struct Draft {
     /// The account once the change is in.
@@ -269,26 +279,22 @@ impl Draft {
             SessionChange::SetSlidingConnection(key, record) => self.set_sliding_connection(&key, record),
             SessionChange::SetPushRule { rule, after, before } => {
                 let rules = push_rules::insert(&self.data, *rule, after.as_deref(), before.as_deref())?;
-                self.set_push_rules(rules);
-                Ok(())
+                self.set_push_rules(rules)
             }
             SessionChange::RemovePushRule(kind, rule_id) => {
                 let mut rules = (**self.data.push_rules()).clone();
                 rules.remove(kind, rule_id)?;
-                self.set_push_rules(rules);
-                Ok(())
+                self.set_push_rules(rules)
             }
             SessionChange::EnablePushRule(kind, rule_id, enabled) => {
                 let mut rules = (**self.data.push_rules()).clone();
                 rules.set_enabled(kind, rule_id, enabled).map_err(|_| SessionError::PushRuleNotFound)?;
-                self.set_push_rules(rules);
-                Ok(())
+                self.set_push_rules(rules)
             }
             SessionChange::SetPushRuleActions(kind, rule_id, actions) => {
                 let mut rules = (**self.data.push_rules()).clone();
                 rules.set_actions(kind, rule_id, actions).map_err(|_| SessionError::PushRuleNotFound)?;
-                self.set_push_rules(rules);
-                Ok(())
+                self.set_push_rules(rules)
             }
             SessionChange::Thread(change) => self.change_thread(change),
             SessionChange::SetPusher(new) => self.set_pusher(*new),
@@ -304,9 +310,9 @@ impl Draft {
     fn apply_encryption(&mut self, change: SessionChange) -> Result<(), SessionError> {
         match change {
             SessionChange::UploadKeys(upload) => self.upload_keys(*upload)?,
-            SessionChange::SetCrossSigning(keys) => self.set_cross_signing(keys),
+            SessionChange::SetCrossSigning(keys) => self.set_cross_signing(keys)?,
             SessionChange::SignOwn(key_id, signatures) => self.sign_own(&key_id, &signatures)?,
-            SessionChange::SignOther(target, signatures) => self.sign_other(&target, &signatures),
+            SessionChange::SignOther(target, signatures) => self.sign_other(&target, &signatures)?,
             SessionChange::Deliver(messages, received) => self.deliver(messages, received),
             SessionChange::NoteTxn(device_id, hash) => self.note_txn(&device_id, hash),
             SessionChange::UpdateBackup(version, algorithm, auth_data) => {
@@ -345,14 +351,23 @@ impl Draft {
         kind: &str,
         content: Arc<RawValue>,
     ) -> Result<(), SessionError> {
-        if self.data.account_data.len() >= ACCOUNT_DATA_MAX {
+        let is_new = self.data.account_data(room_id.as_deref(), kind).is_none();
+        if is_new && self.data.account_data.len() >= ACCOUNT_DATA_MAX {
             return Err(SessionError::TooMany("pieces of account data"));
         }
+        if is_new && kind.len() > ACCOUNT_DATA_KIND_MAX {
+            return Err(SessionError::Invalid(format!("a type has at most {ACCOUNT_DATA_KIND_MAX} bytes")));
+        }
+        let before = self.data.account_data.weight();
         let position = self.position();
         self.store_account_data(room_id.as_deref(), kind, &content, position);
         self.is_news |= room_id.is_none();
         self.rooms.extend(room_id.clone());
         self.data.set_account_data(room_id, kind, content, position);
+        let after = self.data.account_data.weight();
+        if after > before && after > ACCOUNT_DATA_WEIGHT_MAX {
+            return Err(SessionError::TooMany("bytes of account data"));
+        }
         Ok(())
     }
 
@@ -378,11 +393,17 @@ impl Draft {
         );
     }
 
-    fn set_push_rules(&mut self, rules: ruma::push::Ruleset) {
+    fn set_push_rules(&mut self, rules: ruma::push::Ruleset) -> Result<(), SessionError> {
         let position = self.position();
         self.is_news = true;
+        let before = self.data.account_data(None, PUSH_RULES).map_or(0, |content| content.get().len());
         let content = self.data.set_push_rules(rules, position);
+        let after = content.get().len();
+        if after > before && after > PUSH_RULES_BYTES_MAX {
+            return Err(SessionError::TooMany("bytes of push rules"));
+        }
         self.store_account_data(None, PUSH_RULES, &content, position);
+        Ok(())
     }
 
     fn set_private_receipt(&mut self, room_id: OwnedRoomId, mut receipt: Receipt) {

@@ -307,6 +307,11 @@ impl AccountData {
         self.by_key.len()
     }
 
+    /// About how much memory it takes, in bytes.
+    pub(super) fn weight(&self) -> u64 {
+        self.weight
+    }
+
     /// When each piece was set.
     pub(super) fn positions(&self) -> impl Iterator<Item = (Option<OwnedRoomId>, Position)> {
         self.by_position.iter().map(|(room_id, position, _)| (room_id.clone(), *position))

@@ -7,7 +7,7 @@ use ruma::{DeviceId, OwnedDeviceId};
 use serde_json::Value;
 use storage::schema::DeviceRecord;
 
-use super::{Keys, SessionError, change::Draft, keys::Upload};
+use super::{Keys, SessionError, change::Draft, device::cut_name, keys::Upload};
 
 const DEHYDRATED: &str = "dehydrated";
 
@@ -37,7 +37,7 @@ impl Draft {
         }
         self.delete_devices(former.as_slice());
         let record = DeviceRecord {
-            display_name: display_name.or_else(|| Some("Dehydrated device".to_owned())),
+            display_name: display_name.map(cut_name).or_else(|| Some("Dehydrated device".to_owned())),
             last_seen: Some(self.now),
             last_seen_ip: None,
             access_token: None,

@@ -41,6 +41,9 @@ const ACCESS_LIFETIME: Duration = Duration::from_secs(60 * 60);
 /// Devices that one user may have; bots that log in at every start come to thousands.
 const DEVICES_MAX: usize = 10_000;
 
+/// Bytes of a device's name, at most: everybody who shares a room with its user is told of it.
+const NAME_MAX: usize = 1024;
+
 /// Letters and digits of a token: more than 256 bits.
 const TOKEN_LENGTH: usize = 44;
 
@@ -68,7 +71,7 @@ impl Draft {
             }
             None if self.data.devices.len() >= DEVICES_MAX => return Err(SessionError::TooMany("devices")),
             None => DeviceRecord {
-                display_name: login.display_name,
+                display_name: login.display_name.map(cut_name),
                 last_seen: Some(self.now),
                 last_seen_ip: None,
                 access_token: None,
@@ -178,8 +181,8 @@ impl Draft {
         name: Option<String>,
     ) -> Result<(), SessionError> {
         let device = self.data.devices.get(device_id).ok_or(SessionError::DeviceNotFound)?;
-        if name.as_ref().is_some_and(|name| name.len() > 1024) {
-            return Err(SessionError::Invalid("a device's name has at most 1024 bytes".to_owned()));
+        if name.as_ref().is_some_and(|name| name.len() > NAME_MAX) {
+            return Err(SessionError::Invalid(format!("a device's name has at most {NAME_MAX} bytes")));
         }
         let is_same = device.display_name == name;
         let device = DeviceRecord { display_name: name, ..(**device).clone() };
@@ -271,8 +274,28 @@ impl Draft {
     }
 }
 
+/// A new device's name, cut where it is too long: a login that is otherwise good does not fail for it.
+pub(super) fn cut_name(mut name: String) -> String {
+    let end = (0..=NAME_MAX.min(name.len())).rev().find(|at| name.is_char_boundary(*at));
+    name.truncate(end.unwrap_or_default());
+    name
+}
+
 /// A moment later than another.
 pub(super) fn later(now: MilliSecondsSinceUnixEpoch, by: Duration) -> MilliSecondsSinceUnixEpoch {
     let by = UInt::try_from(by.as_millis()).unwrap_or(UInt::MAX);
     MilliSecondsSinceUnixEpoch(now.0.saturating_add(by))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_cut_between_characters() {
+        assert_eq!(cut_name("phone".to_owned()), "phone");
+        assert_eq!(cut_name("x".repeat(NAME_MAX)).len(), NAME_MAX);
+        assert_eq!(cut_name("x".repeat(NAME_MAX + 1)).len(), NAME_MAX);
+        assert_eq!(cut_name("€".repeat(NAME_MAX)), "€".repeat(NAME_MAX / 3));
+    }
 }

@@ -43,6 +43,9 @@ pub enum SessionError {
     /// The user has as many of something as one user may have.
     #[error("too many {0} for one account")]
     TooMany(&'static str),
+    /// Something is larger than it may be.
+    #[error("{0}")]
+    TooLarge(String),
     /// The refresh token is unknown or was used.
     #[error("unknown refresh token")]
     UnknownRefreshToken,

@@ -15,6 +15,9 @@ const INBOX_MAX: usize = 10_000;
 /// Messages in one `/sync` response.
 pub const PAGE: usize = 100;
 
+/// Bytes of messages in one `/sync` response, unless one alone has more: phones read it whole, and the rest comes with the next.
+const PAGE_BYTES: usize = 1 << 20;
+
 /// Transactions that are remembered per device.
 const TXNS_MAX: usize = 128;
 
@@ -103,6 +106,16 @@ fn txn_hash(kind: &str, txn_id: &TransactionId) -> [u8; 8] {
     hash
 }
 
+/// How many of some messages are in one page.
+fn fitting(sizes: impl Iterator<Item = usize>) -> usize {
+    let mut bytes = 0_usize;
+    let fits = |(number, size): (usize, usize)| {
+        bytes = bytes.saturating_add(size);
+        number == 0 || bytes <= PAGE_BYTES
+    };
+    sizes.enumerate().map(fits).take_while(|fits| *fits).count()
+}
+
 impl SessionHandle {
     /// Whether a device has sent this transaction already.
     pub fn has_sent(&self, device_id: &DeviceId, kind: &str, txn_id: &TransactionId) -> bool {
@@ -120,7 +133,7 @@ impl SessionHandle {
         self.change(SessionChange::NoteTxn(device_id, txn_hash(kind, txn_id))).await
     }
 
-    /// The messages for a device after a position and up to another, a page at most.
+    /// The messages for a device after a position and up to another, a page at most in number and in bytes.
     pub async fn waiting(
         &self,
         device_id: &DeviceId,
@@ -135,7 +148,13 @@ impl SessionHandle {
         let (Some(first), Some(last)) = (page.first(), page.last()) else { return Ok(Waiting::default()) };
         let key = |position: &Position| (self.user_id().to_owned(), device_id.to_owned(), *position);
         let range = KeyRange::all().from(&key(first)).up_to(&key(last));
-        let rows = self.shared.storage.range(&schema::TO_DEVICE, range, Direction::Ascending, PAGE).await?;
+        let mut rows =
+            self.shared.storage.range(&schema::TO_DEVICE, range, Direction::Ascending, PAGE).await?;
+        let fitting = fitting(rows.iter().map(|(_, json)| json.len()));
+        let cut =
+            rows.get(fitting).and(rows.get(fitting.saturating_sub(1))).map(|((.., position), _)| *position);
+        rows.truncate(fitting);
+        let more_after = cut.or(more_after);
         let damaged = |error: serde_json::Error| SessionError::Damaged(error.to_string());
         let messages = rows.into_iter().map(|(_, json)| shared_json(json).map(|json| (*json).to_owned()));
         Ok(Waiting { messages: messages.collect::<Result<_, _>>().map_err(damaged)?, more_after })
@@ -148,5 +167,19 @@ impl SessionHandle {
         if oldest.is_some_and(|oldest| oldest <= upto) {
             self.cast(SessionMessage::Acknowledge { device_id: device_id.to_owned(), upto });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_has_one_message_at_least_and_a_mebibyte_at_most() {
+        assert_eq!(fitting(std::iter::empty()), 0);
+        assert_eq!(fitting([3 << 20, 1].into_iter()), 1);
+        assert_eq!(fitting([1, 3 << 20, 1].into_iter()), 1);
+        assert_eq!(fitting(std::iter::repeat_n(64 << 10, 100)), 16);
+        assert_eq!(fitting(std::iter::repeat_n(100, 100)), 100);
     }
 }

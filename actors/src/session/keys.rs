@@ -26,6 +26,10 @@ const FALLBACK_MAX: usize = 10;
 /// Bytes of a device's identity keys, with signatures.
 const DEVICE_KEYS_MAX: usize = 32 << 10;
 
+/// Bytes of a cross-signing key with its signatures, or of a user's signatures on another's key: each of a user's devices may sign the
+/// master key, and others take as much in an EDU.
+const SIGNED_MAX: usize = 64 << 10;
+
 /// The kinds of cross-signing key.
 pub const CROSS_SIGNING: [&str; 3] = ["master", "self_signing", "user_signing"];
 
@@ -213,6 +217,15 @@ pub(crate) fn merge_signatures(target: &mut Value, from: &Value) -> bool {
     is_new
 }
 
+/// Keys as they are stored; refused if they have too many signatures by now.
+fn stored(keys: &Value, max: usize) -> Result<String, SessionError> {
+    let text = keys.to_string();
+    if text.len() > max {
+        return Err(SessionError::TooLarge(format!("keys and their signatures have at most {max} bytes")));
+    }
+    Ok(text)
+}
+
 impl Draft {
     /// Tells others that a device changed.
     pub(super) fn device_changed(&mut self, device_id: &DeviceId) {
@@ -302,22 +315,23 @@ impl Draft {
             }
         }
         if known != Some(&keys) {
-            self.put_device_keys(device_id, keys);
+            self.put_device_keys(device_id, keys)?;
         }
         Ok(())
     }
 
-    fn put_device_keys(&mut self, device_id: &DeviceId, keys: Value) {
+    fn put_device_keys(&mut self, device_id: &DeviceId, keys: Value) -> Result<(), SessionError> {
         let row = (self.user_id().clone(), device_id.to_owned());
-        self.batch.put(&schema::DEVICE_KEYS, &row, &keys.to_string());
+        self.batch.put(&schema::DEVICE_KEYS, &row, &stored(&keys, DEVICE_KEYS_MAX)?);
         self.data.keys.devices.insert(device_id.to_owned(), Arc::new(keys));
         self.device_changed(device_id);
+        Ok(())
     }
 
     /// Sets cross-signing keys by kind.
     ///
     /// Spec: client-server API, `POST /_matrix/client/v3/keys/device_signing/upload`.
-    pub(super) fn set_cross_signing(&mut self, keys: BTreeMap<String, Value>) {
+    pub(super) fn set_cross_signing(&mut self, keys: BTreeMap<String, Value>) -> Result<(), SessionError> {
         for (kind, key) in keys {
             let known = self.data.keys.cross_signing(&kind);
             if let Some(known) = known
@@ -325,20 +339,22 @@ impl Draft {
             {
                 let mut known = known.clone();
                 if merge_signatures(&mut known, &key["signatures"]) {
-                    self.put_cross_signing(&kind, known);
+                    self.put_cross_signing(&kind, known)?;
                 }
                 continue;
             }
-            self.put_cross_signing(&kind, key);
+            self.put_cross_signing(&kind, key)?;
         }
+        Ok(())
     }
 
-    fn put_cross_signing(&mut self, kind: &str, key: Value) {
+    fn put_cross_signing(&mut self, kind: &str, key: Value) -> Result<(), SessionError> {
         let row = (self.user_id().clone(), kind.to_owned(), String::new());
-        self.batch.put(&schema::CROSS_SIGNING, &row, &key.to_string());
+        self.batch.put(&schema::CROSS_SIGNING, &row, &stored(&key, SIGNED_MAX)?);
         self.data.keys.cross_signing.insert((row.1, row.2), Arc::new(key));
         // Nobody else sees the user-signing key.
         self.bump_device_list().signing_keys |= kind != "user_signing";
+        Ok(())
     }
 
     /// Adds signatures to a device's keys or to a cross-signing key of this user.
@@ -347,7 +363,7 @@ impl Draft {
         if let Some(keys) = self.data.keys.device(&device_id) {
             let mut keys = keys.clone();
             if merge_signatures(&mut keys, signatures) {
-                self.put_device_keys(&device_id, keys);
+                self.put_device_keys(&device_id, keys)?;
             }
             return Ok(());
         }
@@ -357,7 +373,7 @@ impl Draft {
             {
                 let mut key = key.clone();
                 if merge_signatures(&mut key, signatures) {
-                    self.put_cross_signing(kind, key);
+                    self.put_cross_signing(kind, key)?;
                 }
                 return Ok(());
             }
@@ -366,11 +382,15 @@ impl Draft {
     }
 
     /// Keeps this user's signatures on the master key of another user; nobody else is shown them.
-    pub(super) fn sign_other(&mut self, target: &OwnedUserId, signatures: &Value) {
+    pub(super) fn sign_other(
+        &mut self,
+        target: &OwnedUserId,
+        signatures: &Value,
+    ) -> Result<(), SessionError> {
         let mut held = self.data.keys.signatures_on(target).cloned().unwrap_or_default();
         if merge_signatures(&mut held, signatures) {
             let row = (self.user_id().clone(), SIGNATURE.to_owned(), target.to_string());
-            self.batch.put(&schema::CROSS_SIGNING, &row, &held.to_string());
+            self.batch.put(&schema::CROSS_SIGNING, &row, &stored(&held, SIGNED_MAX)?);
             self.data.keys.cross_signing.insert((row.1, row.2), Arc::new(held));
             // The user's other devices look at the target's keys again; nobody else has reason to.
             let position = self.position();
@@ -378,6 +398,7 @@ impl Draft {
             self.data.keys.signed.insert(target.clone(), position);
             self.is_news = true;
         }
+        Ok(())
     }
 
     /// Forgets all that belongs to a device.

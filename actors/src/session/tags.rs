@@ -14,6 +14,9 @@ pub(crate) const KIND: &str = "m.tag";
 /// Tags that one room may have.
 const TAGS_MAX: usize = 1000;
 
+/// Bytes of what a room's tag says, at most: an order, and what clients add to it.
+const INFO_MAX: usize = 4 << 10;
+
 /// The tags in a content, if it has the shape that it should.
 pub(super) fn read(content: Option<&RawValue>) -> Map<String, Value> {
     let content: Option<Value> = content.and_then(|content| serde_json::from_str(content.get()).ok());
@@ -31,6 +34,9 @@ pub(super) fn with(
 ) -> Result<Arc<RawValue>, SessionError> {
     if tag.len() > 255 {
         return Err(SessionError::Invalid("a tag has at most 255 bytes".to_owned()));
+    }
+    if info.get().len() > INFO_MAX {
+        return Err(SessionError::TooLarge(format!("a tag's content has at most {INFO_MAX} bytes")));
     }
     let mut tags = read(content);
     let info = serde_json::from_str(info.get()).map_err(|error| SessionError::Invalid(error.to_string()))?;

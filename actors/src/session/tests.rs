@@ -670,3 +670,22 @@ async fn a_failed_commit_is_seen_by_nobody() {
     assert!(matches!(refused, Err(SessionError::Commit(_))));
     assert!(alice.data().account_data(None, "org.example").is_none());
 }
+
+#[tokio::test]
+async fn account_data_have_a_budget_and_what_is_there_can_be_made_smaller() {
+    let world = World::new().await;
+    let alice = world.account(user_id!("@alice:a")).await;
+    let large = raw(&json!({ "text": "x".repeat(1_000_000) }));
+    let set = async |number: usize, content: &RawValue| {
+        alice.set_account_data(None, format!("org.example.{number}"), content.to_owned()).await
+    };
+    for number in 0..33 {
+        set(number, &large).await.unwrap();
+    }
+    assert!(matches!(set(33, &large).await, Err(SessionError::TooMany(_))));
+    set(0, &large).await.unwrap();
+    set(1, &raw(&json!({}))).await.unwrap();
+    set(33, &large).await.unwrap();
+    let long = alice.set_account_data(None, "x".repeat(256), raw(&json!({}))).await;
+    assert!(matches!(long, Err(SessionError::Invalid(_))));
+}

@@ -1,6 +1,11 @@
 //! Glob patterns: `*` stands for any number of characters, `?` for one.
 //!
+//! Whoever writes the text may be somebody else than who made the pattern, and both may mean harm: the work grows with the sum of
+//! their lengths, or, where there are `?`s, with the text's times a sixty-fourth of the pattern's.
+//!
 //! Spec: appendices, "Glob-style matching"; client-server API, `event_match`.
+
+use std::collections::BTreeMap;
 
 /// A pattern, taken apart at its `*`s and in lower case.
 #[derive(Debug)]
@@ -46,24 +51,105 @@ impl Part {
 
     /// The beginnings and ends of what it matches in `text` from `from` on; they may overlap.
     fn found_in<'a>(&'a self, text: &'a str, from: usize) -> impl Iterator<Item = (usize, usize)> + 'a {
-        let mut at = Some(from);
-        std::iter::from_fn(move || {
-            let start = self.next_in(text, at?)?;
-            let end = start + self.prefix_of(text.get(start..)?)?;
-            at = text[start..].chars().next().map(|char| start + char.len_utf8());
-            Some((start, end))
-        })
+        let (literal, chars) = match self {
+            Self::Literal(literal) => (Some(literal_in(literal, text, from)), None),
+            Self::Chars(wanted) => (None, Some(chars_in(wanted, text, from))),
+        };
+        literal.into_iter().flatten().chain(chars.into_iter().flatten())
     }
+}
 
-    fn next_in(&self, text: &str, from: usize) -> Option<usize> {
-        let rest = text.get(from..)?;
-        match self {
-            Self::Literal(literal) => rest.find(literal.as_str()).map(|at| from + at),
-            Self::Chars(_) => {
-                let starts = rest.char_indices().map(|(at, _)| from + at);
-                starts.into_iter().find(|at| self.prefix_of(&text[*at..]).is_some())
+/// Where a text that is not empty is found in another.
+fn literal_in<'a>(literal: &'a str, text: &'a str, from: usize) -> impl Iterator<Item = (usize, usize)> + 'a {
+    let first = text.get(from..).and_then(|rest| rest.find(literal)).map(|at| from + at);
+    let later = first.into_iter().flat_map(move |first| later_in(literal.as_bytes(), text.as_bytes(), first));
+    first.into_iter().chain(later).map(|start| (start, start + literal.len()))
+}
+
+/// Where it is found after the first time, in time that is linear in the length of the text.
+///
+/// The algorithm of Knuth, Morris and Pratt.
+fn later_in<'a>(literal: &'a [u8], text: &'a [u8], first: usize) -> impl Iterator<Item = usize> + 'a {
+    let borders = borders(literal);
+    let mut fitting = 0;
+    text.iter().enumerate().skip(first + 1).filter_map(move |(at, byte)| {
+        while fitting > 0 && literal.get(fitting) != Some(byte) {
+            fitting = borders[fitting - 1];
+        }
+        fitting += usize::from(literal.get(fitting) == Some(byte));
+        (fitting == literal.len()).then(|| at + 1 - literal.len())
+    })
+}
+
+/// For each beginning of a text, the length of the longest shorter one that it ends with.
+fn borders(literal: &[u8]) -> Vec<usize> {
+    let mut borders = vec![0; literal.len()];
+    let mut length = 0;
+    for at in 1..literal.len() {
+        while length > 0 && literal[length] != literal[at] {
+            length = borders[length - 1];
+        }
+        length += usize::from(literal[length] == literal[at]);
+        borders[at] = length;
+    }
+    borders
+}
+
+/// Where characters, some of which may be any, are found in a text.
+fn chars_in<'a>(
+    wanted: &'a [Option<char>],
+    text: &'a str,
+    from: usize,
+) -> impl Iterator<Item = (usize, usize)> + 'a {
+    let rest = text.get(from..).unwrap_or_default();
+    let mut fits = Fits::new(wanted);
+    let mut starts = rest.char_indices();
+    rest.char_indices().enumerate().filter_map(move |(number, (at, char))| {
+        let start = if number + 1 < wanted.len() { None } else { starts.next() };
+        let does_fit = fits.takes(char);
+        start.filter(|_| does_fit).map(|(start, _)| (from + start, from + at + char.len_utf8()))
+    })
+}
+
+/// Which beginnings of a row of characters fit what was last read of a text, a bit for each, so that 64 of them are one step.
+///
+/// The "shift-and" algorithm of Baeza-Yates and Gonnet.
+struct Fits {
+    /// Where each character may stand.
+    places: BTreeMap<char, Vec<u64>>,
+    /// Where any other may.
+    any: Vec<u64>,
+    fitting: Vec<u64>,
+    last: usize,
+}
+
+impl Fits {
+    fn new(wanted: &[Option<char>]) -> Self {
+        let none = vec![0; wanted.len().div_ceil(64)];
+        let mut any = none.clone();
+        for (at, _) in wanted.iter().enumerate().filter(|(_, wanted)| wanted.is_none()) {
+            any[at / 64] |= 1 << (at % 64);
+        }
+        let mut places = BTreeMap::new();
+        for (at, wanted) in wanted.iter().enumerate() {
+            if let Some(char) = wanted {
+                places.entry(*char).or_insert_with(|| any.clone())[at / 64] |= 1 << (at % 64);
             }
         }
+        Self { places, any, fitting: none, last: wanted.len().saturating_sub(1) }
+    }
+
+    /// Reads one character; says whether the whole row fits now.
+    fn takes(&mut self, char: char) -> bool {
+        let places = self.places.get(&char).unwrap_or(&self.any);
+        // A row may begin at each character.
+        let mut carried = 1;
+        for (fitting, places) in self.fitting.iter_mut().zip(places) {
+            let moved = (*fitting << 1) | carried;
+            carried = *fitting >> 63;
+            *fitting = moved & places;
+        }
+        self.fitting.get(self.last / 64).is_some_and(|fitting| (fitting >> (self.last % 64)) & 1 == 1)
     }
 }
 

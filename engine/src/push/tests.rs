@@ -248,6 +248,32 @@ fn a_pattern_of_many_wildcards_is_harmless() {
     assert!(sounds(&stars, &event));
 }
 
+/// Trying these patterns at every place of the text takes from half a minute to hours.
+#[test]
+fn repetitive_patterns_and_texts_are_harmless() {
+    let text = "a".repeat(2 << 20);
+    for pattern in ["a".repeat(30_000), format!("{}b", "a".repeat(30_000)), format!("{}?b", "a".repeat(1000))]
+    {
+        let rules = rule(&json!({"kind": "event_match", "key": "content.body", "pattern": pattern}));
+        let event = json!({"type": "m.room.message", "sender": "@he:a", "content": {"body": text}});
+        assert!(!sounds(&rules, &event));
+    }
+}
+
+#[test]
+fn overlapping_finds_count() {
+    let event = |body: &str| json!({"type": "m.room.message", "sender": "@he:a", "content": {"body": body}});
+    let glob =
+        |pattern: &str| rule(&json!({"kind": "event_match", "key": "content.body", "pattern": pattern}));
+    assert!(sounds(&glob("aa aa"), &event("xaa aa aa")));
+    assert!(!sounds(&glob("aa aa"), &event("xaa aa aax")));
+    assert!(sounds(&glob("a? a?"), &event("xab ac ad")));
+    assert!(!sounds(&glob("a? a?"), &event("xab ac adx")));
+    let long = format!("{}?é", "a".repeat(200));
+    assert!(sounds(&glob(&long), &event(&format!("{} {}bé", "a".repeat(500), "a".repeat(200)))));
+    assert!(!sounds(&glob(&long), &event(&format!("{} {}bé", "a".repeat(500), "a".repeat(199)))));
+}
+
 #[test]
 fn paths_are_split_at_dots_that_are_not_escaped() {
     assert_eq!(split_path(r"content.m\.relates_to.a\\b.c\d"), ["content", "m.relates_to", r"a\b", r"c\d"]);

@@ -104,6 +104,7 @@ fn encryption_rows() -> Vec<String> {
         row(&DEVICE_STREAMS, &alice(), &Position(5)),
         row(&RECEIVED_MESSAGES, &(server, "message".to_owned(), alice()), &1_000_000),
         row(&SIGNED_USERS, &(alice(), owned_user_id!("@bob:example.org")), &Position(5)),
+        row(&EDU_DATES, &1_000_000, &Position(5)),
     ]
 }
 

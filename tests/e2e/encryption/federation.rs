@@ -3,7 +3,7 @@
 //! Spec: server-server API, "Device Management", "End-to-End Encryption", "Send-to-device messaging".
 
 use serde_json::{Value, json};
-use tests::{Client, Server, Synapse, segment};
+use tests::{Client, Server, Stranger, Synapse, segment};
 
 use super::{KEYS, bodies, device_keys, query, to_device, upload, users};
 use crate::federation::{User, eventually};
@@ -176,4 +176,21 @@ async fn other_servers_get_only_local_users_keys() {
     assert!(found["user_signing_keys"].as_object().unwrap().is_empty());
     let named = &found["device_keys"][&alice.user_id][&alice.device_id];
     assert_eq!(named["keys"], device_keys(&alice.user_id, &alice.device_id)["keys"]);
+}
+
+#[tokio::test]
+async fn another_servers_messages_are_no_larger_than_events() {
+    let (server, stranger) = (Server::start_federating("").await, Stranger::start().await);
+    let alice = server.client("alice").await;
+    let message = |id: &str, content: Value| {
+        json!({ "edu_type": "m.direct_to_device", "content": {
+            "sender": format!("@carol:{}", stranger.name()), "type": "m.test", "message_id": id,
+            "messages": { &alice.user_id: { "*": content } },
+        } })
+    };
+    let large = json!({ "n": 1, "text": "x".repeat(70_000) });
+    let edus = [message("large", large), message("small", json!({ "n": 2 }))];
+    let body = json!({ "origin": stranger.name(), "origin_server_ts": 1, "pdus": [], "edus": edus });
+    stranger.put(&server, "/_matrix/federation/v1/send/messages", body).await.ok();
+    assert_eq!(bodies(&alice.sync("timeout=0").await), [2]);
 }

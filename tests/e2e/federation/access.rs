@@ -294,6 +294,44 @@ async fn an_invite_is_signed_only_if_it_is_one_and_proves_its_room() {
     assert_eq!(answer.body["room_version"], "org.example.unknown");
 }
 
+/// The rules of another version would give the invite another ID than it has in the room.
+#[tokio::test]
+async fn an_invite_to_a_room_that_the_server_is_in_is_of_the_rooms_version() {
+    let (server, stranger) = (Server::start_federating("").await, Stranger::start().await);
+    let (alice, bob) = (User(server.client("alice").await), User(server.client("bob").await));
+    let open = json!({ "power_level_content_override": { "invite": 0 } });
+    let room = alice.create("11", open).await;
+    let mut guest = stranger.join(&server, &room, "carol").await;
+    let event =
+        stranger.event(&mut guest, "m.room.member", Some(bob.id()), &json!({ "membership": "invite" }));
+    let path =
+        format!("/_matrix/federation/v2/invite/{}/{}", segment(&room), segment(event.event_id().as_str()));
+    let event: Value = serde_json::from_slice(event.raw()).unwrap();
+    let body = |version: &str| json!({ "room_version": version, "event": event, "invite_room_state": [] });
+    let answer = stranger.put(&server, &path, body("10")).await;
+    assert_eq!(error(&answer), (400, Some("M_INVALID_PARAM")), "{}", answer.body);
+    assert_eq!(alice.membership(&room, &bob).await, None);
+    stranger.put(&server, &path, body("11")).await.ok();
+    bob.is_invited(&room).await;
+}
+
+#[tokio::test]
+async fn an_invite_brings_no_more_than_introduces_a_room() {
+    let (server, stranger) = (Server::start_federating("").await, Stranger::start().await);
+    let alice = User(server.client("alice").await);
+    let good = invite(&stranger, "11", alice.id());
+    let stripped = |kind: &str, text: &str| json!({ "type": kind, "state_key": "", "sender": good.event["sender"], "content": { "text": text } });
+    let many: Vec<_> = (0..51).map(|number| stripped(&format!("org.example.{number}"), "")).collect();
+    let large: Vec<_> = (0..5).map(|_| stripped("m.room.topic", &"x".repeat(60_000))).collect();
+    for state in [many, large] {
+        let body = json!({ "room_version": "11", "event": good.event, "invite_room_state": state });
+        let answer = stranger.put(&server, &good.path, body).await;
+        assert_eq!(error(&answer), (400, Some("M_INVALID_PARAM")), "{}", answer.body);
+    }
+    let body = json!({ "room_version": "11", "event": good.event, "invite_room_state": [good.create] });
+    stranger.put(&server, &good.path, body).await.ok();
+}
+
 /// Who is invited and then uninvited hears of it, though their server is not in the room.
 #[tokio::test]
 async fn an_invite_can_be_taken_back() {

@@ -1,7 +1,7 @@
 //! What may be lost on the way: presence, receipts; and profiles, which are asked for.
 
 use serde_json::{Value, json};
-use tests::{Server, Stranger, Synapse, segment};
+use tests::{Guest, Server, Stranger, Synapse, segment};
 
 use super::{User, eventually, path};
 
@@ -149,6 +149,65 @@ async fn a_receipt_that_comes_before_its_event_counts_once_the_event_is_there() 
         news.iter().map(of_event).find(|read| read[guest.user.as_str()]["ts"] == 1_500_000_000_000_u64)
     })
     .await;
+}
+
+/// Sends receipts of a guest, each for a thread.
+async fn send_receipts(
+    stranger: &Stranger,
+    server: &Server,
+    guest: &Guest,
+    txn: &str,
+    read: &[(&str, &str)],
+) {
+    let receipt = |(event, thread): &(&str, &str)| {
+        let receipt = json!({ "data": { "ts": 1, "thread_id": thread }, "event_ids": [event] });
+        let content = json!({ guest.room_id.as_str(): { "m.read": { guest.user.as_str(): receipt } } });
+        json!({ "edu_type": "m.receipt", "content": content })
+    };
+    let edus: Vec<_> = read.iter().map(receipt).collect();
+    let body = json!({ "origin": stranger.name(), "origin_server_ts": 1, "pdus": [], "edus": edus });
+    stranger.put(server, &format!("/_matrix/federation/v1/send/{txn}"), body).await.ok();
+}
+
+/// The threads of a room in which a user has receipts, with the events.
+async fn threads_read(watcher: &User, room: &str, reader: &str) -> Vec<(String, String)> {
+    let sync = watcher.0.sync("timeout=0").await;
+    let events = sync["rooms"]["join"][room]["ephemeral"]["events"].as_array().cloned().unwrap_or_default();
+    let contents = events.iter().filter_map(|event| event["content"].as_object()).flatten();
+    let reads = contents.filter_map(|(event, content)| {
+        let thread = content["m.read"][reader]["thread_id"].as_str()?;
+        Some((thread.to_owned(), event.clone()))
+    });
+    reads.collect()
+}
+
+#[tokio::test]
+async fn receipts_are_for_threads_that_their_events_are_in_and_for_so_many() {
+    const THREADS_MAX: usize = 200;
+    let (server, stranger) = (Server::start_federating("").await, Stranger::start().await);
+    let alice = User(server.client("alice").await);
+    let room = alice.create("11", json!({})).await;
+    let guest = stranger.join(&server, &room, "carol").await;
+    let said = alice.say(&room, "in no thread").await;
+    let long = format!("${}", "x".repeat(300));
+    let read = [(said.as_str(), "no thread"), (&said, "$another"), (&said, &long), (&said, "main")];
+    send_receipts(&stranger, &server, &guest, "few", &read).await;
+    let expected = vec![("main".to_owned(), said.clone())];
+    assert_eq!(threads_read(&alice, &room, guest.user.as_str()).await, expected);
+
+    // A root is in its own thread.
+    let mut roots = Vec::new();
+    for number in 0..=THREADS_MAX {
+        roots.push(alice.say(&room, &format!("root {number}")).await);
+    }
+    let read: Vec<_> = roots.iter().map(|root| (root.as_str(), root.as_str())).collect();
+    for (number, read) in read.chunks(100).enumerate() {
+        send_receipts(&stranger, &server, &guest, &format!("many{number}"), read).await;
+    }
+    let threads = threads_read(&alice, &room, guest.user.as_str()).await;
+    let has = |root: &String| threads.iter().any(|(thread, _)| thread == root);
+    assert_eq!(threads.len(), THREADS_MAX + 1, "the main timeline and the newest threads");
+    assert!(!has(&roots[0]) && roots[1..].iter().all(has));
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use storage::{
 
 use super::{DEVICES_MAX, PAGE, cross_signing_key, device};
 use crate::{
-    federation::{FederationError, remote::encode},
+    federation::{FederationError, remote::encode, unsent::forget_unsent_edus},
     homeserver::Homeserver,
     session::SessionError,
 };
@@ -28,7 +28,7 @@ const RETRY_MAX: Duration = Duration::from_secs(3600);
 /// Users who departed are let go of this often, at least.
 const ROUND_MAX: Duration = Duration::from_secs(60);
 
-/// The IDs of received to-device messages are gone through this often.
+/// The IDs of received to-device messages, and EDUs that wait for their servers, are gone through this often.
 const SWEEP_EVERY_MS: u64 = 24 * 3600 * 1000;
 
 /// Servers that stale lists are fetched from at a time.
@@ -69,6 +69,9 @@ impl Homeserver {
                 sweep_at_ms = self.env().clock.now_ms() + SWEEP_EVERY_MS;
                 if let Err(error) = self.forget_received_messages().await {
                     tracing::error!(%error, "cannot let go of the IDs of old to-device messages");
+                }
+                if let Err(error) = forget_unsent_edus(self.storage(), self.env().clock.now_ms()).await {
+                    tracing::error!(%error, "cannot let go of EDUs that no server takes");
                 }
             }
             if let Err(error) = self.forget_departed().await {
