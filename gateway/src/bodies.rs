@@ -22,7 +22,7 @@ use http::{HeaderValue, StatusCode, Version, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Frame, SizeHint};
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_http::timeout::TimeoutBody;
 
 use crate::error::{ApiError, ApiResult};
@@ -38,6 +38,9 @@ const PART_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// How long a whole body may take that is kept in memory: who sends it drop by drop holds that for as long.
 const TIME_MAX: Duration = Duration::from_secs(120);
+
+/// The same for the large ones of other servers.
+const LARGE_TIME_MAX: Duration = Duration::from_secs(300);
 
 /// Reads a body of at most so many bytes.
 ///
@@ -66,12 +69,17 @@ fn too_slow() -> ApiError {
 ///
 /// Small ones need none of it, so that most requests get through while somebody uses it up.
 pub struct Unverified {
-    kib: Semaphore,
+    kib: Arc<Semaphore>,
+}
+
+/// A part of that memory; given back when it is dropped.
+pub struct Memory {
+    _held: OwnedSemaphorePermit,
 }
 
 impl Default for Unverified {
     fn default() -> Self {
-        Self { kib: Semaphore::new(Self::KIB_MAX) }
+        Self { kib: Arc::new(Semaphore::new(Self::KIB_MAX)) }
     }
 }
 
@@ -82,13 +90,17 @@ impl Unverified {
     /// How many bytes of each body are not counted.
     const SMALL: usize = 64 << 10;
 
-    /// Reads a body of at most so many bytes.
+    /// Reads a body of at most so many bytes; it takes the memory for as long as that is kept.
     ///
     /// # Errors
     /// Those of [`read`], and 429 `M_LIMIT_EXCEEDED` while others take all memory.
-    pub async fn read(&self, body: Body, limit: usize) -> ApiResult<Bytes> {
+    pub async fn read(&self, body: Body, limit: usize) -> ApiResult<(Bytes, Memory)> {
+        tokio::time::timeout(LARGE_TIME_MAX, self.read_all(body, limit)).await.map_err(|_| too_slow())?
+    }
+
+    async fn read_all(&self, body: Body, limit: usize) -> ApiResult<(Bytes, Memory)> {
         let mut body = std::pin::pin!(Limited::new(body, limit));
-        let mut held = self.kib.try_acquire_many(0).map_err(|_| busy())?;
+        let mut held = self.some(0)?;
         let (mut parts, mut size) = (Vec::new(), 0);
         while let Some(frame) = body.frame().await {
             let Ok(data) = frame.map_err(|error| unread(&*error, limit))?.into_data() else { continue };
@@ -96,13 +108,17 @@ impl Unverified {
             parts.push(data);
             let wanted =
                 size.saturating_sub(Self::SMALL).div_ceil(1 << 10).saturating_sub(held.num_permits());
-            let more = u32::try_from(wanted).unwrap_or(u32::MAX);
-            held.merge(self.kib.try_acquire_many(more).map_err(|_| busy())?);
+            held.merge(self.some(u32::try_from(wanted).unwrap_or(u32::MAX))?);
         }
-        Ok(match parts.as_slice() {
+        let whole = match parts.as_slice() {
             [whole] => whole.clone(),
             _ => parts.concat().into(),
-        })
+        };
+        Ok((whole, Memory { _held: held }))
+    }
+
+    fn some(&self, kib: u32) -> ApiResult<OwnedSemaphorePermit> {
+        self.kib.clone().try_acquire_many_owned(kib).map_err(|_| busy())
     }
 }
 
@@ -231,8 +247,8 @@ mod tests {
         let waiting = futures_util::future::join_all((0..8).map(|_| large()));
         let full = async {
             let fits = Body::from(vec![b'x'; Unverified::SMALL]);
-            assert_eq!(unverified.read(fits, limit).await.unwrap().len(), Unverified::SMALL);
-            let refused = unverified.read(Body::from(vec![b'x'; limit]), limit).await.unwrap_err();
+            assert_eq!(unverified.read(fits, limit).await.unwrap().0.len(), Unverified::SMALL);
+            let refused = unverified.read(Body::from(vec![b'x'; limit]), limit).await.err().unwrap();
             assert_eq!(refused.into_response().status(), StatusCode::TOO_MANY_REQUESTS);
         };
         tokio::select! {
@@ -240,10 +256,14 @@ mod tests {
             _ = waiting => panic!("some were refused or done"),
             () = full => {}
         }
-        let whole = unverified.read(Body::from(vec![b'x'; limit]), limit).await.unwrap();
+        let (whole, memory) = unverified.read(Body::from(vec![b'x'; limit]), limit).await.unwrap();
         assert_eq!(whole.len(), limit);
-        let refused = unverified.read(Body::from(vec![b'x'; limit + 1]), limit).await.unwrap_err();
+        let refused = unverified.read(Body::from(vec![b'x'; limit + 1]), limit).await.err().unwrap();
         assert_eq!(refused.into_response().status(), StatusCode::PAYLOAD_TOO_LARGE);
+        let left = |unverified: &Unverified| unverified.kib.available_permits();
+        assert_eq!(left(&unverified), Unverified::KIB_MAX - ((limit - Unverified::SMALL) >> 10));
+        drop(memory);
+        assert_eq!(left(&unverified), Unverified::KIB_MAX);
     }
 
     #[tokio::test]

@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use super::origins::OriginPlace;
 use crate::{
     app::App,
+    bodies::Memory,
     error::{ApiError, ApiResult},
     x_matrix::{SignedRequest, XMatrix},
 };
@@ -32,6 +33,8 @@ pub struct Signed {
     pub query: String,
     /// Its body.
     pub body: Bytes,
+    /// The memory that the body takes.
+    _memory: Memory,
     /// Its place among the requests of its server, as long as it is worked on.
     _place: OriginPlace,
 }
@@ -77,19 +80,20 @@ impl FromRequest<App> for Signed {
         }
         let xmatrix = XMatrix::of(&parts.headers)
             .map_err(|error| unauthorized(format!("no usable X-Matrix authorization: {error}")))?;
-        let body = app.unverified().read(body, BODY_MAX).await?;
         let own = homeserver.server_name();
         if xmatrix.destination.as_ref().is_some_and(|destination| destination != own) {
             return Err(unauthorized(format!(
                 "the request is signed for another destination than {own}: check the Host that a proxy passes on"
             )));
         }
+        // Before the body is read: a server that does not give its key would have it kept in memory meanwhile.
         let key = key_of(homeserver, &xmatrix).await?;
+        let (body, memory) = app.unverified().read(body, BODY_MAX).await?;
         check(&xmatrix, &key, own, &parts, &body)?;
         homeserver.server_is_alive(&xmatrix.origin);
         let place = app.origins().enter(&xmatrix.origin).await?;
         let query = parts.uri.query().unwrap_or_default().to_owned();
-        Ok(Self { origin: xmatrix.origin, query, body, _place: place })
+        Ok(Self { origin: xmatrix.origin, query, body, _memory: memory, _place: place })
     }
 }
 

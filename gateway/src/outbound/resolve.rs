@@ -32,6 +32,9 @@ const FAILURE_FIRST: Duration = Duration::from_secs(60);
 /// The longest that a failure is remembered.
 const FAILURE_MAX: Duration = Duration::from_secs(3600);
 
+/// Names of which it is remembered; more than that, strangers made up.
+const DELEGATIONS_MAX: usize = 20_000;
+
 /// How long it may take to get a `.well-known`.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -228,6 +231,9 @@ impl Resolver {
         let fetched = self.fetch_delegation(server).await;
         if let Err(error) = &fetched {
             tracing::debug!(%server, %error, "no usable .well-known");
+        }
+        if self.delegations.len() >= DELEGATIONS_MAX {
+            self.delegations.retain(|_, known| known.until_ms > now_ms);
         }
         let mut known = self.delegations.entry(server.to_owned()).or_default();
         // Of several requests that fetched it at once, the first counts.
