@@ -19,7 +19,7 @@ use serde_json::value::RawValue;
 
 pub use self::{
     build::{BuildContext, Draft, build, countersign, redact, seal, template},
-    sign::{SigningKey, Verified, is_signed_by, verify, with_signature},
+    sign::{SigningKey, Verified, is_signed_by, signers, verify, with_signature},
 };
 
 /// The largest event, in bytes of canonical JSON with signatures.

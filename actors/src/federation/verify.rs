@@ -2,16 +2,11 @@
 //!
 //! Spec: server-server API, "Checks performed on receipt of a PDU", steps 1 to 3.
 
-use std::collections::BTreeSet;
-
 use engine::{
     pdu::{self, Pdu, PduError, Verified},
     room_version::RoomVersion,
 };
-use ruma::{
-    CanonicalJsonObject, CanonicalJsonValue, OwnedEventId, OwnedServerName,
-    signatures::required_server_signatures_to_verify_event,
-};
+use ruma::{CanonicalJsonObject, CanonicalJsonValue, OwnedEventId, OwnedServerName};
 use serde_json::value::RawValue;
 use tokio::runtime::{Handle, RuntimeFlavor};
 
@@ -59,12 +54,6 @@ impl Unverified {
         Ok(Self { pdu: Pdu::parse(&bytes, version)?, object })
     }
 
-    /// The servers whose signatures the event needs.
-    fn signers(&self, version: &RoomVersion) -> BTreeSet<OwnedServerName> {
-        let signers = required_server_signatures_to_verify_event(&self.object, &version.signatures);
-        signers.unwrap_or_default().into_iter().collect()
-    }
-
     /// When its keys must be valid: before room version 5 that does not matter.
     fn signed_at_ms(&self, version: &RoomVersion) -> u64 {
         if version.enforce_key_validity { u64::from(self.pdu.origin_server_ts().get()) } else { 0 }
@@ -77,7 +66,7 @@ impl Unverified {
             Some(CanonicalJsonValue::Object(signatures)) => Some(signatures),
             _ => None,
         };
-        for server in self.signers(version) {
+        for server in pdu::signers(&self.object, version) {
             if let Some(CanonicalJsonValue::Object(keys)) =
                 signatures.and_then(|signatures| signatures.get(server.as_str()))
             {
@@ -92,7 +81,7 @@ impl Unverified {
 
     /// Checks signatures and content hash; an event whose hash does not match is redacted.
     fn verify(self, keys: &FoundKeys, version: &RoomVersion) -> Result<Pdu, Unverifiable> {
-        let signers = self.signers(version);
+        let signers = pdu::signers(&self.object, version);
         let own = keys.valid_at(&signers, self.signed_at_ms(version));
         match pdu::verify(&self.object, &own, version) {
             Ok(Verified::All) => Ok(self.pdu),
