@@ -33,6 +33,12 @@ fn say(owner: &mut Owner, sender: &str, body: &str) -> Arc<StoredEvent> {
     owner.send(sender, "m.room.message", None, json!({ "body": body }))
 }
 
+fn redaction(sender: &str, target: &str) -> Arc<Pdu> {
+    let mut event = Event::new("redaction", sender, "m.room.redaction", json!({}));
+    event.0["redacts"] = target.into();
+    event.arc()
+}
+
 /// A copy of a room, as another server has it that got all of its events.
 fn copy(owner: &Owner) -> Owner {
     let mut other = Owner::new("two", "10");
@@ -214,20 +220,36 @@ fn a_redaction_that_does_not_apply_is_part_of_the_graph_and_not_of_the_timeline(
     let mut owner = Owner::with_room("10");
     member(&mut owner, BOB, BOB, JOIN);
     let said = say(&mut owner, ALICE, "mine");
-    let redaction = |sender: &str, target: &str| {
-        let mut event = Event::new("redaction", sender, "m.room.redaction", json!({}));
-        event.0["redacts"] = target.into();
-        event.arc()
-    };
     for (sender, target, is_shown) in [
         (ALICE, said.pdu.event_id().as_str(), true),
         // On another server than the author, and without power.
         (CAROL, said.pdu.event_id().as_str(), false),
         (ALICE, "$unknown", false),
     ] {
-        let (event, _) = owner.fork().admit(&redaction(sender, target), &Placement::default());
+        let redaction = redaction(sender, target);
+        let (event, _) = owner.fork().admit(&redaction, &Placement::default());
         assert_eq!(event.index.is_some(), is_shown, "{sender} redacts {target}");
         assert_eq!(event.standing, Standing::Accepted);
+        // In a hole what it redacts may be about to come.
+        let is_void = owner.fork().ask(|room| room.is_void(&redaction, StateRoot::default()));
+        assert_eq!(is_void, !is_shown && target != "$unknown", "{sender} redacts {target}");
+    }
+}
+
+/// Who loses the power to redact later has redacted all the same, and who gains it has not.
+#[test]
+fn a_redaction_counts_by_the_levels_before_it() {
+    let mut owner = Owner::with_room("10");
+    member(&mut owner, CAROL, CAROL, JOIN);
+    let said = say(&mut owner, ALICE, "mine");
+    let powerless = owner.root;
+    owner.send(ALICE, "m.room.power_levels", Some(""), json!({ "users": { ALICE: 100, CAROL: 50 } }));
+    let powerful = owner.root;
+    let redaction = redaction(CAROL, said.pdu.event_id().as_str());
+    for (before, now, applies) in [(powerful, powerless, true), (powerless, powerful, false)] {
+        owner.root = now;
+        assert_eq!(owner.ask(|room| room.redacts((&redaction, before), &said.pdu)), applies);
+        assert_eq!(owner.ask(|room| room.is_withheld(&redaction, before)), !applies);
     }
 }
 
