@@ -253,6 +253,20 @@ fn a_redaction_counts_by_the_levels_before_it() {
     }
 }
 
+/// Otherwise the room that had it first would have it no more.
+#[test]
+fn an_event_with_the_id_of_another_rooms_event_is_not_taken_in() {
+    let mut owner = Owner::with_room("10");
+    let mut other = copy(&owner);
+    let joined = member(&mut owner, BOB, BOB, JOIN);
+    other.hold_elsewhere(&joined.pdu);
+    assert!(other.ask(|room| room.is_elsewhere(joined.pdu.event_id())));
+    assert!(matches!(other.receive(&joined.pdu), Received::Rejected(_)));
+    assert_eq!(other.ask(|room| room.receive_old(&joined.pdu, None)), OldStep::Done);
+    assert!(other.ask(|room| room.receive_outlier(&joined.pdu, None)).is_none());
+    assert!(!owner.ask(|room| room.is_elsewhere(joined.pdu.event_id())), "it is at home here");
+}
+
 /// Otherwise who leaves a room and comes back would be out of it where branches meet.
 #[test]
 fn what_replaces_an_own_event_holds_also_if_the_clock_was_set_back() {
