@@ -9,6 +9,7 @@ mod extremities;
 mod forks;
 mod history;
 mod identity;
+mod invites;
 mod joining;
 mod media;
 mod numbers;

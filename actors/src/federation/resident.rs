@@ -224,6 +224,9 @@ impl Homeserver {
         let signed = pdu::countersign(&pdu, &self.room_shared().signing_key, self.server_name(), rules)?;
         if self.is_resident(room_id).await? {
             let room = self.shared_room(origin, room_id).await?;
+            if room.snapshot().version != version {
+                return Err(RoomError::Invalid("the room has another version".to_owned()));
+            }
             let (pdu, advice) = room.advice(signed.clone()).await?;
             let receive = Receive { advice, ..Receive::new(pdu, origin.to_owned()) };
             // What it may lack comes with the room's transactions.
