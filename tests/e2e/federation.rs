@@ -8,6 +8,7 @@ mod ephemeral;
 mod extremities;
 mod forks;
 mod history;
+mod holes;
 mod identity;
 mod invites;
 mod joining;

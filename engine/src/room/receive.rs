@@ -85,9 +85,10 @@ pub enum OldStep {
     Wait,
     /// It is judged.
     Settle {
-        /// Accepted or rejected; whether the present state allows it is not asked.
+        /// Accepted, rejected, or soft-failed if only the present state does not allow it: for what is history, that says
+        /// nothing.
         standing: Standing,
-        /// The rule that it broke, if it is rejected.
+        /// The rule that it broke, if it did.
         reason: Option<AuthFailure>,
         /// Its place in the graph; `missing` are the events that lead on into the hole.
         placement: Placement,
@@ -267,14 +268,11 @@ impl Room<'_> {
             return Ok(OldStep::Wait);
         };
         let verdict = self.judge(pdu, known.as_deref(), &auth_events, before)?;
-        let (standing, reason) = match verdict {
-            Verdict::Rejected(reason) => (Standing::Rejected, Some(reason)),
-            Verdict::SoftFailed(_) | Verdict::Accepted => (Standing::Accepted, None),
-        };
+        let (standing, _) = verdict.settle(Advice::Recommended);
         let former = known.as_deref().map(Former::from);
         Ok(OldStep::Settle {
             standing,
-            reason,
+            reason: verdict.reason().cloned(),
             placement: Placement { before, rank: rank_of(&auth_events), former, missing },
         })
     }

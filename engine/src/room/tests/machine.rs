@@ -172,6 +172,11 @@ fn an_event_of_somebody_banned_is_soft_failed_beside_the_ban_and_rejected_after_
     let beside = say(&mut other, BOB, "while the ban is on its way");
     let ban = member(&mut owner, ALICE, BOB, BAN);
     let state = owner.state();
+    let old = owner.ask(|room| room.receive_old(&beside.pdu, None));
+    assert!(
+        matches!(old, OldStep::Settle { standing: Standing::SoftFailed, reason: Some(_), .. }),
+        "{old:?}"
+    );
     assert_eq!(owner.receive(&beside.pdu), Received::SoftFailed);
     assert_eq!(owner.tip_ids(), [ban.pdu.event_id().clone()].into(), "a soft-failed event is no extremity");
     let ban_name = ban.pdu.event_id().as_str()[1..].to_owned();
