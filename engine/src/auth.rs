@@ -170,8 +170,14 @@ impl Powers {
 
 /// Whether a redaction that is in the room strips its target.
 ///
+/// The room's create event is never stripped: up to version 10 not even the room's version would be left of it, so that
+/// nobody could join any more.
+///
 /// Spec: room version 3, "Handling redactions".
 pub fn redaction_applies(redaction: &Pdu, target: &Pdu, powers: &Powers) -> bool {
+    if target.kind() == "m.room.create" && target.state_key() == Some("") {
+        return false;
+    }
     let same_server = redaction.sender().server_name() == target.sender().server_name();
     same_server || powers.may_redact(redaction.sender())
 }

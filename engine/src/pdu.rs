@@ -23,7 +23,7 @@ use crate::room_version::RoomVersion;
 pub use self::{
     build::{BuildContext, Draft, build, countersign, redact, seal, template},
     parse::Unchecked,
-    sign::{SigningKey, Verified, is_signed_by, verify, with_signature},
+    sign::{SigningKey, Verified, is_signed_by, signers, verify, with_signature},
 };
 
 /// The largest event, in bytes of canonical JSON with signatures.

@@ -187,6 +187,8 @@ fn fetch(source: &impl EventSource, id: &EventId) -> Result<Ranked, MissingEvent
 }
 
 /// Whether an event is allowed in a state; keys that the state lacks are taken from the event's own auth events.
+///
+/// Spec: room version 2, "State resolution", "Iterative auth checks".
 fn is_allowed(
     version: &RoomVersion,
     event: &Arc<Pdu>,
@@ -196,10 +198,6 @@ fn is_allowed(
     if event.is_rejected() {
         return Ok(false);
     }
-    let keys =
-        auth::auth_keys(event.event_type(), event.sender(), event.state_key(), event.content(), version);
-    let Ok(mut keys) = keys else { return Ok(false) };
-    keys.push((StateEventType::RoomCreate, String::new()));
     let mut found = BTreeMap::<StateKey, Arc<Pdu>>::new();
     for id in event.auth_events() {
         let auth_event = fetch(source, id)?.event;
@@ -212,6 +210,20 @@ fn is_allowed(
         let Ok(id) = id else { return Ok(false) };
         found.insert(("m.room.create".to_owned(), String::new()), fetch(source, &id)?.event);
     }
+    is_allowed_in(version, event, (state, found), source)
+}
+
+/// Whether an event that was not rejected is allowed in a state; `found` has what that may lack.
+fn is_allowed_in(
+    version: &RoomVersion,
+    event: &Arc<Pdu>,
+    (state, mut found): (&Partial<'_, impl AgreedState>, BTreeMap<StateKey, Arc<Pdu>>),
+    source: &impl EventSource,
+) -> Result<bool, Lacking> {
+    let keys =
+        auth::auth_keys(event.event_type(), event.sender(), event.state_key(), event.content(), version);
+    let Ok(mut keys) = keys else { return Ok(false) };
+    keys.push((StateEventType::RoomCreate, String::new()));
     for (kind, state_key) in keys {
         let key = (kind.to_string(), state_key);
         if let Some(id) = state.get(&key)? {

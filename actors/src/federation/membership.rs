@@ -26,7 +26,7 @@ use super::{
 use crate::{
     homeserver::Homeserver,
     room::{
-        Adopt, Adopted, MembershipAction, MembershipChange, Outside, Receive, RoomError, RoomHandle,
+        Adopt, Adopted, Lacking, MembershipAction, MembershipChange, Outside, Receive, RoomError, RoomHandle,
         RoomMessage, RoomSnapshot, Send,
     },
 };
@@ -148,6 +148,7 @@ impl Homeserver {
         self.complete_former(server, room_id, PATIENCE_FORMER).await;
         let template = remote.make("join", room_id, user, &SUPPORTED).await?;
         let (version, rules) = version_of(&template)?;
+        self.check_version(room_id, &version).await?;
         let join = self.complete(&template, ("join", room_id, user), content, rules).await?;
         let lacks_members = self.joining(room_id, self.take_over(server, (version, rules), join)).await?;
         if lacks_members {
@@ -156,6 +157,20 @@ impl Homeserver {
             let _ = self.room(room_id).await?.wait_for_members(PATIENCE).await;
         }
         Ok(())
+    }
+
+    /// Checks what version another server says that a room has, before it is believed: a room that this one was in keeps
+    /// its version. Of others nobody knows it yet, whatever an invite said.
+    async fn check_version(&self, room_id: &RoomId, version: &RoomVersionId) -> Result<(), RoomError> {
+        let snapshot = match self.room(room_id).await {
+            Err(RoomError::NotFound) => return Ok(()),
+            room => room?.snapshot(),
+        };
+        if snapshot.head.root.is_empty() || snapshot.version == *version {
+            return Ok(());
+        }
+        let wrong = format!("the room has version {}, not {version}", snapshot.version);
+        Err(FederationError::BadBody(wrong).into())
     }
 
     /// Sends a server what this one said last in a room that it left: a leave that did not arrive yet, because nobody
@@ -213,12 +228,22 @@ impl Homeserver {
         let SoFar { pdus: state, waiting, gone: mut lacking } =
             self.verified_so_far(&answer.state, rules).await;
         lacking.extend(waiting);
-        let auth_chain = self.verified(&answer.auth_chain, rules).await;
+        let chain = self.verified_so_far(&answer.auth_chain, rules).await;
+        let unchecked: Lacking = lacking.clone().into_iter().chain(chain.waiting).chain(chain.gone).collect();
+        let auth_chain = chain.pdus;
         let partial = answer.members_omitted.then_some(answer.servers_in_room);
         let is_partial = partial.is_some();
         let (join_event, origin) = (join.clone(), server.clone());
-        let unchecked = lacking.clone();
-        let adopt = Adopt { version, state, lacking, auth_chain, join: join_event, origin, partial };
+        let adopt = Adopt {
+            version,
+            state,
+            lacking,
+            auth_chain,
+            unchecked: unchecked.clone(),
+            join: join_event,
+            origin,
+            partial,
+        };
         let actor = self.room_actor(&room_id).await?;
         match actor.call(|reply| RoomMessage::Adopt(Box::new(adopt), reply)).await?? {
             Adopted::Done => {

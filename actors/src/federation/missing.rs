@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use engine::{id::TimelineIndex, pdu::Pdu};
+use engine::{id::TimelineIndex, pdu::Pdu, room::graph::by_age};
 use ruma::{OwnedEventId, ServerName};
 
 use super::{inbound::is_own_trouble, remote::MissingEventsQuery};
@@ -54,9 +54,7 @@ impl Homeserver {
             // It may belong into the hole: who fills the hole gets it.
             found.retain(|event_id, pdu| !(loose.contains(event_id) && pdu.depth() <= hole_depth));
         }
-        let mut found: Vec<_> = found.into_values().collect();
-        found.sort_by_key(|pdu| (pdu.depth(), pdu.origin_server_ts()));
-        for older in found {
+        for older in by_age(found.into_values().collect()) {
             let event_id = older.event_id().clone();
             let (older, advice) = room.advice(older).await?;
             match self.settle(room, Receive { advice, ..Receive::new(older, origin.to_owned()) }).await {
@@ -120,10 +118,10 @@ impl Homeserver {
 
 /// Those of some events that are not tied to the graph by known ones among them and `newest`.
 async fn loose(room: &RoomHandle, found: &Found, newest: &Pdu) -> BTreeSet<OwnedEventId> {
-    let mut by_depth: Vec<_> = found.values().collect();
-    by_depth.sort_by_key(|pdu| (pdu.depth(), pdu.origin_server_ts()));
+    // Each after those before it, whatever depth its server gave it.
+    let found_by_age = by_age(found.values().cloned().collect());
     let mut loose = BTreeSet::new();
-    for pdu in by_depth.into_iter().chain([newest]) {
+    for pdu in found_by_age.iter().chain([newest]) {
         let (own, open): (Vec<_>, Vec<_>) =
             pdu.prev_events().iter().cloned().partition(|id| found.contains_key(id));
         let is_placed = std::slice::from_ref(pdu.event_id());

@@ -2,15 +2,11 @@
 //!
 //! Spec: server-server API, "Checks performed on receipt of a PDU", steps 1 to 3.
 
-use std::collections::BTreeSet;
-
 use engine::{
     pdu::{self, Pdu, PduError, Unchecked, Verified},
     room_version::RoomVersion,
 };
-use ruma::{
-    CanonicalJsonValue, OwnedEventId, OwnedServerName, signatures::required_server_signatures_to_verify_event,
-};
+use ruma::{CanonicalJsonValue, OwnedEventId, OwnedServerName};
 use serde_json::value::RawValue;
 use tokio::runtime::{Handle, RuntimeFlavor};
 
@@ -54,12 +50,6 @@ impl Unverified {
         self.0.pdu
     }
 
-    /// The servers whose signatures the event needs.
-    fn signers(&self, version: &RoomVersion) -> BTreeSet<OwnedServerName> {
-        let signers = required_server_signatures_to_verify_event(&self.0.form, &version.signatures);
-        signers.unwrap_or_default().into_iter().collect()
-    }
-
     /// When its keys must be valid: before room version 5 that does not matter.
     fn signed_at_ms(&self, version: &RoomVersion) -> u64 {
         if version.enforce_key_validity { u64::from(self.0.pdu.origin_server_ts().get()) } else { 0 }
@@ -72,7 +62,7 @@ impl Unverified {
             Some(CanonicalJsonValue::Object(signatures)) => Some(signatures),
             _ => None,
         };
-        for server in self.signers(version) {
+        for server in pdu::signers(&self.0.form, version) {
             if let Some(CanonicalJsonValue::Object(keys)) =
                 signatures.and_then(|signatures| signatures.get(server.as_str()))
             {
@@ -87,7 +77,7 @@ impl Unverified {
 
     /// Checks signatures and content hash; an event whose hash does not match is redacted.
     fn verify(self, keys: &FoundKeys, version: &RoomVersion) -> Result<Pdu, Unverifiable> {
-        let signers = self.signers(version);
+        let signers = pdu::signers(&self.0.form, version);
         let own = keys.valid_at(&signers, self.signed_at_ms(version));
         match self.0.verify(&own, version) {
             Ok(Verified::All) => Ok(self.0.pdu),

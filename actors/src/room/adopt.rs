@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use engine::{
-    id::{Position, TimelineIndex},
+    id::{Position, ShortEventId, TimelineIndex},
     pdu::{Draft, Pdu},
     room::{
         admit::{Former, Placement},
@@ -23,7 +23,10 @@ use storage::{
     schema::{self, GapRecord, StrippedStateRecord},
 };
 
-use super::{ActiveRoom, Empty, Lacking, RoomError, change::Change, members::Membership, receive::Source};
+use super::{
+    ActiveRoom, Empty, Lacking, RoomError, change::Change, load::supported, members::Membership,
+    receive::Source,
+};
 
 /// Before every place of a timeline.
 const BEFORE_ALL: TimelineIndex = TimelineIndex(i64::MIN / 2);
@@ -39,6 +42,8 @@ pub struct Adopt {
     pub lacking: Lacking,
     /// Whatever authorises the state.
     pub auth_chain: Vec<Pdu>,
+    /// What of both could not be checked.
+    pub unchecked: Lacking,
     /// The join of our user.
     pub join: Pdu,
     /// The resident server.
@@ -72,7 +77,7 @@ pub struct Outside {
 impl Empty {
     /// The room as a resident server gave it.
     pub(super) async fn adopt(&self, adopt: Adopt) -> Result<(ActiveRoom, Change, Batch), RoomError> {
-        let room = self.fresh(&adopt.version)?;
+        let mut room = self.fresh(&adopt.version)?;
         let mut change = Change::new(&room);
         let extra = self.registration(&room);
         room.adopt(&mut change, adopt).await?;
@@ -81,7 +86,7 @@ impl Empty {
 
     /// A room of which we know no more than that a local user is invited or knocks.
     pub(super) async fn outside(&self, outside: Outside) -> Result<(ActiveRoom, Change, Batch), RoomError> {
-        let room = self.fresh(&outside.version)?;
+        let mut room = self.fresh(&outside.version)?;
         let mut change = Change::new(&room);
         let extra = self.registration(&room);
         room.outside(&mut change, outside).await?;
@@ -102,14 +107,29 @@ impl ActiveRoom {
         change.head.has_server(&self.shared.server_name)
     }
 
+    /// Takes another version for the room's, as long as this server was never in it: until then nobody proved the former,
+    /// and an invite may have said anything.
+    fn take_version(&mut self, version: &RoomVersionId) -> Result<(), RoomError> {
+        if self.version == *version {
+            return Ok(());
+        }
+        if !self.head.root.is_empty() {
+            return Err(RoomError::Invalid(format!("the room has version {}, not {version}", self.version)));
+        }
+        self.rules = supported(version)?;
+        self.version = version.clone();
+        Ok(())
+    }
+
     /// Starts (again) from the state that a resident server gave.
-    pub(super) async fn adopt(&self, change: &mut Change, adopt: Adopt) -> Result<(), RoomError> {
-        let Adopt { state, mut lacking, auth_chain, join, origin, partial, .. } = adopt;
+    pub(super) async fn adopt(&mut self, change: &mut Change, adopt: Adopt) -> Result<(), RoomError> {
+        let Adopt { version, state, mut lacking, auth_chain, unchecked, join, origin, partial } = adopt;
+        self.take_version(&version)?;
         let state_ids: Vec<_> = state.iter().map(|pdu| pdu.event_id().clone()).collect();
         let given: Vec<_> = auth_chain.into_iter().chain(state).collect();
         let given_ids: Vec<_> = given.iter().map(|pdu| pdu.event_id().clone()).collect();
         self.store_outliers(change, given).await?;
-        lacking.extend(self.unknown_for_want_of(change, &state_ids, &lacking).await?);
+        lacking.extend(self.unknown_for_want_of(change, &state_ids, &unchecked).await?);
         let join = Arc::new(join);
         let named_by = partial.is_some().then_some(&*join);
         let before = self.decide(change, |room| room.state_given(&state_ids, named_by)).await?;
@@ -160,17 +180,16 @@ impl ActiveRoom {
     }
 
     /// Takes note of a local user's membership in a room that this server is not in.
-    pub(super) async fn outside(&self, change: &mut Change, outside: Outside) -> Result<(), RoomError> {
-        let Outside { user, event, stripped, .. } = outside;
+    pub(super) async fn outside(&mut self, change: &mut Change, outside: Outside) -> Result<(), RoomError> {
+        let Outside { version, user, event, stripped } = outside;
+        self.take_version(&version)?;
         let pdu = match event {
             Some(pdu) => pdu,
             None => self.own_leave(change, &user)?,
         };
         let after = content::membership(&pdu);
         let before = self.membership_record(&user).await?.map(|record| record.membership);
-        let known = self.known_event(change, pdu.event_id()).await?;
-        let placement = Placement { former: known.as_deref().map(Former::from), ..Placement::default() };
-        let event = self.hide(change, &Arc::new(pdu), Standing::Outlier, &placement);
+        let event = self.keep_outside(change, pdu).await?;
         let at = change.position().into();
         let membership = Membership { user: user.clone(), event, at, after: after.clone() };
         self.set_membership(change, membership, before.as_deref().unwrap_or("leave")).await?;
@@ -182,6 +201,20 @@ impl ActiveRoom {
             _ => drop(change.batch.delete(&schema::STRIPPED_STATES, &key)),
         }
         Ok(())
+    }
+
+    /// Keeps a membership event as an outlier; from when this server was in the room it may have its place in the graph.
+    async fn keep_outside(&self, change: &mut Change, pdu: Pdu) -> Result<ShortEventId, RoomError> {
+        if self.decide(change, |room| room.is_elsewhere(pdu.event_id())).await? {
+            return Err(RoomError::Invalid("an event of another room has this ID".to_owned()));
+        }
+        let known = self.known_event(change, pdu.event_id()).await?;
+        if let Some(placed) = known.as_ref().filter(|known| known.has_place()) {
+            change.tickets.push(self.shared.store.storage().reserve(1));
+            return Ok(placed.short);
+        }
+        let placement = Placement { former: known.as_deref().map(Former::from), ..Placement::default() };
+        Ok(self.hide(change, &Arc::new(pdu), Standing::Outlier, &placement))
     }
 
     /// A leave that only this server knows of, for when no other server can be reached.

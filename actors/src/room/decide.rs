@@ -125,8 +125,8 @@ impl ActiveRoom {
         let known: Vec<_> = shorts.iter().flatten().copied().collect();
         let mut events = self.shared.store.events(&known).await?.into_iter();
         for (id, short) in others.into_iter().zip(shorts) {
-            let event = short.and_then(|_| events.next()).filter(|event| event.room == self.room);
-            fetched.ids.insert(id, event);
+            // One of another room has taken the ID.
+            fetched.ids.insert(id, short.and_then(|_| events.next()));
         }
         Ok(())
     }
@@ -145,7 +145,7 @@ impl ActiveRoom {
             left -= level.len();
             self.look_up(change, level.clone(), fetched).await?;
             for id in level {
-                let event = fetched.ids.get(&id).cloned().flatten();
+                let event = fetched.ids.get(&id).cloned().flatten().filter(|event| event.room == self.room);
                 let event = event.ok_or_else(|| ReadError::Lost(format!("auth event {id}")))?;
                 let auth_events = event.pdu.auth_events().iter();
                 open.extend(auth_events.filter(|id| !fetched.ids.contains_key(*id)).cloned());

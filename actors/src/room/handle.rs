@@ -100,8 +100,7 @@ impl RoomHandle {
 
     /// Whether an event has a place in the graph here.
     pub async fn is_placed(&self, event_id: &EventId) -> Result<bool, RoomError> {
-        let event = self.shared.store.event_by_id(event_id).await?;
-        Ok(event.is_some_and(|event| event.has_place()))
+        Ok(self.any_event(event_id).await?.is_some_and(|event| event.has_place()))
     }
 
     /// An event of this room, wherever it stands.

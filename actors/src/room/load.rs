@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use engine::{
     id::{Position, ShortRoomId, TimelineIndex},
     room::census::Census,
-    room_version,
+    room_version::{self, RoomVersion},
     state::{Salt, StateRoot},
 };
 use ruma::RoomVersionId;
@@ -125,8 +125,7 @@ impl Empty {
         head: RoomHead,
         receipts: Receipts,
     ) -> Result<ActiveRoom, RoomError> {
-        let rules = room_version::rules(version)
-            .ok_or_else(|| RoomError::Invalid(format!("room version {version} is not supported")))?;
+        let rules = supported(version)?;
         let snapshot = RoomSnapshot {
             room_id: self.room_id.clone(),
             room,
@@ -169,6 +168,12 @@ impl Empty {
         }
         Ok(active)
     }
+}
+
+/// The rules of a room version, which has to be a supported one.
+pub(super) fn supported(version: &RoomVersionId) -> Result<&'static RoomVersion, RoomError> {
+    room_version::rules(version)
+        .ok_or_else(|| RoomError::Invalid(format!("room version {version} is not supported")))
 }
 
 impl ActiveRoom {

@@ -158,7 +158,8 @@ impl RoomHandle {
         Ok(Arc::new(StoredEvent { pdu, ..StoredEvent::clone(event) }))
     }
 
-    /// Events as another server may have them: those that none of its users could see are redacted.
+    /// Events as another server may have them: those that none of its users could see are redacted, and so is what has no
+    /// place in the graph, since nobody can say who could see it.
     ///
     /// Spec: server-server API, "Retrieving events"; client-server API, "Room history visibility".
     pub async fn for_server(
@@ -174,7 +175,8 @@ impl RoomHandle {
                 _ => self.server_may_see(server, event.before).await?,
             };
             last = Some((event.before, may_see));
-            let is_public = may_see || event.pdu.state_key().is_some();
+            let has_state = event.has_place() && !event.before.is_empty();
+            let is_public = (may_see && has_state) || event.pdu.state_key().is_some();
             if is_public && !self.is_erased_for_server(server, &event).await? {
                 shown.push(event);
             } else {

@@ -95,7 +95,7 @@ impl ActiveRoom {
                 Step::Fill(end, before) => {
                     let states = BTreeMap::from([(pdu.event_id().clone(), before)]);
                     let lacking = BTreeMap::from([(pdu.event_id().clone(), lacking.clone())]);
-                    self.fill(change, end, vec![Pdu::clone(&pdu)], (&states, &lacking)).await?;
+                    self.fill(change, end, vec![Pdu::clone(&pdu)], advice, (&states, &lacking)).await?;
                     // A hole without a place for it leaves it to the end.
                     hole = None;
                 }

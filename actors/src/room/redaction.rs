@@ -6,7 +6,6 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
 use engine::{
-    auth,
     id::ShortEventId,
     pdu::{self, Pdu},
     room::event::Standing,
@@ -273,11 +272,11 @@ impl ActiveRoom {
 
     async fn applies(
         &self,
-        change: &Change,
+        change: &mut Change,
         redaction: &StoredEvent,
         target: &StoredEvent,
     ) -> Result<bool, RoomError> {
-        let powers = self.powers(change).await?;
-        Ok(powers.is_some_and(|powers| auth::redaction_applies(&redaction.pdu, &target.pdu, &powers)))
+        let redaction = (&*redaction.pdu, redaction.before);
+        self.decide(change, |room| room.redacts(redaction, &target.pdu)).await
     }
 }

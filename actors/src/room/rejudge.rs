@@ -195,7 +195,7 @@ impl ActiveRoom {
     pub(super) async fn place(&self, change: &mut Change, came: &[ShortEventId]) -> Result<(), RoomError> {
         for short in came {
             let mut event = self.event(change, *short).await?;
-            if !self.decide(change, |room| room.is_withheld(&event.pdu)).await? {
+            if !self.decide(change, |room| room.is_withheld(&event.pdu, event.before)).await? {
                 event = self.show(change, &event).await?;
             }
             self.apply_redactions(change, &event).await?;

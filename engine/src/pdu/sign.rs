@@ -1,9 +1,12 @@
 //! Signing keys, and checking the signatures of received events.
 
+use std::{borrow::Cow, collections::BTreeSet};
+
 use ed25519_dalek::{Signer, SigningKey as Ed25519Key};
 use ruma::{
-    CanonicalJsonObject, CanonicalJsonValue, OwnedSigningKeyId, ServerName, ServerSigningKeyVersion,
-    canonical_json,
+    CanonicalJsonObject, CanonicalJsonValue, OwnedServerName, OwnedSigningKeyId, ServerName,
+    ServerSigningKeyVersion, canonical_json,
+    room_version_rules::RoomVersionRules,
     serde::Base64,
     signatures::{self, KeyPair, PublicKeyMap, Signature},
 };
@@ -107,6 +110,28 @@ pub fn with_signature(
     Pdu::from_stored(pdu.event_id().clone(), raw.into())
 }
 
+/// The servers whose signatures an event needs; none if it is malformed.
+///
+/// Spec: server-server API, "Validating hashes and signatures on received events".
+pub fn signers(object: &CanonicalJsonObject, version: &RoomVersion) -> BTreeSet<OwnedServerName> {
+    let rules = signature_rules(object, version);
+    signatures::required_server_signatures_to_verify_event(object, &rules.signatures).unwrap_or_default()
+}
+
+/// The rules by which an event's signatures are checked: who lets a user in signs that membership. In the content of
+/// other events the same field says nothing.
+///
+/// Spec: room version 8, "Authorisation rules", rule 4.2.
+fn signature_rules<'a>(object: &CanonicalJsonObject, version: &'a RoomVersion) -> Cow<'a, RoomVersionRules> {
+    let is_member = object.get("type").and_then(CanonicalJsonValue::as_str) == Some("m.room.member");
+    if is_member || !version.signatures.check_join_authorised_via_users_server {
+        return Cow::Borrowed(&version.rules);
+    }
+    let mut rules = version.rules.clone();
+    rules.signatures.check_join_authorised_via_users_server = false;
+    Cow::Owned(rules)
+}
+
 /// Checks a received event's signatures and content hash.
 ///
 /// If only the hash does not match, the event is to be redacted before use.
@@ -116,6 +141,6 @@ pub fn verify(
     keys: &PublicKeyMap,
     version: &RoomVersion,
 ) -> Result<Verified, PduError> {
-    signatures::verify_event(keys, object, &version.rules)
+    signatures::verify_event(keys, object, &signature_rules(object, version))
         .map_err(|error| PduError::Signature(error.to_string()))
 }

@@ -69,6 +69,30 @@ fn the_signature_of_a_built_event_holds_until_it_is_changed() {
     }
 }
 
+/// The field is about memberships; elsewhere anybody may write anything into it.
+#[test]
+fn who_lets_a_user_in_signs_the_membership_and_nothing_else() {
+    let key = SigningKey::new(&[1; 32], "test").unwrap();
+    let keys = [("example.org".to_owned(), [(key.id(), key.public_key())].into())].into();
+    for version in &SUPPORTED {
+        let rules = rules(version).unwrap();
+        for authorised in [json!("@bob:two.example"), json!(7)] {
+            let content = json!({ "body": "hi", "join_authorised_via_users_server": authorised });
+            let message = make(version, draft("m.room.message", None, &content), &[create(version)]);
+            let object = message.to_object().unwrap();
+            let own = [server_name!("example.org").to_owned()];
+            assert_eq!(signers(&object, rules), own.into(), "version {version}");
+            assert_eq!(verify(&object, &keys, rules).unwrap(), Verified::All, "version {version}");
+        }
+        let content = json!({ "membership": "join", "join_authorised_via_users_server": "@bob:two.example" });
+        let join = draft("m.room.member", Some("@alice:example.org"), &content);
+        let object = make(version, join, &[create(version)]).to_object().unwrap();
+        let is_restricted = rules.authorization.restricted_join_rule;
+        assert_eq!(signers(&object, rules).len(), if is_restricted { 2 } else { 1 }, "version {version}");
+        assert_eq!(verify(&object, &keys, rules).is_err(), is_restricted, "version {version}");
+    }
+}
+
 #[test]
 fn redaction_keeps_the_event_id() {
     for version in &SUPPORTED {

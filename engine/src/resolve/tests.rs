@@ -255,6 +255,27 @@ fn version_1_keeps_the_deeper_topic() {
     assert!(held(&graph, &resolved, "m.room.topic", "").content().get().contains("second"));
 }
 
+/// Each event is checked in the state that is resolved so far, and members come after power levels.
+///
+/// Spec: room version 1, "State resolution".
+#[test]
+fn version_1_takes_nobody_for_a_member_whose_membership_is_in_conflict() {
+    let mut graph = Graph::new(&RoomVersionId::V1, 1);
+    let (alice, bob) = (user(0), user(1));
+    let join = |name: &str| json!({ "membership": "join", "displayname": name });
+    let levels = |events_default: u8| {
+        let users = json!({ alice.as_str(): 100, bob.as_str(): 50 });
+        json!({ "users": users, "state_default": 50, "events_default": events_default })
+    };
+    assert!(graph.send(0, 1, "m.room.member", bob.as_str(), &join("Bob")));
+    graph.forks = vec![graph.forks[0].clone(); 2];
+    assert!(graph.send(0, 0, "m.room.power_levels", "", &levels(5)));
+    assert!(graph.send(1, 1, "m.room.member", bob.as_str(), &join("Robert")));
+    assert!(graph.send(1, 1, "m.room.power_levels", "", &levels(10)));
+    let resolved = graph.resolved();
+    assert_eq!(*held(&graph, &resolved, "m.room.power_levels", "").sender(), alice);
+}
+
 #[test]
 fn what_is_missing_is_named() {
     let mut graph = Graph::new(&RoomVersionId::V11, 2);

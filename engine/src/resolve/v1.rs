@@ -9,7 +9,8 @@ use ruma::OwnedEventId;
 use sha1::{Digest, Sha1};
 
 use super::{
-    AgreedState, EventSource, Lacking, MissingEvents, Partial, StateKey, StateSet, States, fetch, is_allowed,
+    AgreedState, EventSource, Lacking, MissingEvents, Partial, StateKey, StateSet, States, fetch,
+    is_allowed_in,
 };
 use crate::{pdu::Pdu, room_version::RoomVersion};
 
@@ -58,6 +59,16 @@ pub(super) fn resolve(
         }
     }
     Ok(state.resolved)
+}
+
+/// Whether an event is allowed in the state so far, and by nothing else: its own auth events do not count here.
+fn is_allowed(
+    version: &RoomVersion,
+    event: &Arc<Pdu>,
+    state: &Partial<'_, impl AgreedState>,
+    source: &impl EventSource,
+) -> Result<bool, Lacking> {
+    Ok(!event.is_rejected() && is_allowed_in(version, event, (state, BTreeMap::new()), source)?)
 }
 
 fn sha1(event: &Pdu) -> [u8; 20] {

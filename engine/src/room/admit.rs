@@ -143,7 +143,7 @@ impl Room<'_> {
     /// gets no place there.
     pub fn admit(&mut self, pdu: &Arc<Pdu>, placement: &Placement, place: &Place) -> Result<Admission, Need> {
         let mut event = placement.event(self.head.number, pdu, Standing::Accepted, place.short);
-        event.index = if self.is_withheld(pdu)? { None } else { Some(place.index) };
+        event.index = if self.is_withheld(pdu, event.before)? { None } else { Some(place.index) };
         event.sent_by.clone_from(&place.sent_by);
         event.has_relations = place.has_relations;
         event.replaces = self.held_before(&event)?;

@@ -33,7 +33,7 @@ pub trait Context: NodeSource {
     /// An event by its number.
     fn event(&self, short: ShortEventId) -> Option<Arc<StoredEvent>>;
 
-    /// An event of the room by its ID.
+    /// An event by its ID, of whichever room.
     fn event_by_id(&self, id: &EventId) -> LookUp;
 }
 
@@ -44,6 +44,8 @@ pub enum LookUp {
     Open,
     /// There is none here.
     Unknown,
+    /// An event of another room has this ID.
+    Elsewhere,
     /// This one.
     Known(Arc<StoredEvent>),
 }
@@ -53,7 +55,7 @@ impl LookUp {
     pub fn known(self) -> Option<Arc<StoredEvent>> {
         match self {
             Self::Known(event) => Some(event),
-            Self::Open | Self::Unknown => None,
+            Self::Open | Self::Unknown | Self::Elsewhere => None,
         }
     }
 
@@ -178,12 +180,24 @@ impl<'a> Room<'a> {
         placing.or_else(|| self.context.event(short))
     }
 
-    /// An event by its ID, as [`Context::event_by_id`] has it.
+    /// An event of the room by its ID.
     pub(super) fn look_up(&self, id: &EventId) -> LookUp {
         match self.placing.as_ref().filter(|event| event.pdu.event_id() == id) {
             Some(event) => LookUp::Known(event.clone()),
-            None => self.context.event_by_id(id),
+            None => match self.context.event_by_id(id) {
+                LookUp::Known(event) if event.room != self.head.number => LookUp::Elsewhere,
+                found => found,
+            },
         }
+    }
+
+    /// Whether another room has an event of this ID. In room versions 1 and 2 servers make up the IDs of their events, and
+    /// one that came twice would be lost to the room that had it first.
+    ///
+    /// Spec: room version 1, "Event IDs".
+    pub fn is_elsewhere(&self, id: &OwnedEventId) -> Result<bool, Need> {
+        self.ask([id])?;
+        Ok(matches!(self.look_up(id), LookUp::Elsewhere))
     }
 
     /// Has all of some IDs looked up.

@@ -85,9 +85,10 @@ pub enum OldStep {
     Wait,
     /// It is judged.
     Settle {
-        /// Accepted or rejected; whether the present state allows it is not asked.
+        /// Accepted, rejected, or soft-failed if only the present state does not allow it: for what is history, that says
+        /// nothing.
         standing: Standing,
-        /// The rule that it broke, if it is rejected.
+        /// The rule that it broke, if it did.
         reason: Option<AuthFailure>,
         /// Its place in the graph; `missing` are the events that lead on into the hole.
         placement: Placement,
@@ -192,6 +193,10 @@ impl Room<'_> {
         if let Some(answer) = recall(pdu, self.head.id, placed) {
             return Ok(Step::Answer(answer));
         }
+        if self.is_elsewhere(pdu.event_id())? {
+            let reason = "an event of another room has this ID".to_owned();
+            return Ok(Step::Answer(Received::Rejected(reason)));
+        }
         if pdu.kind() == "m.room.create"
             && let Some(create) = self.current("m.room.create", "")?
         {
@@ -241,7 +246,8 @@ impl Room<'_> {
                 return Ok(OldStep::Wait);
             }
         }
-        if pdu.room_id() != self.head.id || known.as_ref().is_some_and(|known| known.has_place()) {
+        let is_placed = known.as_ref().is_some_and(|known| known.has_place());
+        if pdu.room_id() != self.head.id || is_placed || self.is_elsewhere(pdu.event_id())? {
             return Ok(OldStep::Done);
         }
         let (auth_events, unknown) = self.known_of(pdu.auth_events())?;
@@ -262,14 +268,11 @@ impl Room<'_> {
             return Ok(OldStep::Wait);
         };
         let verdict = self.judge(pdu, known.as_deref(), &auth_events, before)?;
-        let (standing, reason) = match verdict {
-            Verdict::Rejected(reason) => (Standing::Rejected, Some(reason)),
-            Verdict::SoftFailed(_) | Verdict::Accepted => (Standing::Accepted, None),
-        };
+        let (standing, _) = verdict.settle(Advice::Recommended);
         let former = known.as_deref().map(Former::from);
         Ok(OldStep::Settle {
             standing,
-            reason,
+            reason: verdict.reason().cloned(),
             placement: Placement { before, rank: rank_of(&auth_events), former, missing },
         })
     }
@@ -280,7 +283,8 @@ impl Room<'_> {
     /// `create` is the create event of a room that has no state yet.
     pub fn receive_outlier(&mut self, pdu: &Pdu, create: Option<&Arc<Pdu>>) -> Result<Option<Outlier>, Need> {
         self.ask(pdu.auth_events().iter().chain([pdu.event_id()]))?;
-        if pdu.room_id() != self.head.id || self.known(pdu.event_id())?.is_some() {
+        let is_known = self.known(pdu.event_id())?.is_some();
+        if pdu.room_id() != self.head.id || is_known || self.is_elsewhere(pdu.event_id())? {
             return Ok(None);
         }
         let (auth_events, unknown) = self.known_of(pdu.auth_events())?;

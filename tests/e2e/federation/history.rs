@@ -4,9 +4,12 @@
 
 use http::Method;
 use serde_json::json;
-use tests::{Link, Server, Stranger, Synapse, segment};
+use tests::{Link, Reply, Server, Stranger, Synapse, segment};
 
-use super::{User, path};
+use super::{
+    User, path,
+    receiving::{ids, raw, room_with_guest, text},
+};
 
 /// Messages that are there before the join.
 const MESSAGES: usize = 500;
@@ -55,6 +58,31 @@ async fn a_server_that_has_left_gives_what_it_has_to_those_who_were_in_the_room_
     let user = segment(&format!("@other:{}", guest.name()));
     let answer = guest.get(&server, &format!("{v1}/make_join/{}/{user}?ver=11", segment(&room))).await;
     assert_eq!(answer.status, 404);
+}
+
+/// Nobody can say who may see what has no place in the graph.
+#[tokio::test]
+async fn a_message_outside_the_graph_is_given_to_others_without_its_content() {
+    let (server, stranger, other) =
+        (Server::start_federating("").await, Stranger::start().await, Stranger::start().await);
+    let (_alice, room, mut guest) = room_with_guest(&server, &stranger, "11").await;
+    other.join(&server, &room, "carol").await;
+    let state = ids(&guest.state.values().collect::<Vec<_>>());
+    let lost = stranger.event(&mut guest, "m.room.message", None, &text("lost"));
+    let last = stranger.event(&mut guest, "m.room.message", None, &text("last"));
+    let event = raw(&lost);
+    stranger.on(move |heard| {
+        if heard.uri.contains("/state_ids/") {
+            return Some(Reply::Json(200, json!({ "pdu_ids": state, "auth_chain_ids": state })));
+        }
+        heard.uri.contains("/v1/event/").then(|| Reply::Json(200, json!({ "pdus": [event] })))
+    });
+    stranger.send(&server, "last", &[&last]).await;
+    for (event, content) in [(&lost, json!({})), (&last, text("last"))] {
+        let uri = format!("/_matrix/federation/v1/event/{}", segment(event.event_id().as_str()));
+        let given = other.get(&server, &uri).await.ok();
+        assert_eq!(given["pdus"][0]["content"], content, "{given}");
+    }
 }
 
 /// What happens after the leave comes after an event whose state lacks members.

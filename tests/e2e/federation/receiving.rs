@@ -11,28 +11,32 @@ use tests::{Guest, Reply, Server, Stranger, segment};
 use super::{User, eventually, path};
 
 /// What a stranger's events say in their transactions.
-fn text(text: &str) -> Value {
+pub(super) fn text(text: &str) -> Value {
     json!({ "msgtype": "m.text", "body": text })
 }
 
 /// Alice's public room with a guest of a stranger in it.
-async fn room_with_guest(server: &Server, stranger: &Stranger, version: &str) -> (User, String, Guest) {
+pub(super) async fn room_with_guest(
+    server: &Server,
+    stranger: &Stranger,
+    version: &str,
+) -> (User, String, Guest) {
     let alice = User(server.client("alice").await);
     let room = alice.create(version, json!({})).await;
     let guest = stranger.join(server, &room, "mallory").await;
     (alice, room, guest)
 }
 
-fn raw(pdu: &Pdu) -> Value {
+pub(super) fn raw(pdu: &Pdu) -> Value {
     serde_json::from_slice(pdu.raw()).unwrap()
 }
 
-fn ids(events: &[&Arc<Pdu>]) -> Vec<String> {
+pub(super) fn ids(events: &[&Arc<Pdu>]) -> Vec<String> {
     events.iter().map(|event| event.event_id().to_string()).collect()
 }
 
 /// Whether users see an event.
-async fn is_shown(user: &User, room: &str, event: &Pdu) -> bool {
+pub(super) async fn is_shown(user: &User, room: &str, event: &Pdu) -> bool {
     let answer = user.0.get(&path(room, &format!("event/{}", segment(event.event_id().as_str())))).await;
     answer.status == 200
 }
@@ -158,7 +162,7 @@ async fn an_event_that_the_room_does_not_allow_any_more_is_hidden_and_led_on_fro
 }
 
 /// Answers `get_missing_events` and `event` from some events, and other questions about rooms with what is given.
-fn give(stranger: &Stranger, events: &[&Arc<Pdu>]) {
+pub(super) fn give(stranger: &Stranger, events: &[&Arc<Pdu>]) {
     let events: Vec<(String, Value)> =
         events.iter().map(|event| (event.event_id().to_string(), raw(event))).collect();
     stranger.on(move |heard| {

@@ -26,9 +26,15 @@ fn json_of(event: &Pdu) -> Value {
 async fn joined_while_away(founder: &Stranger, away: &mut Stranger, alice: &User) -> Guest {
     let mut room = founder.found_room("founder");
     founder.let_in(&mut room, away, "ann");
-    founder.host(&room);
-    let held: Vec<_> =
-        room.state.values().map(|event| (event.event_id().to_string(), json_of(event))).collect();
+    join_while_away(&mut room, founder, away, alice).await;
+    room
+}
+
+/// Has alice join a room of `founder` while `away` does not answer.
+async fn join_while_away(room: &mut Guest, founder: &Stranger, away: &mut Stranger, alice: &User) {
+    founder.host(room);
+    let held = room.past.iter().chain(room.state.values());
+    let held: Vec<_> = held.map(|event| (event.event_id().to_string(), json_of(event))).collect();
     founder.on_first(move |heard| {
         let is_asked = |id: &str| heard.uri.ends_with(&format!("/v1/event/{}", segment(id)));
         let (_, event) = held.iter().find(|(id, _)| is_asked(id))?;
@@ -38,7 +44,6 @@ async fn joined_while_away(founder: &Stranger, away: &mut Stranger, alice: &User
     alice.join(room.room_id.as_str(), founder.name()).await;
     let join = founder.heard("/send_join/")[0].json();
     room.take(&Arc::new(Pdu::parse(join.to_string().as_bytes(), room.rules).unwrap()));
-    room
 }
 
 /// Says something as the guest of a server that was away, once its keys are asked for again.
@@ -90,6 +95,16 @@ fn id_of(user: &str) -> Value {
     user.into()
 }
 
+/// A server that was away asks for something that needs no room.
+async fn come_back(away: &mut Stranger, server: &Server, alice: &User) {
+    away.becomes(Presence::Answering).await;
+    eventually("its keys are asked for", async || {
+        let uri = format!("/_matrix/federation/v1/query/profile?user_id={}", segment(alice.id()));
+        (away.get(server, &uri).await.status == 200).then_some(())
+    })
+    .await;
+}
+
 /// Her server says something that needs no room: that is enough for her to be seen.
 #[tokio::test]
 async fn whose_keys_came_is_a_member_before_they_say_anything() {
@@ -97,14 +112,29 @@ async fn whose_keys_came_is_a_member_before_they_say_anything() {
     let server = Server::start_federating("").await;
     let alice = User(server.client("alice").await);
     let room = joined_while_away(&founder, &mut away, &alice).await;
-    away.becomes(Presence::Answering).await;
-    eventually("its keys are asked for", async || {
-        let uri = format!("/_matrix/federation/v1/query/profile?user_id={}", segment(alice.id()));
-        (away.get(&server, &uri).await.status == 200).then_some(())
-    })
-    .await;
+    come_back(&mut away, &server, &alice).await;
     eventually("ann is a member", async || {
         (members(&alice, room.room_id.as_str()).await.len() == 3).then_some(())
+    })
+    .await;
+}
+
+/// The ban itself can be checked, but not the join that it ends.
+#[tokio::test]
+async fn a_ban_counts_once_what_authorises_it_can_be_checked() {
+    let (founder, mut away) = (Stranger::start().await, Stranger::start().await);
+    let server = Server::start_federating("").await;
+    let alice = User(server.client("alice").await);
+    let mut room = founder.found_room("founder");
+    founder.let_in(&mut room, &away, "ann");
+    let ann = format!("@ann:{}", away.name());
+    founder.event(&mut room, "m.room.member", Some(&ann), &json!({ "membership": "ban" }));
+    join_while_away(&mut room, &founder, &mut away, &alice).await;
+    let id = room.room_id.as_str();
+    assert_eq!(alice.state(id, "m.room.member", &ann).await, None);
+    come_back(&mut away, &server, &alice).await;
+    eventually("ann is banned", async || {
+        (alice.state(id, "m.room.member", &ann).await? == json!({ "membership": "ban" })).then_some(())
     })
     .await;
 }

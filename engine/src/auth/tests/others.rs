@@ -87,6 +87,10 @@ fn since_version_3_redactions_apply_by_power_or_by_server() {
         assert!(applies(CAROL, BOB), "by power, version {number}");
         assert!(applies(BOB, ALICE), "by server, version {number}");
         assert!(!applies(BOB, CAROL), "neither, version {number}");
+        // Without what the create event says nobody could join any more.
+        let redaction = room.pdu(&room.json(&(ALICE, "m.room.redaction", None, json!({}))));
+        let create = room.held("m.room.create", "");
+        assert!(!redaction_applies(&redaction, create, &powers), "never, version {number}");
     }
 }
 

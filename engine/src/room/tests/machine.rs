@@ -33,6 +33,12 @@ fn say(owner: &mut Owner, sender: &str, body: &str) -> Arc<StoredEvent> {
     owner.send(sender, "m.room.message", None, json!({ "body": body }))
 }
 
+fn redaction(sender: &str, target: &str) -> Arc<Pdu> {
+    let mut event = Event::new("redaction", sender, "m.room.redaction", json!({}));
+    event.0["redacts"] = target.into();
+    event.arc()
+}
+
 /// A copy of a room, as another server has it that got all of its events.
 fn copy(owner: &Owner) -> Owner {
     let mut other = Owner::new("two", "10");
@@ -166,6 +172,11 @@ fn an_event_of_somebody_banned_is_soft_failed_beside_the_ban_and_rejected_after_
     let beside = say(&mut other, BOB, "while the ban is on its way");
     let ban = member(&mut owner, ALICE, BOB, BAN);
     let state = owner.state();
+    let old = owner.ask(|room| room.receive_old(&beside.pdu, None));
+    assert!(
+        matches!(old, OldStep::Settle { standing: Standing::SoftFailed, reason: Some(_), .. }),
+        "{old:?}"
+    );
     assert_eq!(owner.receive(&beside.pdu), Received::SoftFailed);
     assert_eq!(owner.tip_ids(), [ban.pdu.event_id().clone()].into(), "a soft-failed event is no extremity");
     let ban_name = ban.pdu.event_id().as_str()[1..].to_owned();
@@ -214,21 +225,51 @@ fn a_redaction_that_does_not_apply_is_part_of_the_graph_and_not_of_the_timeline(
     let mut owner = Owner::with_room("10");
     member(&mut owner, BOB, BOB, JOIN);
     let said = say(&mut owner, ALICE, "mine");
-    let redaction = |sender: &str, target: &str| {
-        let mut event = Event::new("redaction", sender, "m.room.redaction", json!({}));
-        event.0["redacts"] = target.into();
-        event.arc()
-    };
     for (sender, target, is_shown) in [
         (ALICE, said.pdu.event_id().as_str(), true),
         // On another server than the author, and without power.
         (CAROL, said.pdu.event_id().as_str(), false),
         (ALICE, "$unknown", false),
     ] {
-        let (event, _) = owner.fork().admit(&redaction(sender, target), &Placement::default());
+        let redaction = redaction(sender, target);
+        let (event, _) = owner.fork().admit(&redaction, &Placement::default());
         assert_eq!(event.index.is_some(), is_shown, "{sender} redacts {target}");
         assert_eq!(event.standing, Standing::Accepted);
+        // In a hole what it redacts may be about to come.
+        let is_void = owner.fork().ask(|room| room.is_void(&redaction, StateRoot::default()));
+        assert_eq!(is_void, !is_shown && target != "$unknown", "{sender} redacts {target}");
     }
+}
+
+/// Who loses the power to redact later has redacted all the same, and who gains it has not.
+#[test]
+fn a_redaction_counts_by_the_levels_before_it() {
+    let mut owner = Owner::with_room("10");
+    member(&mut owner, CAROL, CAROL, JOIN);
+    let said = say(&mut owner, ALICE, "mine");
+    let powerless = owner.root;
+    owner.send(ALICE, "m.room.power_levels", Some(""), json!({ "users": { ALICE: 100, CAROL: 50 } }));
+    let powerful = owner.root;
+    let redaction = redaction(CAROL, said.pdu.event_id().as_str());
+    for (before, now, applies) in [(powerful, powerless, true), (powerless, powerful, false)] {
+        owner.root = now;
+        assert_eq!(owner.ask(|room| room.redacts((&redaction, before), &said.pdu)), applies);
+        assert_eq!(owner.ask(|room| room.is_withheld(&redaction, before)), !applies);
+    }
+}
+
+/// Otherwise the room that had it first would have it no more.
+#[test]
+fn an_event_with_the_id_of_another_rooms_event_is_not_taken_in() {
+    let mut owner = Owner::with_room("10");
+    let mut other = copy(&owner);
+    let joined = member(&mut owner, BOB, BOB, JOIN);
+    other.hold_elsewhere(&joined.pdu);
+    assert!(other.ask(|room| room.is_elsewhere(joined.pdu.event_id())));
+    assert!(matches!(other.receive(&joined.pdu), Received::Rejected(_)));
+    assert_eq!(other.ask(|room| room.receive_old(&joined.pdu, None)), OldStep::Done);
+    assert!(other.ask(|room| room.receive_outlier(&joined.pdu, None)).is_none());
+    assert!(!owner.ask(|room| room.is_elsewhere(joined.pdu.event_id())), "it is at home here");
 }
 
 /// Otherwise who leaves a room and comes back would be out of it where branches meet.

@@ -189,6 +189,13 @@ impl Owner {
         self.keep(&Arc::new(placement.event(ShortRoomId(1), pdu, standing, short)));
     }
 
+    /// Gives an event's ID to an event of another room.
+    pub(super) fn hold_elsewhere(&mut self, pdu: &Arc<Pdu>) {
+        let short = ShortEventId(self.tick().into());
+        let event = Placement::default().event(ShortRoomId(2), pdu, Standing::Accepted, short);
+        self.keep(&Arc::new(event));
+    }
+
     /// What becomes of a local user's event.
     pub(super) fn make(&mut self, sender: &str, draft: &Draft) -> Result<(Pdu, Placement), Refusal> {
         let server_name = self.server_name.clone();
