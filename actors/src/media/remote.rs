@@ -22,6 +22,7 @@ use super::{
     origins::Origins,
     thumbnail::{ThumbnailError, Wanted, kind, thumbnail_file},
 };
+use crate::env::has_come;
 
 /// How long another server may say nothing while it sends.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -155,7 +156,7 @@ impl MediaRepository {
         let client = remotes.client.get().ok_or(RemoteError::NotFound)?;
         let now_ms = self.0.env.clock.now_ms();
         if let Some((error, until_ms)) = remotes.missing.get(key)
-            && now_ms < until_ms
+            && !has_come(until_ms, now_ms, MISSING_MS)
         {
             return Err(error.into());
         }
