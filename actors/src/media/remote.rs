@@ -223,7 +223,7 @@ impl MediaRepository {
         let (server_name, media_id) = (lookup.server_name.clone(), lookup.media_id.clone());
         let kind = kind(&wanted);
         let key = (server_name.clone(), media_id.clone(), kind.clone());
-        if let Some(record) = self.0.storage.get(&schema::REMOTE_THUMBNAILS, &key).await? {
+        if let Some(record) = self.kept_thumbnail(&key).await? {
             return open_thumbnail(record, lookup.only_open);
         }
         if !lookup.allow_remote || (lookup.only_open && !self.0.config.is_open) {
@@ -234,7 +234,7 @@ impl MediaRepository {
         let (repository, timeout) = (self.clone(), lookup.timeout);
         let fetched = tokio::spawn(async move {
             let _flight = flight;
-            if let Some(record) = repository.0.storage.get(&schema::REMOTE_THUMBNAILS, &key).await? {
+            if let Some(record) = repository.kept_thumbnail(&key).await? {
                 return Ok(record);
             }
             let keep = async |content| repository.keep_remote_thumbnail(&key, wanted, content).await;
@@ -242,6 +242,17 @@ impl MediaRepository {
         });
         let record = fetched.await.map_err(|error| MediaError::Files(error.to_string()))??;
         open_thumbnail(record, lookup.only_open)
+    }
+
+    /// What is kept of another server's thumbnail, if its bytes are there.
+    async fn kept_thumbnail(
+        &self,
+        key: &(ruma::OwnedServerName, String, String),
+    ) -> Result<Option<RemoteThumbnailRecord>, MediaError> {
+        match self.0.storage.get(&schema::REMOTE_THUMBNAILS, key).await? {
+            Some(record) if self.0.contents.has(&record.thumbnail.content.hash).await? => Ok(Some(record)),
+            _ => Ok(None),
+        }
     }
 
     async fn keep_remote_thumbnail(
