@@ -223,7 +223,7 @@ fn remote(error: FederationError) -> ApiError {
 impl From<ActivateError> for ApiError {
     fn from(error: ActivateError) -> Self {
         match error {
-            ActivateError::Failed(_) => Self::internal(&error),
+            ActivateError::Failed(_) | ActivateError::Damaged(_) => Self::internal(&error),
             ActivateError::Late | ActivateError::BackingOff { .. } | ActivateError::Stopping => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", error.to_string())
             }
