@@ -120,7 +120,7 @@ impl DelayedEvents {
     /// Starts the task.
     pub(crate) fn start(&self, homeserver: &Homeserver) {
         let homeserver = homeserver.clone();
-        self.task.start(homeserver.send_delayed_events());
+        self.task.keep(move || homeserver.clone().send_delayed_events());
     }
 
     /// Ends the task.
@@ -296,7 +296,9 @@ impl Homeserver {
     }
 
     /// Sends what is due; returns how long to wait for more.
-    async fn send_due(&self) -> Result<Duration, StoreError> {
+    ///
+    /// A failure of the store ends the round: what is due stays so, and would be tried without a pause.
+    async fn send_due(&self) -> Result<Duration, DelayedError> {
         loop {
             let rows = self
                 .storage()
@@ -311,23 +313,42 @@ impl Homeserver {
                 }
                 Some(_) => {}
             }
-            for ((_, id), ()) in rows.into_iter().filter(|((due_ms, _), ())| *due_ms <= now_ms) {
+            for ((due_ms, id), ()) in rows.into_iter().filter(|((due_ms, _), ())| *due_ms <= now_ms) {
                 if self.delayed().task.is_stopping() {
                     return Ok(LOOK_EVERY);
                 }
-                self.send_due_one(&id).await?;
+                self.send_due_one(due_ms, &id).await?;
             }
         }
     }
 
-    async fn send_due_one(&self, id: &str) -> Result<(), StoreError> {
-        let Some(record) = self.storage().get(&schema::DELAYED_EVENTS, id).await? else { return Ok(()) };
+    async fn send_due_one(&self, due_ms: u64, id: &str) -> Result<(), DelayedError> {
+        let record = match self.storage().get(&schema::DELAYED_EVENTS, id).await {
+            Ok(Some(record)) => record,
+            Ok(None) => return self.forget_due(due_ms, id).await,
+            // It never gets better, and must not hold up the others.
+            Err(error) if error.is_damage() => {
+                tracing::error!(%error, id, "a delayed event cannot be read, and is not sent");
+                return self.forget_due(due_ms, id).await;
+            }
+            Err(error) => return Err(error.into()),
+        };
         match self.send_delayed(id, record.clone()).await {
             // Somebody else changed it just now.
-            Ok(()) | Err(DelayedError::Commit(CommitError::Refused(_))) => {}
-            Err(error) => tracing::info!(%error, room.id = %record.room_id, "a delayed event was not sent"),
+            Ok(()) | Err(DelayedError::Commit(CommitError::Refused(_))) => Ok(()),
+            Err(error @ (DelayedError::Commit(_) | DelayedError::Store(_))) => Err(error),
+            Err(error) => {
+                tracing::info!(%error, room.id = %record.room_id, "a delayed event was not sent");
+                Ok(())
+            }
         }
-        Ok(())
+    }
+
+    /// Lets go of a time at which there is nothing to send.
+    async fn forget_due(&self, due_ms: u64, id: &str) -> Result<(), DelayedError> {
+        let mut batch = Batch::new();
+        batch.delete(&schema::DELAYED_DUE, &(due_ms, id.to_owned()));
+        self.storage().commit(batch).await.map_err(DelayedError::Commit)
     }
 
     /// Sends an event, and notes what became of it.

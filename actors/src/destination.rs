@@ -9,7 +9,9 @@
 //!
 //! Spec: server-server API, "Transactions".
 
+mod dispatch;
 mod ephemeral;
+mod missed;
 mod outbox;
 mod reaction;
 mod transaction;
@@ -27,12 +29,12 @@ use storage::{
     Batch, Direction, KeyRange, Storage,
     schema::{self, DestinationRecord},
 };
-use tokio::sync::oneshot;
 
 pub(crate) use self::outbox::PresenceNews;
 pub use self::{
+    dispatch::Dispatcher,
     ephemeral::{Ephemeral, EphemeralContent},
-    outbox::{Announcement, Outbox, dispatch},
+    outbox::{Announcement, Handed, Outbox},
 };
 use self::{
     ephemeral::{Taken, Waiting},
@@ -41,7 +43,7 @@ use self::{
 };
 use crate::{
     directory::{DirectoryActor, Meter, Place},
-    env::Env,
+    env::{Env, has_come},
     federation::{FederationClient, FederationError},
     metrics::Metrics,
     room::{RoomShared, StoredEvent},
@@ -55,6 +57,9 @@ const RETRY_FIRST: Duration = Duration::from_secs(2);
 
 /// Retries are never further apart than this.
 const RETRY_MAX: Duration = Duration::from_secs(3600);
+
+/// The same in milliseconds.
+const RETRY_MAX_MS: u64 = RETRY_MAX.as_secs() * 1000;
 
 /// A server that gives signs of life and takes nothing is not asked more often than this.
 const ALIVE_PAUSE_MS: u64 = 2000;
@@ -91,14 +96,14 @@ pub struct Outgoing {
 /// What a destination is told.
 pub enum DestinationMessage {
     /// Send an event.
-    Pdu(Outgoing, Place),
+    Pdu(Handed, Place),
     /// Send an EDU, unless a newer one comes first.
     Edu(Ephemeral, Place),
     /// Look for new rows in `EDU_QUEUE`.
     Queued(Place),
     /// The server gave a sign of life.
     Alive(Place),
-    /// A back-off is over.
+    /// A back-off is over, or the server was not told of everything.
     RetryDue(Place),
     /// A transaction ended.
     Done(Box<Outcome>),
@@ -156,7 +161,7 @@ impl Actor for DestinationActor {
         destination: &mut Destination,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            DestinationMessage::Pdu(outgoing, _place) => destination.enqueue(outgoing),
+            DestinationMessage::Pdu(handed, _place) => destination.enqueue(handed.take()),
             DestinationMessage::Edu(edu, _place) => destination.enqueue_edu(edu),
             DestinationMessage::Queued(_place) => destination.has_queued_edus = true,
             DestinationMessage::Alive(_place) => destination.alive(),
@@ -209,7 +214,7 @@ impl Destination {
         let rows = storage.range(&schema::CATCH_UP, own, Direction::Ascending, usize::MAX).await?;
         // After a restart every server gets a chance at once: it, or the way to it, may be back.
         let back_off = shared.outbox.back_off(&server);
-        let destination = Self {
+        let mut destination = Self {
             catch_up: rows.into_iter().map(|((_, room_id), from)| (room_id, from)).collect(),
             meter,
             pdus: VecDeque::new(),
@@ -226,6 +231,7 @@ impl Destination {
             server,
             shared,
         };
+        destination.take_up_missed();
         destination.schedule_retry();
         Ok(destination)
     }
@@ -236,8 +242,9 @@ impl Destination {
             return;
         }
         self.failures = self.failures.min(1);
+        let now_ms = self.shared.env.clock.now_ms();
         let again_ms = self.attempted_ms.saturating_add(ALIVE_PAUSE_MS);
-        self.retry_at_ms = (again_ms > self.shared.env.clock.now_ms()).then_some(again_ms);
+        self.retry_at_ms = Some(again_ms).filter(|at_ms| !has_come(*at_ms, now_ms, ALIVE_PAUSE_MS));
         self.schedule_retry();
     }
 
@@ -269,40 +276,11 @@ impl Destination {
         }
     }
 
-    /// Notes durably that rooms have news for the server, and lets go of the events themselves.
-    ///
-    /// Answers, if there was anything to note, with what resolves once it is durable.
-    fn leave_to_catch_up(
-        &mut self,
-        events: impl IntoIterator<Item = Outgoing>,
-    ) -> Option<oneshot::Receiver<()>> {
-        let mut batch = Batch::default();
-        let mut positions = Vec::new();
-        for Outgoing { position, room_id, .. } in events {
-            let from = self.catch_up.get(&room_id).map_or(position, |from| position.min(*from));
-            batch.put(&schema::CATCH_UP, &(self.server.clone(), room_id.clone()), &from);
-            self.catching.remove(&room_id);
-            self.extend(&room_id, position);
-            self.catch_up.insert(room_id, from);
-            positions.push(position);
-        }
-        if positions.is_empty() {
-            return None;
-        }
-        let outbox = self.shared.outbox.clone();
-        let (done, noted) = oneshot::channel();
-        self.shared.storage.submit(batch, None, move |result| {
-            if result.is_ok() {
-                outbox.acknowledge(&positions);
-                let _ = done.send(()); // nobody waits for it but an actor that ends
-            }
-        });
-        Some(noted)
-    }
-
     fn retry_due(&mut self) {
+        self.take_up_missed();
+        self.has_queued_edus = true;
         let now_ms = self.shared.env.clock.now_ms();
-        if self.retry_at_ms.is_some_and(|at_ms| at_ms <= now_ms + 50) {
+        if self.retry_at_ms.is_some_and(|at_ms| has_come(at_ms, now_ms + 50, RETRY_MAX_MS)) {
             self.retry_at_ms = None;
         }
         // The clock was set back meanwhile, or this was a sign for an earlier back-off.
@@ -487,7 +465,7 @@ impl Destination {
     /// Has the dispatcher keep the time of the next try: this actor may be passivated before.
     fn schedule_retry(&self) {
         if let Some(at_ms) = self.retry_at_ms {
-            let wait_ms = at_ms.saturating_sub(self.shared.env.clock.now_ms());
+            let wait_ms = at_ms.saturating_sub(self.shared.env.clock.now_ms()).min(RETRY_MAX_MS);
             self.shared.outbox.retry_after(&self.server, Duration::from_millis(wait_ms));
         }
     }

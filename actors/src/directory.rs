@@ -52,6 +52,11 @@ pub trait DirectoryActor: Actor {
 
     /// What the actor of a key starts with.
     fn arguments(key: &Self::Key, context: &Self::Context, meter: Meter) -> Self::Arguments;
+
+    /// Whether a start failed for what is in the actor's rows, so that the next one would fail, too.
+    fn is_damage(_error: &(dyn std::error::Error + 'static)) -> bool {
+        false
+    }
 }
 
 /// Limits of a class of actors.

@@ -1,7 +1,7 @@
 //! What changes of accounts and rooms have yet to bring about in rooms, and survives a crash.
 //!
 //! The change itself stores a row of `EFFECTS` in its batch. Whoever has brought the effect about deletes the row,
-//! unless it was asked for again meanwhile; what is left is taken up when the server starts.
+//! unless it was asked for again meanwhile; what is left is taken up again (`resume.rs`).
 
 use std::sync::Arc;
 
@@ -57,10 +57,12 @@ pub(crate) fn may_pass(error: &RoomError) -> bool {
 }
 
 impl Homeserver {
-    /// Takes up, in the background, what was under way when the server stopped.
-    pub(crate) async fn resume_effects(&self) -> Result<(), StoreError> {
+    /// Takes up, in the background, what was asked for up to a position and has not come about; answers how much that is.
+    pub(crate) async fn resume_effects(&self, upto: Position) -> Result<usize, StoreError> {
         let all = KeyRange::all();
-        let rows = self.storage().range(&schema::EFFECTS, all, Direction::Ascending, usize::MAX).await?;
+        let mut rows = self.storage().range(&schema::EFFECTS, all, Direction::Ascending, usize::MAX).await?;
+        rows.retain(|(_, asked)| *asked <= upto);
+        let count = rows.len();
         for ((kind, subject), _) in rows {
             if kind == "guests" {
                 match OwnedRoomId::try_from(subject) {
@@ -83,7 +85,7 @@ impl Homeserver {
                 (_, Err(error)) => tracing::error!(user.id = subject, %error, "an effect is left for later"),
             }
         }
-        Ok(())
+        Ok(count)
     }
 
     /// When an effect was last asked for, if it has not come about.
@@ -104,7 +106,7 @@ impl Homeserver {
         match self.storage().commit(batch).await {
             // Asked for again meanwhile: it is not done.
             Ok(()) | Err(CommitError::Refused(_)) => {}
-            Err(error) => tracing::error!(%error, "an effect will come about again after the next start"),
+            Err(error) => tracing::error!(%error, "an effect will come about again"),
         }
     }
 

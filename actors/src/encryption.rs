@@ -199,8 +199,13 @@ impl Homeserver {
             let (homeserver, received) = (self.clone(), received.clone());
             async move {
                 match homeserver.session(&user_id).await {
-                    Ok(session) => session.change(SessionChange::Deliver(messages, received)).await,
+                    Ok(session) => session.change(SessionChange::Deliver(messages, received.clone())).await,
                     Err(SessionError::NotFound) => Ok(()),
+                    // Or else their server would send it again and again, and nothing after it.
+                    Err(error) if received.is_some() && error.is_damage() => {
+                        tracing::error!(user.id = %user_id, %error, "messages for a user's devices are lost");
+                        Ok(())
+                    }
                     Err(error) => Err(error),
                 }
             }

@@ -57,6 +57,12 @@ pub trait Entropy: Send + Sync + 'static {
     }
 }
 
+/// Whether a moment has come that is never more than `longest_ms` ahead. If it is, the clock was set back meanwhile, and waiting for
+/// it would take as long as that jump.
+pub(crate) fn has_come(at_ms: u64, now_ms: u64, longest_ms: u64) -> bool {
+    at_ms <= now_ms || at_ms - now_ms > longest_ms
+}
+
 /// Clock and randomness of one server.
 #[derive(Clone)]
 pub struct Env {
@@ -128,6 +134,16 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn nothing_waits_for_a_clock_that_was_set_back() {
+        let now_ms = 1_000_000;
+        for (at_ms, expected) in
+            [(now_ms, true), (now_ms + 1, false), (now_ms + 500, false), (now_ms + 501, true)]
+        {
+            assert_eq!(has_come(at_ms, now_ms, 500), expected, "{at_ms}");
+        }
+    }
 
     #[test]
     fn a_seed_decides_everything_that_is_drawn() {

@@ -136,6 +136,18 @@ pub enum FederationError {
 }
 
 impl FederationError {
+    /// Whether the server works, and only has no good answer to this one request.
+    pub(crate) fn concerns_request(&self) -> bool {
+        match self {
+            Self::Status { status, .. } => {
+                *status == StatusCode::INTERNAL_SERVER_ERROR
+                    || (status.is_client_error() && *status != StatusCode::TOO_MANY_REQUESTS)
+            }
+            Self::TooLarge { .. } | Self::BadBody(_) => true,
+            _ => false,
+        }
+    }
+
     /// The kind of failure, for metrics.
     pub(crate) fn cause(&self) -> &'static str {
         match self {

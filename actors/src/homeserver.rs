@@ -16,6 +16,7 @@ use storage::{Signal, Storage, StoreError, schema};
 use tokio::sync::mpsc;
 
 use crate::{
+    background::outlive_panics,
     delayed::DelayedEvents,
     destination::{DestinationActor, DestinationShared, Outbox},
     directory::{ClassConfig, Directory, DirectoryActor, Handle, Stats},
@@ -27,6 +28,7 @@ use crate::{
     metrics::{ActorClasses, Extremities, Metrics},
     notices::NoticeConfig,
     push::{PushGateway, Pushing},
+    resume::Resuming,
     retention::{Retention, RetentionConfig},
     room::{
         Erasures, MembershipAction, MembershipChange, RoomActor, RoomError, RoomHandle, RoomShared,
@@ -115,6 +117,7 @@ struct Inner {
     delayed: DelayedEvents,
     pushing: Pushing,
     retention: Retention,
+    resuming: Resuming,
     conversation: ConversationConfig,
     searching: Arc<Searching>,
 }
@@ -184,13 +187,14 @@ impl Homeserver {
             session_shared,
             users: UserDirectory::start(&room_shared),
             room_shared,
-            sweeping: parking_lot::Mutex::new(Some(tokio::spawn(media.clone().keep_sweeping()))),
+            sweeping: parking_lot::Mutex::new(Some(tokio::spawn(sweep(media.clone())))),
             media,
             federation,
             metrics,
             delayed: DelayedEvents::new(config.conversation.delay_max),
             pushing: Pushing::new(config.push),
             retention: Retention::new(),
+            resuming: Resuming::new(),
             conversation: config.conversation,
             searching,
         }));
@@ -198,40 +202,6 @@ impl Homeserver {
         tokio::spawn(effects::follow_guest_access(homeserver.downgrade(), closed));
         homeserver.resume();
         homeserver
-    }
-
-    /// Takes up, in the background, what was under way when the server stopped.
-    fn resume(&self) {
-        self.0.delayed.start(self);
-        self.room_shared().txns.start();
-        let homeserver = self.clone();
-        self.session_shared().spawn(async move {
-            if let Err(error) = homeserver.resume_effects().await {
-                tracing::error!(%error, "cannot take up what was under way before the restart");
-            }
-        });
-        self.0.retention.start(self);
-        if let Some(federation) = self.federation() {
-            federation.run(self);
-            let homeserver = self.clone();
-            tokio::spawn(async move {
-                if let Err(error) = homeserver.resume_staged().await {
-                    tracing::error!(%error, "cannot deal with events that were received before the restart");
-                }
-            });
-            let homeserver = self.clone();
-            tokio::spawn(async move {
-                if let Err(error) = homeserver.resume_mending().await {
-                    tracing::error!(%error, "cannot read what the states of rooms lack");
-                }
-            });
-            let homeserver = self.clone();
-            tokio::spawn(async move {
-                if let Err(error) = homeserver.resume_partial_joins().await {
-                    tracing::error!(%error, "cannot complete rooms that were joined before the restart");
-                }
-            });
-        }
     }
 
     /// This server's name.
@@ -294,6 +264,11 @@ impl Homeserver {
     /// The task that purges old messages.
     pub(crate) fn retention(&self) -> &Retention {
         &self.0.retention
+    }
+
+    /// The task that takes up again what could not be done.
+    pub(crate) fn resuming(&self) -> &Resuming {
+        &self.0.resuming
     }
 
     /// Events that are sent later.
@@ -479,6 +454,7 @@ impl Homeserver {
 
     /// Passivates all actors and closes the store; what was acknowledged is durable already.
     pub async fn shutdown(&self) {
+        self.0.resuming.stop().await;
         self.0.delayed.stop().await;
         self.0.pushing.stop().await;
         self.0.retention.stop().await;
@@ -500,4 +476,9 @@ impl Homeserver {
             tracing::error!(%error, "the store did not close cleanly");
         }
     }
+}
+
+/// Removes media that nobody needs, for as long as the server runs.
+async fn sweep(media: MediaRepository) {
+    outlive_panics("the removal of media", || media.clone().keep_sweeping()).await;
 }

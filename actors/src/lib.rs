@@ -25,6 +25,7 @@ mod primitives {
 pub mod presence;
 pub mod push;
 pub mod reports;
+mod resume;
 pub mod retention;
 pub mod room;
 pub mod search;

@@ -83,6 +83,7 @@ impl Homeserver {
         }
         self.prepare_sender(&sender, &config).await?;
         let room = self.notice_room(user, &sender, &config).await?;
+        self.tag_notices(user, &room).await?;
         self.invite_to_notices(&room, user, &sender).await?;
         let content = json!({ "msgtype": "m.server_notice", "server_notice_type": TYPE, "body": body });
         let draft = Draft {
@@ -137,10 +138,18 @@ impl Homeserver {
         };
         batch.put(&schema::NOTICE_ROOMS, user, &room_id);
         self.storage().commit(batch).await.map_err(NoticeError::Commit)?;
-        let info = to_raw_value(&Map::new()).map_err(|error| RoomError::Invalid(error.to_string()))?;
-        let tag = SessionChange::SetTag(room_id.clone(), TAG.to_owned(), info.into());
-        self.session(user).await?.change(tag).await?;
         Ok(self.room(&room_id).await?)
+    }
+
+    /// Gives the room its tag, unless it has it: the server may have ended, or the user taken it away, since the room was made.
+    async fn tag_notices(&self, user: &UserId, room: &RoomHandle) -> Result<(), NoticeError> {
+        let (session, room_id) = (self.session(user).await?, room.snapshot().room_id.clone());
+        if session.tags(&room_id).contains_key(TAG) {
+            return Ok(());
+        }
+        let info = to_raw_value(&Map::new()).map_err(|error| RoomError::Invalid(error.to_string()))?;
+        session.change(SessionChange::SetTag(room_id, TAG.to_owned(), info.into())).await?;
+        Ok(())
     }
 
     async fn create_notice_room(

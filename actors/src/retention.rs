@@ -60,7 +60,7 @@ impl Retention {
     pub(crate) fn start(&self, homeserver: &Homeserver) {
         let Some(every) = homeserver.conversation().retention.every else { return };
         let homeserver = homeserver.clone();
-        self.task.start(homeserver.purge_now_and_then(every));
+        self.task.keep(move || homeserver.clone().purge_now_and_then(every));
     }
 
     /// Ends the task.

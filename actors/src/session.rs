@@ -280,6 +280,10 @@ impl DirectoryActor for SessionActor {
     fn arguments(key: &OwnedUserId, context: &Arc<SessionShared>, meter: Meter) -> Self::Arguments {
         (key.clone(), context.clone(), meter)
     }
+
+    fn is_damage(error: &(dyn std::error::Error + 'static)) -> bool {
+        error.downcast_ref::<SessionError>().is_some_and(SessionError::is_damage)
+    }
 }
 
 impl ActiveSession {

@@ -70,6 +70,9 @@ pub enum SlidingError {
     /// A room cannot be read.
     #[error(transparent)]
     Room(#[from] RoomError),
+    /// What happened last is not durable yet, and may never be: the disk is slow, or full.
+    #[error("what happened last is not stored yet; try again")]
+    Late,
 }
 
 /// What `pos` says.
@@ -137,6 +140,7 @@ impl From<SyncError> for SlidingError {
         match error {
             SyncError::Session(error) => Self::Session(error),
             SyncError::Room(error) => Self::Room(error),
+            SyncError::Late => Self::Late,
         }
     }
 }
@@ -149,7 +153,7 @@ impl Homeserver {
         loop {
             let session = self.session(&request.user_id).await?;
             let mut changes = session.view().subscribe();
-            let upto = self.caught_up(session.view().latest()).await;
+            let upto = self.caught_up(session.view().latest()).await?;
             let base = self.base(&session, request)?;
             let data = session.data();
             if let Some((outcome, looked_at)) = &mut idle

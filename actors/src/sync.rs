@@ -13,6 +13,7 @@ mod room;
 mod state;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
@@ -69,7 +70,13 @@ pub enum SyncError {
     /// A room cannot be read.
     #[error(transparent)]
     Room(#[from] RoomError),
+    /// What happened last is not durable yet, and may never be: the disk is slow, or full.
+    #[error("what happened last is not stored yet; try again")]
+    Late,
 }
+
+/// How long it may take until what was marked is durable.
+const SETTLE_MAX: Duration = Duration::from_secs(10);
 
 /// How long a waiting request trusts one view: that of a crashed session hears of nothing any more.
 pub(crate) const VIEW_MAX: Duration = Duration::from_secs(10);
@@ -89,10 +96,11 @@ impl Homeserver {
     /// Answers with what changed, waiting for it up to the request's time-out.
     pub async fn sync(&self, request: &SyncRequest) -> Result<SyncResponse, SyncError> {
         let deadline = Instant::now() + request.timeout;
+        let request = &*self.with_known_token(request);
         loop {
             let session = self.session(&request.user_id).await?;
             let mut changes = session.view().subscribe();
-            let mut upto = self.caught_up(session.view().latest()).await;
+            let mut upto = self.caught_up(session.view().latest()).await?;
             let since = request.since.unwrap_or_default();
             let must_answer = request.since.is_none() || request.full_state || request.inbox_since.is_some();
             if must_answer || session.view().latest() > since {
@@ -104,7 +112,7 @@ impl Homeserver {
                         break (pass, rooms);
                     }
                     // Who left just now is told so in this response, and the next one must not tell it again.
-                    upto = self.caught_up(newest.unwrap_or(upto)).await;
+                    upto = self.caught_up(newest.unwrap_or(upto)).await?;
                 };
                 let response = pass.build(&rooms).await?;
                 if must_answer || !response.is_empty() {
@@ -122,6 +130,17 @@ impl Homeserver {
                 }
             }
         }
+    }
+
+    /// The request, without a token that this store has not given: it comes from a time after the backup that the store was restored
+    /// from, so that nothing is known of what the client has, and nothing it acknowledges was sent yet.
+    fn with_known_token<'a>(&self, request: &'a SyncRequest) -> Cow<'a, SyncRequest> {
+        // What was given is never above the watermark.
+        if request.since.max(request.inbox_since) <= Some(self.storage().watermark()) {
+            return Cow::Borrowed(request);
+        }
+        tracing::info!(user.id = %request.user_id, "a client has a sync token from the future; it starts over");
+        Cow::Owned(SyncRequest { since: None, inbox_since: None, ..request.clone() })
     }
 
     /// Whether a room's entry is an invite from somebody whom the user ignores.
@@ -171,10 +190,15 @@ impl Homeserver {
 
     /// Waits until what is marked as changed is below the watermark, and returns the watermark.
     ///
-    /// Marks come a moment before the watermark; only earlier commits that are under way lie between.
-    pub(crate) async fn caught_up(&self, marked: Position) -> Position {
-        let mut watermark = self.storage().watermark_changed();
-        watermark.wait_for(|reached| *reached >= marked).await
+    /// Marks come a moment before the watermark; only earlier commits that are under way lie between. If one of those fails, the
+    /// watermark stays below the mark for good.
+    pub(crate) async fn caught_up(&self, marked: Position) -> Result<Position, SyncError> {
+        let watermark = self.storage().watermark();
+        if watermark >= marked {
+            return Ok(watermark);
+        }
+        let reached = tokio::time::timeout(SETTLE_MAX, self.storage().reached(marked)).await;
+        reached.ok().flatten().ok_or(SyncError::Late)
     }
 }
 

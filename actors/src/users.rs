@@ -30,6 +30,7 @@ use tokio::sync::Notify;
 
 use self::words::{wanted, words};
 use crate::{
+    background::outlive_panics,
     homeserver::Homeserver,
     room::{RoomError, RoomShared, content_string, join_rule, membership_of},
 };
@@ -112,7 +113,9 @@ impl UserDirectory {
         let directory =
             Arc::new(Self { shared: shared.clone(), taken_in: Signal::new(0), task: Mutex::default() });
         let own = directory.clone();
-        *directory.task.lock() = Some(tokio::spawn(async move { own.run().await }));
+        *directory.task.lock() = Some(tokio::spawn(async move {
+            outlive_panics("the user directory", || own.run()).await;
+        }));
         directory
     }
 
@@ -154,7 +157,13 @@ impl UserDirectory {
                 if self.shared.changed_rooms.is_stopping() {
                     return Ok(());
                 }
-                self.take_in(*room).await?;
+                match self.take_in(*room).await {
+                    // One room must not keep the others out.
+                    Err(RoomError::Read(error)) if error.is_damage() => {
+                        tracing::error!(room = room.0, %error, "the user directory lacks a room that cannot be read");
+                    }
+                    result => result?,
+                }
             }
             match rows.last() {
                 Some((room, _)) if rows.len() == ROOMS_PAGE => range = range.after(room),

@@ -388,7 +388,7 @@ pub enum Backend {
 pub enum Durability {
     /// It does.
     Always,
-    /// A crash of the machine may lose the last second.
+    /// A crash of the machine may lose the last second; with sled one of the process does, too.
     Interval,
 }
 

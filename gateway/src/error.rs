@@ -109,6 +109,11 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", message).with("retry_after_ms", 2000)
     }
 
+    /// 503 `M_UNKNOWN`: the store does not keep up, or takes nothing any more.
+    pub fn late(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", message).with("retry_after_ms", 5000)
+    }
+
     /// 500 `M_UNKNOWN`: the cause is logged with a reference, and only the reference is returned.
     pub fn internal(cause: &dyn std::fmt::Display) -> Self {
         let reference = next_reference();
@@ -246,7 +251,7 @@ fn remote(error: FederationError) -> ApiError {
 impl From<ActivateError> for ApiError {
     fn from(error: ActivateError) -> Self {
         match error {
-            ActivateError::Failed(_) => Self::internal(&error),
+            ActivateError::Failed(_) | ActivateError::Damaged(_) => Self::internal(&error),
             ActivateError::Late | ActivateError::BackingOff { .. } | ActivateError::Stopping => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", error.to_string())
             }
@@ -265,6 +270,7 @@ impl From<SyncError> for ApiError {
         match error {
             SyncError::Session(error) => error.into(),
             SyncError::Room(error) => error.into(),
+            SyncError::Late => Self::late(error.to_string()),
         }
     }
 }

@@ -19,8 +19,9 @@ use actors::{
 };
 use anyhow::Context;
 use storage::{
-    Storage, Store,
+    Direction, KeyRange, Storage, Store,
     backend::{Backend, Files},
+    schema,
 };
 use tokio::net::UnixListener;
 
@@ -66,8 +67,11 @@ pub struct Running {
     acme: Option<Acme>,
 }
 
-/// Replaces the signing key of a stopped server; returns the new one's ID.
+/// Replaces the signing key of a stopped server, or makes one in place of one that is lost; returns the new one's ID.
 pub async fn rotate_signing_key(options: &Options) -> anyhow::Result<String> {
+    if !options.data_dir.join("store").exists() {
+        anyhow::bail!("there is no server in {}", options.data_dir.display());
+    }
     // Whoever holds the store is the only one that may sign.
     let store = open_store(options).await.context("the server must be stopped first")?;
     let keys = signing::rotate(&options.data_dir, &OsEntropy, SystemClock.now_ms());
@@ -119,6 +123,7 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
         let token = secret_file(&options.data_dir.join("registration-token"), || env.entropy.token(32))?;
         registration.tokens.push(token);
     }
+    check_signing_key(&options, &storage).await?;
     let keys = signing::load(&options.data_dir, &*env.entropy)?;
     let signing_key = Arc::new(keys.signing);
     let federation = match options.federation {
@@ -228,18 +233,54 @@ fn backend(options: &Options) -> Backend {
 
 /// The content of a file that only its user can read, made on first use.
 pub(crate) fn secret_file(path: &Path, make: impl FnOnce() -> String) -> anyhow::Result<String> {
-    use std::{io::Write, os::unix::fs::OpenOptionsExt};
+    if let Some(text) = secret(path)? {
+        return Ok(text);
+    }
+    let text = make();
+    write_secret(path, &text).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(text)
+}
+
+/// What a file holds, if anything: an empty one may be left of a start that was cut short.
+pub(crate) fn secret(path: &Path) -> anyhow::Result<Option<String>> {
     match std::fs::read_to_string(path) {
-        Ok(text) => Ok(text.trim().to_owned()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let text = make();
-            let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-            writeln!(file, "{text}")?;
-            file.sync_all()?;
-            Ok(text)
-        }
+        Ok(text) => Ok(Some(text.trim().to_owned()).filter(|text| !text.is_empty())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
+}
+
+/// Writes a file that only its user can read: whole or, if the machine stops meanwhile, not at all.
+pub(crate) fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
+    use std::{fs, io::Write, os::unix::fs::OpenOptionsExt};
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    // What was cut short before.
+    let _ = fs::remove_file(&new);
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    writeln!(file, "{text}")?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        Some(folder) => fs::File::open(folder)?.sync_all(),
+        None => fs::File::open(".")?.sync_all(),
+    }
+}
+
+/// Refuses to go on without the key of a server that others know by it.
+async fn check_signing_key(options: &Options, storage: &Storage) -> anyhow::Result<()> {
+    if signing::exists(&options.data_dir)? {
+        return Ok(());
+    }
+    let accounts = storage.range(&schema::ACCOUNTS, KeyRange::all(), Direction::Ascending, 1).await?;
+    if !accounts.is_empty() {
+        anyhow::bail!(
+            "there are accounts, but no signing.key in {}: restore it from a backup; if it is lost, \
+             `ganglion rotate-signing-key` makes a new one, which other servers may take for an impostor's",
+            options.data_dir.display()
+        );
+    }
+    Ok(())
 }
 
 impl Running {

@@ -2,18 +2,14 @@
 //!
 //! Spec: server-server API, "Publishing Keys".
 
-use std::{
-    fs::{File, OpenOptions},
-    io::Write,
-    path::Path,
-};
+use std::{fs::OpenOptions, io::Write, path::Path};
 
 use actors::{env::Entropy, federation::OldKey};
-use anyhow::{Context, bail};
+use anyhow::Context;
 use engine::pdu::SigningKey;
 use ruma::serde::{Base64, base64::Standard};
 
-use crate::serve::secret_file;
+use crate::serve::{secret, secret_file, write_secret};
 
 /// The present key.
 const FILE: &str = "signing.key";
@@ -27,6 +23,11 @@ pub struct Keys {
     pub signing: SigningKey,
     /// Signed them before.
     pub old: Vec<OldKey>,
+}
+
+/// Whether there is a key.
+pub fn exists(data_dir: &Path) -> anyhow::Result<bool> {
+    Ok(secret(&data_dir.join(FILE))?.is_some())
 }
 
 /// Reads the keys; makes one on the first start, in a file that only its user can read.
@@ -47,23 +48,18 @@ pub fn load(data_dir: &Path, entropy: &dyn Entropy) -> anyhow::Result<Keys> {
     Ok(Keys { signing, old })
 }
 
-/// Replaces the present key by a new one. The old one's public half stays published, so that what it signed holds.
+/// Replaces the present key by a new one. The old one's public half stays published, so that what it signed holds; where there is
+/// none any more, nothing does.
 pub fn rotate(data_dir: &Path, entropy: &dyn Entropy, now_ms: u64) -> anyhow::Result<Keys> {
-    let path = data_dir.join(FILE);
-    if !path.exists() {
-        bail!("there is no {}", path.display());
+    if exists(data_dir)? {
+        let Keys { signing, .. } = load(data_dir, entropy)?;
+        let version = signing.id().replace("ed25519:", "");
+        let mut old = OpenOptions::new().create(true).append(true).open(data_dir.join(OLD_FILE))?;
+        writeln!(old, "ed25519 {version} {} {now_ms}", signing.public_key())?;
+        old.sync_all()?;
+        let path = data_dir.join(FILE);
+        write_secret(&path, &new_key(entropy)).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    let Keys { signing, .. } = load(data_dir, entropy)?;
-    let version = signing.id().replace("ed25519:", "");
-    let mut old = OpenOptions::new().create(true).append(true).open(data_dir.join(OLD_FILE))?;
-    writeln!(old, "ed25519 {version} {} {now_ms}", signing.public_key())?;
-    old.sync_all()?;
-    let replacement = data_dir.join("signing.key.new");
-    // What a rotation that was cut short left.
-    let _ = std::fs::remove_file(&replacement);
-    secret_file(&replacement, || new_key(entropy))?;
-    std::fs::rename(&replacement, &path)?;
-    File::open(data_dir)?.sync_all()?;
     load(data_dir, entropy)
 }
 
@@ -99,8 +95,7 @@ mod tests {
     fn a_rotation_keeps_what_was_signed_before() {
         let folder = tempfile::tempdir().unwrap();
         let entropy = SeededEntropy::new(1);
-        assert!(rotate(folder.path(), &entropy, 1).is_err(), "there is no key yet");
-        let first = load(folder.path(), &entropy).unwrap();
+        let first = rotate(folder.path(), &entropy, 1).unwrap();
         assert!(first.old.is_empty());
         assert_eq!(load(folder.path(), &entropy).unwrap().signing.id(), first.signing.id());
         let second = rotate(folder.path(), &entropy, 1_000).unwrap();
@@ -128,6 +123,26 @@ mod tests {
         let second = rotate(folder.path(), &entropy, 6).unwrap();
         assert_ne!(second.signing.id(), first.id());
         assert!(second.old.iter().all(|old| old.id == first.id()));
+    }
+
+    #[test]
+    fn a_start_that_was_cut_short_leaves_no_empty_secret() {
+        let folder = tempfile::tempdir().unwrap();
+        let entropy = SeededEntropy::new(1);
+        for name in [FILE, "registration-token"] {
+            std::fs::write(folder.path().join(name), "\n").unwrap();
+            std::fs::write(folder.path().join(format!("{name}.new")), "ed2").unwrap();
+        }
+        assert!(!exists(folder.path()).unwrap());
+        let made = load(folder.path(), &entropy).unwrap();
+        assert!(exists(folder.path()).unwrap());
+        assert_eq!(load(folder.path(), &entropy).unwrap().signing.id(), made.signing.id());
+        let token = folder.path().join("registration-token");
+        assert_eq!(secret_file(&token, || "sesame".to_owned()).unwrap(), "sesame");
+        assert_eq!(secret_file(&token, || "another".to_owned()).unwrap(), "sesame");
+        assert!(!folder.path().join("registration-token.new").exists());
+        let mode = std::fs::metadata(token).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
     }
 
     #[test]

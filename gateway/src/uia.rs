@@ -270,8 +270,10 @@ pub async fn is_password_of(app: &App, user_id: &UserId, password: String) -> Ap
     Ok(app.passwords().verify(password, hash).await?)
 }
 
-/// Whether a registration token is one of the configured ones; compared in constant time.
+/// Whether a registration token is one of the configured ones; compared in constant time. An empty one never is, whatever the
+/// configuration says.
 pub fn is_registration_token(app: &App, given: &str) -> bool {
     let tokens = &app.settings().registration.tokens;
-    tokens.iter().fold(false, |found, token| found | bool::from(token.as_bytes().ct_eq(given.as_bytes())))
+    let is_equal = |token: &str| bool::from(token.as_bytes().ct_eq(given.as_bytes()));
+    !given.is_empty() && tokens.iter().fold(false, |found, token| found | is_equal(token))
 }

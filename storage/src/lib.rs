@@ -192,6 +192,13 @@ impl Storage {
         self.sequencer.watermark()
     }
 
+    /// Waits until the watermark has reached a position; none if it does not get there any more, since a commit failed.
+    pub async fn reached(&self, position: Position) -> Option<Position> {
+        let mut watermark = self.watermark_changed();
+        let is_over = |reached: &Position| *reached >= position || self.sequencer.is_frozen();
+        Some(watermark.wait_for(is_over).await).filter(|reached| *reached >= position)
+    }
+
     /// A watcher of the watermark.
     pub fn watermark_changed(&self) -> Watcher<Position> {
         self.sequencer.changed()

@@ -124,7 +124,15 @@ impl Sequencer {
     ///
     /// After a failed commit it must not pass positions that may, or may not, turn out to be stored.
     pub(crate) fn freeze(&self) {
-        self.lock().frozen = true;
+        let mut state = self.lock();
+        state.frozen = true;
+        // Whoever waits for a higher watermark learns that it does not come.
+        self.changed.set(self.watermark());
+    }
+
+    /// Whether the watermark stays where it is.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.lock().frozen
     }
 
     /// Moves the watermark; under the lock, so that it never goes back.

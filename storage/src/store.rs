@@ -175,6 +175,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether it is about one row, which stays as it is, and not about the store.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Key { .. } | Self::Value { .. })
+    }
+
     pub(crate) fn backend(
         backend: &'static str,
         source: impl std::error::Error + Send + std::marker::Sync + 'static,

@@ -304,6 +304,10 @@ impl TextIndex {
         })
     }
 
+    /// Changes the index with its writer.
+    ///
+    /// A writer that failed is let go of: it may have lost threads, and would drop what it is given without a word. The next one
+    /// begins at the last commit, and so has whoever makes the index.
     fn write(&self, write: impl FnOnce(&IndexWriter) -> Result<(), TantivyError>) -> Result<(), TextError> {
         let mut open = self.open.lock();
         let writer = if let Some(writer) = open.writer.take() {
@@ -315,19 +319,21 @@ impl TextIndex {
             writer.set_merge_policy(Box::new(policy));
             writer
         };
-        let written = write(&writer);
+        write(&writer)?;
         open.writer = Some(writer);
-        Ok(written?)
+        Ok(())
     }
 
     /// Makes all changes so far durable and visible, with how far whoever makes the index has come.
     pub fn commit(&self, cursor: Position) -> Result<(), TextError> {
         self.write(|_| Ok(()))?;
         let mut open = self.open.lock();
-        if let Some(writer) = &mut open.writer {
+        // Put back only once it has succeeded, see `write`.
+        if let Some(mut writer) = open.writer.take() {
             let mut commit = writer.prepare_commit()?;
             commit.set_payload(&cursor.0.to_string());
             commit.commit()?;
+            open.writer = Some(writer);
         }
         open.reader.reload()?;
         open.cursor = cursor;
@@ -534,6 +540,25 @@ mod tests {
         assert!(found(&index, &query("tea")).is_empty());
         assert_eq!(found(&index, &query("coffee")), [2]);
         assert_eq!(index.with_source(ShortEventId(9)).unwrap(), [ShortEventId(2)]);
+    }
+
+    #[test]
+    fn after_a_commit_that_failed_nothing_that_is_put_again_is_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = filled(folder.path());
+        let (place, elsewhere) = (folder.path().join(FORMAT), folder.path().join("elsewhere"));
+        std::fs::rename(&place, &elsewhere).unwrap();
+        let fails = |index: &TextIndex| {
+            index.put(&document(6, 1, "alice", "coffee")).and_then(|()| index.commit(Position(6)))
+        };
+        assert!(fails(&index).is_err());
+        std::fs::rename(&elsewhere, &place).unwrap();
+        assert_eq!(index.cursor(), Position(5));
+        for event in [6, 7] {
+            index.put(&document(event, 1, "alice", "coffee")).unwrap();
+            index.commit(Position(event)).unwrap();
+        }
+        assert_eq!(found(&index, &query("coffee")), [7, 6]);
     }
 
     #[test]

@@ -28,6 +28,29 @@ async fn a_first_sync_has_everything_and_the_next_one_only_what_is_new() {
     assert_eq!(next["rooms"]["join"][&room]["state"]["events"], json!([]));
 }
 
+/// As after the restore of a backup: the server does not know of what it told the client since.
+#[tokio::test]
+async fn a_token_from_the_future_begins_anew_and_acknowledges_nothing() {
+    let server = Server::start().await;
+    let (alice, bob) = (server.client("alice").await, server.client("bob").await);
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.join(&room).await.ok();
+    alice.say(&room, "1", "hello").await;
+    let messages = json!({ "messages": { &bob.user_id: { "*": { "text": "tea" } } } });
+    alice.put("/_matrix/client/v3/sendToDevice/m.test/1", &messages).await.ok();
+    let of_test =
+        |events: &Value| events.as_array().is_some_and(|events| events[0]["content"]["text"] == "tea");
+    for since in ["s1_9000000000000", "s2_9000000000000_8000000000000"] {
+        let sync = bob.sync(&format!("since={since}&timeout=0")).await;
+        assert_eq!(bodies(&sync["rooms"]["join"][&room]), ["hello"], "{since}");
+        assert!(of_test(&sync["to_device"]["events"]), "{since}: {sync}");
+    }
+    let path = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync?timeout=0";
+    let request = json!({ "extensions": { "to_device": { "enabled": true, "since": "s1_9000000000000" } } });
+    let sync = bob.post(path, &request).await.ok();
+    assert!(of_test(&sync["extensions"]["to_device"]["events"]), "{sync}");
+}
+
 #[tokio::test]
 async fn a_waiting_sync_is_woken_by_a_message() {
     let server = Server::start().await;

@@ -21,14 +21,14 @@ use tokio::{
     time::Instant,
 };
 
-use super::{DestinationActor, DestinationMessage, Ephemeral, Outgoing, transaction::Outcome};
-use crate::{
-    directory::{Directory, Place},
-    room::{RoomStore, StoredEvent},
-};
+use super::{Ephemeral, Outgoing, transaction::Outcome};
+use crate::room::{RoomStore, StoredEvent};
 
 /// Rows that are read at a time when the server starts.
 const PAGE: usize = 500;
+
+/// A destination is told again after this long what it was not told of.
+const MISSED_PAUSE: Duration = Duration::from_secs(2);
 
 /// Something for destinations.
 pub enum Announcement {
@@ -58,6 +58,33 @@ impl Drop for UnderWay {
     }
 }
 
+/// An event on its way to a destination's actor. One that does not arrive is noted as missed when this is dropped.
+pub struct Handed {
+    outgoing: Outgoing,
+    /// Where it is noted; nowhere once it has arrived.
+    way: Option<(Arc<Outbox>, OwnedServerName)>,
+}
+
+impl Handed {
+    pub(super) fn new(outgoing: Outgoing, outbox: Arc<Outbox>, server: OwnedServerName) -> Self {
+        Self { outgoing, way: Some((outbox, server)) }
+    }
+
+    /// It has arrived.
+    pub(super) fn take(mut self) -> Outgoing {
+        self.way = None;
+        self.outgoing.clone()
+    }
+}
+
+impl Drop for Handed {
+    fn drop(&mut self) {
+        if let Some((outbox, server)) = self.way.take() {
+            outbox.note_missed(&server, [self.outgoing.clone().news()]);
+        }
+    }
+}
+
 /// What others are to be told of presence.
 #[derive(Default)]
 pub(crate) struct PresenceNews {
@@ -80,6 +107,8 @@ pub struct Outbox {
     dispatcher: Option<mpsc::UnboundedSender<Announcement>>,
     /// How many destinations have yet to take note of each event.
     open: Mutex<BTreeMap<Position, usize>>,
+    /// Events of which destinations were not told, by room and position; their rows in `OUTBOX` are still there.
+    missed: Mutex<BTreeMap<OwnedServerName, Vec<(OwnedRoomId, Position)>>>,
     /// Servers that did not take the last transaction.
     backing_off: DashMap<OwnedServerName, DestinationRecord>,
     /// Servers with a transaction on its way, or of which nobody has taken note yet how it ended.
@@ -106,6 +135,7 @@ impl Outbox {
                 storage,
                 dispatcher,
                 open: Mutex::default(),
+                missed: Mutex::default(),
                 backing_off: DashMap::new(),
                 under_way: Arc::default(),
                 noted_lists: watch::Sender::new(Position(0)),
@@ -249,6 +279,24 @@ impl Outbox {
         self.dispatch(Announcement::Orphan(server, outcome));
     }
 
+    /// Notes that a destination was not told of events. It is told soon, or when it next starts.
+    pub(super) fn note_missed(
+        &self,
+        server: &ServerName,
+        news: impl IntoIterator<Item = (OwnedRoomId, Position)>,
+    ) {
+        let mut news = news.into_iter().peekable();
+        if news.peek().is_some() {
+            self.missed.lock().entry(server.to_owned()).or_default().extend(news);
+            self.retry_after(server, MISSED_PAUSE);
+        }
+    }
+
+    /// The events of which a destination was not told; it takes note of them now.
+    pub(super) fn take_missed(&self, server: &ServerName) -> Vec<(OwnedRoomId, Position)> {
+        self.missed.lock().remove(server).unwrap_or_default()
+    }
+
     fn dispatch(&self, announcement: Announcement) {
         if let Some(dispatcher) = &self.dispatcher {
             // Without a dispatcher the server is shutting down; what is durable is sent after the restart.
@@ -292,7 +340,15 @@ impl Outbox {
             let Some((last, _)) = rows.last() else { return Ok(()) };
             range = KeyRange::all().after(last);
             for (position, record) in rows {
-                let event: Arc<StoredEvent> = store.event(record.event).await?;
+                let event: Arc<StoredEvent> = match store.event(record.event).await {
+                    Ok(event) => event,
+                    // It cannot be sent, and must not keep the others from being sent.
+                    Err(error) if error.is_damage() => {
+                        tracing::error!(room.id = %record.room_id, %error, "an event is not sent to other servers");
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
                 let residents = self.residents(event.room).await?;
                 let mut servers = self.others(residents.iter());
                 servers.extend(record.also);
@@ -329,93 +385,5 @@ impl Outbox {
         servers.sort();
         servers.dedup();
         Ok(servers)
-    }
-}
-
-/// Hands announcements to the destinations, in order, and wakes those that are to be tried again; ends with the outbox.
-pub async fn dispatch(
-    mut announcements: mpsc::UnboundedReceiver<Announcement>,
-    destinations: Directory<DestinationActor>,
-) {
-    let mut retries = Retries::default();
-    loop {
-        let next = retries.next();
-        let announcement = tokio::select! {
-            biased;
-            announcement = announcements.recv() => announcement,
-            () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
-                if let Some(server) = retries.pop() {
-                    tell(&destinations, server, DestinationMessage::RetryDue).await;
-                }
-                continue;
-            }
-        };
-        let Some(announcement) = announcement else { return };
-        match announcement {
-            Announcement::Retry(server, due) => retries.set(server, due),
-            Announcement::Orphan(server, outcome) => {
-                tell(&destinations, server, |place| DestinationMessage::Orphan(outcome, place)).await;
-            }
-            Announcement::Pdu(outgoing, servers) => {
-                for server in servers {
-                    let outgoing = outgoing.clone();
-                    tell(&destinations, server, |place| DestinationMessage::Pdu(outgoing, place)).await;
-                }
-            }
-            Announcement::Edu(edu, servers) => {
-                for server in servers {
-                    let edu = edu.clone();
-                    tell(&destinations, server, |place| DestinationMessage::Edu(edu, place)).await;
-                }
-            }
-            Announcement::Queued(servers) => {
-                for server in servers {
-                    tell(&destinations, server, DestinationMessage::Queued).await;
-                }
-            }
-            Announcement::Alive(server) => tell(&destinations, server, DestinationMessage::Alive).await,
-        }
-    }
-}
-
-/// When each server is to be tried again.
-#[derive(Default)]
-struct Retries {
-    by_server: BTreeMap<OwnedServerName, Instant>,
-    by_time: BTreeSet<(Instant, OwnedServerName)>,
-}
-
-impl Retries {
-    fn set(&mut self, server: OwnedServerName, due: Instant) {
-        if let Some(before) = self.by_server.insert(server.clone(), due) {
-            self.by_time.remove(&(before, server.clone()));
-        }
-        self.by_time.insert((due, server));
-    }
-
-    fn next(&self) -> Option<Instant> {
-        self.by_time.first().map(|(due, _)| *due)
-    }
-
-    fn pop(&mut self) -> Option<OwnedServerName> {
-        let (_, server) = self.by_time.pop_first()?;
-        self.by_server.remove(&server);
-        Some(server)
-    }
-}
-
-async fn tell(
-    destinations: &Directory<DestinationActor>,
-    server: OwnedServerName,
-    message: impl FnOnce(Place) -> DestinationMessage,
-) {
-    // What a destination misses here it finds in the store when it next starts.
-    match destinations.get(&server).await {
-        Ok(handle) => {
-            if let Err(error) = handle.cast(message) {
-                tracing::warn!(destination = %server, %error, "a destination is not told of something to send");
-            }
-        }
-        Err(error) => tracing::warn!(destination = %server, %error, "a destination does not start"),
     }
 }

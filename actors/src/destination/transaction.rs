@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use engine::id::{Position, TimelineIndex};
+use engine::id::{Position, ShortEventId, TimelineIndex};
 use http::Method;
 use ruma::{CanonicalJsonValue, OwnedRoomId, OwnedServerName, RoomId, ServerName};
 use serde::Deserialize;
@@ -15,7 +15,7 @@ use storage::{Direction, KeyRange, schema};
 use super::{Destination, DestinationShared, Outgoing, ephemeral::Taken, outbox::UnderWay};
 use crate::{
     federation::{FederationError, FederationRequest},
-    room::{ReadError, StoredEvent},
+    room::{ReadError, RoomStore, StoredEvent},
 };
 
 /// PDUs in one transaction, at most, by the specification.
@@ -148,14 +148,33 @@ async fn missed(
     let rows = shared.storage.range(&schema::TIMELINE, range, Direction::Ascending, 4 * PDUS_MAX).await?;
     let is_all = rows.len() < 4 * PDUS_MAX;
     let shorts: Vec<_> = rows.into_iter().map(|(_, short)| short).collect();
-    let mut events = store.events(&shorts).await?;
+    let mut events = readable(store, &shorts).await?;
     events.retain(|event| event.pdu.sender().server_name() == shared.server_name);
     if is_all && events.len() <= PDUS_MAX {
         return Ok(events);
     }
     let Some(record) = shared.storage.get(&schema::ROOMS, &room).await? else { return Ok(Vec::new()) };
     let newest = record.tips.len().saturating_sub(PDUS_MAX);
-    store.events(&record.tips[newest..]).await
+    readable(store, &record.tips[newest..]).await
+}
+
+/// Those of some events that can be read: one that is damaged must not keep a server from all others for good.
+async fn readable(store: &RoomStore, shorts: &[ShortEventId]) -> Result<Vec<Arc<StoredEvent>>, ReadError> {
+    match store.events(shorts).await {
+        Err(error) if error.is_damage() => {}
+        events => return events,
+    }
+    let mut events = Vec::new();
+    for short in shorts {
+        match store.event(*short).await {
+            Ok(event) => events.push(event),
+            Err(error) if error.is_damage() => {
+                tracing::error!(event = short.0, %error, "an event is not sent to other servers");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(events)
 }
 
 #[derive(Deserialize)]

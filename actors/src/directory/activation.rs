@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use ractor::{Actor, ActorRef};
+use ractor::{Actor, ActorRef, SpawnErr};
 use tracing::Instrument;
 
 use super::{DirectoryActor, Inner, Phase, Slot, handle::Lease, supervisor::SupervisorMessage};
@@ -18,6 +18,9 @@ pub enum ActivateError {
     /// Its start failed.
     #[error("{0}")]
     Failed(String),
+    /// Its start failed for what is in its rows, so that the next one fails, too.
+    #[error("{0}")]
+    Damaged(String),
     /// The start, or the end of the actor before, takes too long.
     #[error("it did not start in time")]
     Late,
@@ -119,8 +122,15 @@ impl<A: DirectoryActor> Inner<A> {
                 }
             }
             Err(error) => {
-                if matches!(error, ActivateError::Failed(_) | ActivateError::Late) {
-                    self.note_crash(&slot.key, &error.to_string());
+                match &error {
+                    ActivateError::Failed(_) | ActivateError::Late => {
+                        self.note_crash(&slot.key, &error.to_string());
+                    }
+                    // Nothing is gained by waiting, and whoever asks is told what is wrong.
+                    ActivateError::Damaged(reason) => {
+                        tracing::error!(class = A::CLASS, key = %slot.key, reason, "an actor's rows are damaged");
+                    }
+                    ActivateError::BackingOff { .. } | ActivateError::Stopping => {}
                 }
                 if slot.gate.close() {
                     self.free(slot, Phase::Failed(error));
@@ -147,6 +157,9 @@ impl<A: DirectoryActor> Inner<A> {
         let started = tokio::time::timeout(start_max, start).await;
         match started {
             Ok(Ok((actor, _))) => Ok(actor),
+            Ok(Err(SpawnErr::StartupFailed(error))) if A::is_damage(&*error) => {
+                Err(ActivateError::Damaged(error.to_string()))
+            }
             Ok(Err(error)) => Err(ActivateError::Failed(error.to_string())),
             Err(_) => Err(ActivateError::Late),
         }

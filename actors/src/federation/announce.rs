@@ -42,9 +42,9 @@ impl Homeserver {
         let mut noted = self.outbox().noted_lists();
         loop {
             let newest = *noted.borrow_and_update();
-            self.caught_up(newest).await;
+            let is_durable = self.caught_up(newest).await.is_ok();
             let is_done = match self.announce_noted().await {
-                Ok(is_done) => is_done,
+                Ok(is_done) => is_done && is_durable,
                 Err(error) => {
                     tracing::error!(%error, "cannot read what changed of devices");
                     false

@@ -23,7 +23,7 @@ use storage::{
 use tokio::sync::Mutex;
 
 use super::FederationError;
-use crate::homeserver::Homeserver;
+use crate::{env::has_come, homeserver::Homeserver};
 
 /// Keys are believed this long, whatever their server says.
 const VALID_MAX_MS: u64 = 7 * 24 * 3600 * 1000;
@@ -45,6 +45,9 @@ const RETRY_FIRST_MS: u64 = 2000;
 
 /// Doublings of that after one failure after another: about an hour at most.
 const DOUBLINGS_MAX: u32 = 11;
+
+/// A server is never left alone for longer.
+const PAUSE_MAX_MS: u64 = RETRY_FIRST_MS << DOUBLINGS_MAX;
 
 /// Failures after which a server seems gone, so that nothing waits for its keys any more: a quarter of a minute or more.
 const SILENCES_MAX: u32 = 3;
@@ -313,7 +316,7 @@ impl Homeserver {
     /// Asks a server for its keys, unless that was done just now; returns what it published.
     async fn ask_server(&self, server: &ServerName, known: &mut Known) -> Option<CanonicalJsonObject> {
         let now_ms = self.env().clock.now_ms();
-        if now_ms < known.ask_again_ms {
+        if !has_come(known.ask_again_ms, now_ms, PAUSE_MAX_MS) {
             return None;
         }
         let answer = match self.remote(server) {
@@ -381,7 +384,7 @@ impl Homeserver {
         for server in servers.iter().filter(|server| **server != *self.server_name()) {
             let known = federation.keys.of(server);
             let mut known = known.lock().await;
-            if known.ask_notaries_again_ms <= now_ms {
+            if has_come(known.ask_notaries_again_ms, now_ms, ASK_AGAIN_MS) {
                 known.ask_notaries_again_ms = now_ms + ASK_AGAIN_MS;
                 missing.insert(server.clone());
             }

@@ -16,7 +16,8 @@ use super::{
     spaces::KnownSpaces,
 };
 use crate::{
-    destination::{Announcement, DestinationActor, DestinationShared, dispatch},
+    background::outlive_panics,
+    destination::{Announcement, DestinationActor, DestinationShared, Dispatcher},
     directory::{ClassConfig, Directory, Stats},
     federation::FederationClient,
     homeserver::Homeserver,
@@ -64,7 +65,13 @@ impl Federation {
         config: FederationConfig,
     ) -> Self {
         let destinations = Directory::start(shared.clone(), config.destinations).await;
-        let dispatcher = tokio::spawn(dispatch(announcements, destinations.clone()));
+        let dispatcher = Dispatcher::new(announcements, destinations.clone(), shared.outbox.clone());
+        // Locked by one run after the other.
+        let dispatcher = tokio::sync::Mutex::new(dispatcher);
+        let dispatcher = tokio::spawn(async move {
+            outlive_panics("the sending to other servers", || async { dispatcher.lock().await.run().await })
+                .await;
+        });
         let resuming = tokio::spawn(resume(shared.clone()));
         Self {
             shared,
@@ -89,12 +96,18 @@ impl Federation {
     pub(crate) fn run(&self, homeserver: &Homeserver) {
         let mut tasks = self.tasks.lock();
         let own = homeserver.clone();
-        tasks.push(tokio::spawn(async move { own.announce_device_lists().await }));
+        tasks.push(tokio::spawn(async move {
+            outlive_panics("the announcing of devices", || own.announce_device_lists()).await;
+        }));
         let own = homeserver.clone();
-        tasks.push(tokio::spawn(async move { own.refresh_device_lists().await }));
+        tasks.push(tokio::spawn(async move {
+            outlive_panics("the fetching of device lists", || own.refresh_device_lists()).await;
+        }));
         if self.sends_presence {
             let own = homeserver.clone();
-            tasks.push(tokio::spawn(async move { own.announce_presence().await }));
+            tasks.push(tokio::spawn(async move {
+                outlive_panics("the sending of presence", || own.announce_presence()).await;
+            }));
         }
     }
 

@@ -98,7 +98,7 @@ impl Homeserver {
             let (homeserver, room_id) = (self.clone(), room_id.to_owned());
             // What a shutdown ends is taken up at the next start.
             tokio::spawn(async move {
-                if let Err(error) = homeserver.take_up(&KeyRange::prefix(&(&*room_id,))).await {
+                if let Err(error) = homeserver.take_up(&KeyRange::prefix(&(&*room_id,)), None).await {
                     tracing::warn!(%room_id, %error, "cannot read events that came during a join");
                 }
             });
@@ -186,7 +186,7 @@ impl Homeserver {
                 (Ok(Taken { postponed: Some(reason), .. }), Some(_)) => reason,
                 (Err(error), Some(_)) => error.to_string(),
                 (Err(error), None) => {
-                    tracing::warn!(%room_id, %origin, %error, "cannot take in events; they are kept for the next start");
+                    tracing::warn!(%room_id, %origin, %error, "cannot take in events; they are kept, and tried again later");
                     return Results::new();
                 }
             };
@@ -201,27 +201,32 @@ impl Homeserver {
         results
     }
 
-    /// Takes up what was staged when the server stopped.
-    pub(crate) async fn resume_staged(&self) -> Result<(), RoomError> {
-        self.take_up(&KeyRange::all()).await
+    /// Takes up what was staged up to a position and is not dealt with; answers how many events that are.
+    pub(crate) async fn resume_staged(&self, upto: Position) -> Result<usize, RoomError> {
+        self.take_up(&KeyRange::all(), Some(upto)).await
     }
 
-    /// Deals with staged events.
-    async fn take_up(&self, all: &KeyRange<StagedKey>) -> Result<(), RoomError> {
-        let mut range = all.clone();
+    /// Deals with staged events, but for those that wait for a join.
+    async fn take_up(&self, all: &KeyRange<StagedKey>, upto: Option<Position>) -> Result<usize, RoomError> {
+        let (mut range, mut count) = (all.clone(), 0);
         loop {
             let rows = self.storage().range(&schema::STAGED, range, Direction::Ascending, 500).await?;
-            let Some((last, _)) = rows.last() else { return Ok(()) };
+            let Some((last, _)) = rows.last() else { return Ok(count) };
             range = all.clone().after(last);
             let mut groups = BTreeMap::<(OwnedServerName, OwnedRoomId), Vec<Staged>>::new();
-            for (key, json) in rows {
+            for (key, json) in rows.into_iter().filter(|(key, _)| upto.is_none_or(|upto| key.1 <= upto)) {
                 let Ok(json) = serde_json::from_slice(&json) else { continue };
                 groups.entry((key.2.clone(), key.0.clone())).or_default().push(Staged { key, json });
             }
-            let groups = groups
-                .into_iter()
-                .map(async |((origin, room_id), events)| self.deal_with(&origin, room_id, events).await);
-            join_all(groups).await;
+            let groups = groups.into_iter().map(async |((origin, room_id), events)| {
+                if self.waits_for_join(&room_id).await? {
+                    return Ok(0);
+                }
+                let count = events.len();
+                self.deal_with(&origin, room_id, events).await;
+                Ok::<_, RoomError>(count)
+            });
+            count += join_all(groups).await.into_iter().sum::<Result<usize, _>>()?;
         }
     }
 }

@@ -39,6 +39,9 @@ pub(crate) struct Latest {
     pub(crate) state: Position,
 }
 
+/// So few listeners are not worth a look at whether they are still there.
+const LISTENERS_MIN: usize = 16;
+
 /// A room as the views of its members follow it.
 pub(crate) struct RoomNews {
     room: ShortRoomId,
@@ -47,7 +50,26 @@ pub(crate) struct RoomNews {
     event: AtomicU64,
     state: AtomicU64,
     /// The views that are to be told of the next change.
-    listeners: Mutex<Vec<Weak<SessionView>>>,
+    listeners: Mutex<Listeners>,
+}
+
+/// Views that wait for the next change.
+#[derive(Default)]
+struct Listeners {
+    views: Vec<Weak<SessionView>>,
+    /// Those that are gone are let go of once there are so many.
+    tidy_at: usize,
+}
+
+impl Listeners {
+    fn add(&mut self, view: Weak<SessionView>) {
+        // Sessions come and go in a room in which nothing happens.
+        if self.views.len() >= self.tidy_at {
+            self.views.retain(|view| view.strong_count() > 0);
+            self.tidy_at = LISTENERS_MIN.max(2 * self.views.len());
+        }
+        self.views.push(view);
+    }
 }
 
 impl RoomNews {
@@ -83,7 +105,7 @@ impl RoomNews {
             self.state.fetch_max(position.0, Ordering::Relaxed);
         }
         // The lock orders the positions before the list.
-        let listeners = std::mem::take(&mut *self.listeners.lock());
+        let listeners = std::mem::take(&mut *self.listeners.lock()).views;
         let told: Vec<_> = listeners.iter().filter_map(Weak::upgrade).collect();
         for view in &told {
             view.tell(self);
@@ -93,8 +115,30 @@ impl RoomNews {
 
     /// Puts a view down to be told of the next change; only once until then. The answer is what it has to know.
     pub(crate) fn listen(&self, view: Weak<SessionView>) -> Latest {
-        self.listeners.lock().push(view);
+        self.listeners.lock().add(view);
         let position = |of: &AtomicU64| Position(of.load(Ordering::Relaxed));
         Latest { any: position(&self.any), event: position(&self.event), state: position(&self.state) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::{owned_user_id, room_id};
+
+    use super::*;
+
+    #[test]
+    fn listeners_that_are_gone_do_not_pile_up() {
+        let news = RoomNews::new(ShortRoomId(1), room_id!("!quiet:a.example"));
+        let views: Vec<_> = (0..20).map(|_| SessionView::new(owned_user_id!("@alice:a.example"))).collect();
+        for view in &views {
+            news.listen(Arc::downgrade(view));
+        }
+        for _ in 0..1000 {
+            news.listen(Arc::downgrade(&SessionView::new(owned_user_id!("@bob:a.example"))));
+        }
+        assert!(news.listeners.lock().views.len() <= 64);
+        let everything = Changed { event: true, state: true };
+        assert_eq!(news.change(everything, Position(1)).len(), views.len());
     }
 }

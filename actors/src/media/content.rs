@@ -76,11 +76,20 @@ impl Contents {
         }
         let range = range.start..range.end.min(content.size);
         let options = GetOptions { range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
-        let result = self.objects.get_opts(&place(&content.hash), options).await?;
+        let result = self.objects.get_opts(&place(&content.hash), options).await.map_err(unreadable)?;
         match result.payload {
             GetResultPayload::Stream(stream) => Ok(stream.map(|part| part.map_err(io::Error::other)).boxed()),
             // The crate's own stream of a file reads 8 KiB at a time, each on another thread.
             GetResultPayload::File(file, _) => Ok(read_file(file, result.range).boxed()),
+        }
+    }
+
+    /// Whether the bytes of a hash are in their place.
+    pub(super) async fn has(&self, hash: &ContentHash) -> Result<bool, MediaError> {
+        match self.objects.head(&place(hash)).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -105,7 +114,7 @@ impl Contents {
 
     /// The bytes, for those who read here and there, on a thread that may block.
     pub(super) async fn open(&self, content: &ContentRecord) -> Result<Box<dyn Source>, MediaError> {
-        let result = self.objects.get(&place(&content.hash)).await?;
+        let result = self.objects.get(&place(&content.hash)).await.map_err(unreadable)?;
         match result.payload {
             GetResultPayload::File(file, _) => Ok(Box::new(io::BufReader::new(file))),
             payload @ GetResultPayload::Stream(_) => {
@@ -113,6 +122,17 @@ impl Contents {
                 Ok(Box::new(io::Cursor::new(bytes)))
             }
         }
+    }
+}
+
+/// Why bytes that ought to be there cannot be read; those that are gone are not to be had.
+fn unreadable(error: object_store::Error) -> MediaError {
+    match error {
+        object_store::Error::NotFound { .. } => {
+            tracing::error!(%error, "the bytes of media are gone; restore them from a backup");
+            MediaError::NotFound
+        }
+        error => error.into(),
     }
 }
 

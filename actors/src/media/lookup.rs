@@ -55,7 +55,7 @@ impl MediaRepository {
         if self.is_local(&lookup.server_name) {
             return self.find_local(&lookup.media_id, lookup.timeout, lookup.only_open).await;
         }
-        let record = match self.record(&lookup.server_name, &lookup.media_id).await? {
+        let record = match self.kept_copy(&lookup.server_name, &lookup.media_id).await? {
             Some(record) => record,
             // Whatever comes from there now is not open, unless what arrives is.
             None if !lookup.allow_remote || (lookup.only_open && !self.0.config.is_open) => {
@@ -66,6 +66,22 @@ impl MediaRepository {
         let file = self.media(record.clone(), lookup.only_open, true).await?;
         self.note_use(&lookup.server_name, &lookup.media_id, &record).await;
         Ok(file)
+    }
+
+    /// What is kept of another server's media. A copy whose bytes are gone is none, and is let go of: they can be fetched again.
+    async fn kept_copy(
+        &self,
+        server_name: &ServerName,
+        media_id: &str,
+    ) -> Result<Option<MediaRecord>, MediaError> {
+        let Some(record) = self.record(server_name, media_id).await? else { return Ok(None) };
+        let Some(content) = &record.content else { return Ok(Some(record)) };
+        if self.0.contents.has(&content.hash).await? {
+            return Ok(Some(record));
+        }
+        tracing::warn!(server.name = %server_name, media_id, "the bytes of a copy are gone");
+        self.remove(server_name, media_id).await?;
+        Ok(None)
     }
 
     /// Finds media of this server, as other servers and its own users ask for them.

@@ -8,6 +8,7 @@ use ruma::{OwnedServerName, ServerName};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::RemoteError;
+use crate::env::has_come;
 
 /// Media that are fetched from one server at a time.
 const FETCHES_MAX: usize = 8;
@@ -17,6 +18,9 @@ const BACK_OFF_FIRST: Duration = Duration::from_secs(5);
 
 /// The longest that it is.
 const BACK_OFF_MAX: Duration = Duration::from_secs(10 * 60);
+
+/// The same in milliseconds.
+const BACK_OFF_MAX_MS: u64 = BACK_OFF_MAX.as_secs() * 1000;
 
 /// Servers that are remembered before those that nothing is known of are forgotten.
 const ORIGINS_MAX: usize = 4096;
@@ -52,7 +56,7 @@ impl Origins {
         }
         let origin = self.0.entry(server_name.to_owned()).or_insert_with(|| Arc::new(Origin::new())).clone();
         let until_ms = origin.trouble.lock().until_ms;
-        if now_ms < until_ms {
+        if !has_come(until_ms, now_ms, BACK_OFF_MAX_MS) {
             let seconds = (until_ms - now_ms).div_ceil(1000);
             return Err(RemoteError::Unreachable(format!("it is asked again in {seconds} s")));
         }
@@ -65,7 +69,7 @@ impl Origins {
         let Some(origin) = self.0.get(server_name).map(|origin| origin.clone()) else { return };
         let mut trouble = origin.trouble.lock();
         // Of those that were under way together, the first counts.
-        if now_ms < trouble.until_ms {
+        if !has_come(trouble.until_ms, now_ms, BACK_OFF_MAX_MS) {
             return;
         }
         let wait = BACK_OFF_FIRST.saturating_mul(1 << trouble.failures.min(16)).min(BACK_OFF_MAX);
@@ -108,6 +112,8 @@ mod tests {
         drop(origins.turn(server, now_ms).await.unwrap());
         origins.failed(server, now_ms);
         assert!(origins.turn(server, now_ms).await.is_err());
+        let set_back = now_ms - 900_000;
+        assert!(origins.turn(server, set_back).await.is_ok(), "it waits for a clock that was set back");
         origins.answered(server);
         let turns: Vec<_> = (0..FETCHES_MAX).map(|_| origins.turn(server, now_ms).now_or_never()).collect();
         assert!(turns.iter().all(Option::is_some));

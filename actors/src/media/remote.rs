@@ -22,6 +22,7 @@ use super::{
     origins::Origins,
     thumbnail::{ThumbnailError, Wanted, kind, thumbnail_file},
 };
+use crate::env::has_come;
 
 /// How long another server may say nothing while it sends.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -155,7 +156,7 @@ impl MediaRepository {
         let client = remotes.client.get().ok_or(RemoteError::NotFound)?;
         let now_ms = self.0.env.clock.now_ms();
         if let Some((error, until_ms)) = remotes.missing.get(key)
-            && now_ms < until_ms
+            && !has_come(until_ms, now_ms, MISSING_MS)
         {
             return Err(error.into());
         }
@@ -222,7 +223,7 @@ impl MediaRepository {
         let (server_name, media_id) = (lookup.server_name.clone(), lookup.media_id.clone());
         let kind = kind(&wanted);
         let key = (server_name.clone(), media_id.clone(), kind.clone());
-        if let Some(record) = self.0.storage.get(&schema::REMOTE_THUMBNAILS, &key).await? {
+        if let Some(record) = self.kept_thumbnail(&key).await? {
             return open_thumbnail(record, lookup.only_open);
         }
         if !lookup.allow_remote || (lookup.only_open && !self.0.config.is_open) {
@@ -233,7 +234,7 @@ impl MediaRepository {
         let (repository, timeout) = (self.clone(), lookup.timeout);
         let fetched = tokio::spawn(async move {
             let _flight = flight;
-            if let Some(record) = repository.0.storage.get(&schema::REMOTE_THUMBNAILS, &key).await? {
+            if let Some(record) = repository.kept_thumbnail(&key).await? {
                 return Ok(record);
             }
             let keep = async |content| repository.keep_remote_thumbnail(&key, wanted, content).await;
@@ -241,6 +242,17 @@ impl MediaRepository {
         });
         let record = fetched.await.map_err(|error| MediaError::Files(error.to_string()))??;
         open_thumbnail(record, lookup.only_open)
+    }
+
+    /// What is kept of another server's thumbnail, if its bytes are there.
+    async fn kept_thumbnail(
+        &self,
+        key: &(ruma::OwnedServerName, String, String),
+    ) -> Result<Option<RemoteThumbnailRecord>, MediaError> {
+        match self.0.storage.get(&schema::REMOTE_THUMBNAILS, key).await? {
+            Some(record) if self.0.contents.has(&record.thumbnail.content.hash).await? => Ok(Some(record)),
+            _ => Ok(None),
+        }
     }
 
     async fn keep_remote_thumbnail(

@@ -144,7 +144,12 @@ impl MediaRepository {
         image: ContentRecord,
         wanted: &Wanted,
     ) -> Result<Option<ThumbnailRecord>, MediaError> {
-        Ok(self.0.storage.get(&schema::THUMBNAILS, &(image.hash, kind(wanted).as_str())).await?)
+        let stored = self.0.storage.get(&schema::THUMBNAILS, &(image.hash, kind(wanted).as_str())).await?;
+        match stored {
+            // If its bytes are gone, it is made again.
+            Some(record) if self.0.contents.has(&record.content.hash).await? => Ok(Some(record)),
+            _ => Ok(None),
+        }
     }
 
     async fn make_thumbnail(

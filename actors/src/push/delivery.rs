@@ -31,7 +31,7 @@ const PAGE: usize = 100;
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 
 /// Retries are never further apart than this.
-const RETRY_MAX: Duration = Duration::from_secs(3600);
+pub(super) const RETRY_MAX: Duration = Duration::from_secs(3600);
 
 /// A gateway that has failed for this long is told no more of what happened meanwhile: nobody wants to be woken by it.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(24 * 3600);

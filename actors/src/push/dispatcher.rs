@@ -126,7 +126,8 @@ impl Dispatcher {
             range = KeyRange::all().after(last);
             for ((user_id, app_id, pushkey), cursor) in rows.into_iter().filter(|(_, row)| row.failures > 0) {
                 let wait = Duration::from_millis(cursor.retry_at_ms.saturating_sub(now_ms));
-                self.rest((user_id, PusherKey { app_id, pushkey }), wait);
+                // The clock may have been set back.
+                self.rest((user_id, PusherKey { app_id, pushkey }), wait.min(delivery::RETRY_MAX));
             }
         }
         for (user_id, keys) in users {

@@ -33,6 +33,16 @@ pub enum ReadError {
     Lost(String),
 }
 
+impl ReadError {
+    /// Whether it is about one row, which stays as it is: to read it again does not help.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_damage(),
+            Self::Damaged { .. } | Self::Lost(_) => true,
+        }
+    }
+}
+
 #[derive(Clone)]
 struct EventWeight;
 

@@ -136,7 +136,8 @@ impl Txns {
 
     /// Starts the task that stores filters and removes what is too old.
     pub(crate) fn start(self: &Arc<Self>) {
-        self.task.start(self.clone().keep());
+        let own = self.clone();
+        self.task.keep(move || own.clone().keep());
     }
 
     /// Ends it.

@@ -87,7 +87,10 @@ impl Searching {
         });
         if let Some(index) = searching.index.clone() {
             let own = searching.clone();
-            searching.task.start(async move { own.run(index).await });
+            searching.task.keep(move || {
+                let (own, index) = (own.clone(), index.clone());
+                async move { own.run(index).await }
+            });
         }
         searching
     }
@@ -222,7 +225,12 @@ impl Indexer {
             let read_to = rows.last().map_or(upto, |(short, _)| Position(short.0));
             let mut changes = Vec::new();
             for (short, record) in rows {
-                self.take_in(short, record, &mut changes).await?;
+                match self.take_in(short, record, &mut changes).await {
+                    Err(IndexError::Read(error)) if error.is_damage() => {
+                        tracing::warn!(event = short.0, %error, "an event is left out of the full-text index");
+                    }
+                    result => result?,
+                }
             }
             self.pending += changes.len();
             if !changes.is_empty() {
@@ -312,8 +320,19 @@ impl Indexer {
         changes.push(Change::Delete(short));
         // If it was an edit, the message is found by what it says without it.
         for edited in text::blocking(&self.index, move |index| index.with_source(short)).await? {
-            let edited = self.shared.store.event(edited).await?;
-            changes.push(self.change_to(&edited).await?);
+            let changed = async {
+                let edited = self.shared.store.event(edited).await?;
+                self.change_to(&edited).await
+            };
+            match changed.await {
+                Ok(change) => changes.push(change),
+                // What cannot be read is not to be found by what it says without the edit either.
+                Err(IndexError::Read(error)) if error.is_damage() => {
+                    tracing::warn!(event = edited.0, %error, "an event goes out of the full-text index");
+                    changes.push(Change::Delete(edited));
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     }

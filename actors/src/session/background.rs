@@ -8,7 +8,7 @@ use std::sync::{
 use dashmap::{DashMap, mapref::entry::Entry};
 use futures_util::{StreamExt, stream};
 use parking_lot::Mutex;
-use ruma::OwnedUserId;
+use ruma::{OwnedUserId, RoomId, UserId};
 use tokio::task::JoinSet;
 
 use super::{SessionError, SessionHandle};
@@ -126,11 +126,7 @@ impl Homeserver {
         is_all.into_inner()
     }
 
-    async fn tell_room_of_profile(
-        &self,
-        session: &SessionHandle,
-        room_id: &ruma::RoomId,
-    ) -> Result<(), RoomError> {
+    async fn tell_room_of_profile(&self, session: &SessionHandle, room_id: &RoomId) -> Result<(), RoomError> {
         let mut content = session.data().profile().member_content();
         content.insert("membership".to_owned(), "join".into());
         let draft = engine::pdu::Draft {
@@ -158,15 +154,7 @@ impl Homeserver {
                 .filter(|(_, entry)| ["join", "invite", "knock"].contains(&entry.membership.as_str()));
             stream::iter(inside)
                 .for_each_concurrent(ROOMS_AT_ONCE, async |(room_id, _)| {
-                    let user = session.user_id().to_owned();
-                    let leave = MembershipChange {
-                        sender: user.clone(),
-                        target: user,
-                        action: MembershipAction::Leave,
-                        content: serde_json::Map::new(),
-                    };
-                    let left = async { homeserver.room(&room_id).await?.change_membership(leave).await };
-                    if let Err(error) = left.await {
+                    if let Err(error) = homeserver.leave_for_good(session.user_id(), &room_id).await {
                         tracing::warn!(room.id = %room_id, %error, "a deactivated user did not leave a room");
                         is_all.fetch_and(!may_pass(&error), Ordering::Relaxed);
                     }
@@ -178,10 +166,27 @@ impl Homeserver {
         });
     }
 
+    /// Takes a user out of a room, or rejects an invite or takes back a knock through a server that is in the room.
+    async fn leave_for_good(&self, user: &UserId, room_id: &RoomId) -> Result<(), RoomError> {
+        let room = self.room(room_id).await?;
+        let content = serde_json::Map::new();
+        if self.federates() && !self.is_resident(room_id).await? {
+            let record = room.membership_record(user).await?;
+            return match record.map(|record| record.membership).as_deref() {
+                Some("invite" | "knock") => self.leave_remote(user, room_id, &content).await,
+                // What is left of a room that nobody here is in any more.
+                _ => Ok(()),
+            };
+        }
+        let (sender, target) = (user.to_owned(), user.to_owned());
+        let leave = MembershipChange { sender, target, action: MembershipAction::Leave, content };
+        room.change_membership(leave).await.map(drop)
+    }
+
     /// Deactivates an account for good: no device, no password, no profile; it leaves all rooms.
     ///
     /// Spec: client-server API, "Deactivating accounts".
-    pub async fn deactivate(&self, user_id: &ruma::UserId, erase: bool) -> Result<(), SessionError> {
+    pub async fn deactivate(&self, user_id: &UserId, erase: bool) -> Result<(), SessionError> {
         let session = self.session(user_id).await?;
         session.change(super::SessionChange::Deactivate { erase }).await?;
         self.leave_all_rooms(session);

@@ -117,6 +117,17 @@ pub enum SessionError {
     Activate(ActivateError),
 }
 
+impl SessionError {
+    /// Whether it is about what the account's rows hold: to try again does not help.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged(_) | Self::Activate(ActivateError::Damaged(_)) => true,
+            Self::Store(error) => error.is_damage(),
+            _ => false,
+        }
+    }
+}
+
 impl From<CallError> for SessionError {
     fn from(error: CallError) -> Self {
         match error {

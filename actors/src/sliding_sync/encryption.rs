@@ -19,7 +19,9 @@ impl Turn<'_> {
         }
         let since = match wanted.since.as_deref().filter(|since| !since.is_empty()) {
             Some(since) => match since.parse() {
-                Ok(Token::Sync(since)) => since,
+                Ok(Token::Sync(since)) if since <= self.upto => since,
+                // From a time after the backup that the store was restored from: what comes next was not sent yet.
+                Ok(Token::Sync(_)) => Position(0),
                 _ => return Err(SlidingError::InvalidSince),
             },
             None => Position(0),

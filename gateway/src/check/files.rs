@@ -92,12 +92,13 @@ fn signing_key(report: &mut Report, data_dir: &Path) {
     for name in ["signing.key", "registration-token"] {
         private(report, &data_dir.join(name));
     }
-    if !data_dir.join("signing.key").exists() {
+    if !signing::exists(data_dir).unwrap_or(true) {
         if data_dir.join("store").exists() {
             report.wrong(
                 "signing key",
                 "there is a store, but no signing.key beside it",
-                "restore it from a backup: with a new key other servers take this one for an impostor",
+                "restore it from a backup: with a new key, which `ganglion rotate-signing-key` makes, other servers take this one \
+                 for an impostor",
             );
         }
         return;

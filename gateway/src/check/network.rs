@@ -227,6 +227,8 @@ async fn federation(report: &mut Report, config: &Config) {
 
 /// A client that signs as this server, and the ID of its key.
 fn outbound(config: &Config) -> anyhow::Result<(Outbound, String)> {
+    // A check changes nothing.
+    anyhow::ensure!(signing::exists(&config.data_dir)?, "there is no signing key");
     let keys = signing::load(&config.data_dir, &OsEntropy).context("the signing key cannot be read")?;
     let id = keys.signing.id();
     let options = OutboundOptions {

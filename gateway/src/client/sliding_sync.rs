@@ -90,6 +90,7 @@ impl From<SlidingError> for ApiError {
             SlidingError::InvalidSince => Self::invalid_param(error.to_string()),
             SlidingError::Session(error) => error.into(),
             SlidingError::Room(error) => error.into(),
+            SlidingError::Late => Self::late(error.to_string()),
         }
     }
 }

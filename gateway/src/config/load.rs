@@ -6,7 +6,7 @@ use ruma::ServerName;
 use toml::{Table, Value};
 
 use super::{
-    Config,
+    Config, Tls,
     keys::{self, KEYS},
 };
 
@@ -105,8 +105,26 @@ impl Config {
                     .to_owned(),
             );
         }
-        let Some(tls) = &self.tls else { return Ok(()) };
-        let Some(acme) = &tls.acme else { return Ok(()) };
+        if self.actors.backlog_max == 0 {
+            return Err("actors.backlog_max is 0: the server would refuse whatever it is asked".to_owned());
+        }
+        if self.retention.interval.0.is_zero() {
+            return Err(
+                "retention.interval is 0: set retention.enabled to false to keep all messages".to_owned()
+            );
+        }
+        self.tls.as_ref().map_or(Ok(()), |tls| self.check_tls(tls))
+    }
+
+    fn check_tls(&self, tls: &Tls) -> Result<(), String> {
+        let Some(acme) = &tls.acme else {
+            let lacks = match (&tls.certificate, &tls.private_key) {
+                (Some(_), None) => "private_key",
+                (None, Some(_)) => "certificate",
+                _ => return Ok(()),
+            };
+            return Err(format!("tls.{lacks} is not set: a certificate and its private key go together"));
+        };
         if tls.certificate.is_some() || tls.private_key.is_some() {
             return Err("tls.acme and tls.certificate exclude each other: remove one of them".to_owned());
         }

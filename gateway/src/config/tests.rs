@@ -73,6 +73,11 @@ fn what_is_not_to_be_had_is_refused() {
         ("[tls]\nacme = { domains = ['1.2.3.4'] }", Some("no domain name")),
         ("[tls]\nacme = { domains = ['a.example:8448'] }", Some("no domain name")),
         ("[tls]\nacme = { domains = ['*.a.example'] }", Some("no domain name")),
+        ("[tls]\ncertificate = 'a.pem'", Some("tls.private_key")),
+        ("[tls]\nprivate_key = 'b.pem'", Some("tls.certificate")),
+        ("[tls]\ncertificate = 'a.pem'\nprivate_key = 'b.pem'", None),
+        ("[actors]\nbacklog_max = 0", Some("actors.backlog_max")),
+        ("[retention]\ninterval = '0s'", Some("retention.interval")),
         ("[tls]\nacme = {}\ncertificate = 'a.pem'\nprivate_key = 'b.pem'", Some("exclude each other")),
     ] {
         match (load(&format!("{name}{text}"), &[], Flags::default()), expected) {

@@ -80,7 +80,10 @@ fn nothing_moves_a_frozen_watermark() {
     let sequencer = sequencer();
     drop(reserve(&sequencer, 2));
     let ticket = reserve(&sequencer, 1);
+    let mut changed = sequencer.changed();
     sequencer.freeze();
+    assert!(changed.has_changed() && sequencer.is_frozen(), "who waits for it learns that it stays");
+    assert_eq!(changed.see(), Position(2));
     drop(ticket);
     sequencer.complete(vec![reserve(&sequencer, 1)]);
     assert_eq!(sequencer.watermark(), Position(2));

@@ -1,5 +1,6 @@
 //! Two users on two servers: everything that they do in rooms together.
 
+use reqwest::Method;
 use serde_json::json;
 use tests::{Server, Synapse, segment};
 
@@ -290,6 +291,28 @@ async fn a_new_room_reaches_those_whom_it_invites() {
     let own = events.iter().find(|event| event["state_key"] == bob.id()).unwrap();
     assert_eq!(own["content"]["reason"], "tea");
     bob.0.join(&room).await.ok();
+}
+
+/// Rooms that the user's own server is not in are left through one that is.
+#[tokio::test]
+async fn a_deactivated_user_turns_down_invites_and_takes_back_knocks() {
+    let (one, two) = (Server::start_federating("").await, Server::start_federating("").await);
+    let (alice, bob) = (User(one.client("alice").await), User(two.client("bob").await));
+    let invited = alice.create("11", json!({ "preset": "private_chat" })).await;
+    alice.invite(&invited, &bob).await;
+    bob.is_invited(&invited).await;
+    let rule = json!({ "type": "m.room.join_rules", "content": { "join_rule": "knock" } });
+    let knocked = alice.create("11", json!({ "preset": "private_chat", "initial_state": [rule] })).await;
+    let knock = format!("/_matrix/client/v3/knock/{}?via={}", segment(&knocked), segment(one.name()));
+    bob.0.post(&knock, &json!({})).await.ok();
+    alice.sees(&knocked, &bob, "knock").await;
+    let joined = alice.create("11", json!({})).await;
+    bob.join(&joined, one.name()).await;
+    let path = "/_matrix/client/v3/account/deactivate";
+    bob.0.with_password(Method::POST, path, json!({})).await.ok();
+    for room in [&invited, &knocked, &joined] {
+        alice.sees(room, &bob, "leave").await;
+    }
 }
 
 /// A refusal is not part of what a former member has seen of the room, and yet their clients have to learn of it.

@@ -201,6 +201,30 @@ async fn what_a_replaced_key_signed_still_holds() {
     bob.hears(&room, "signed after").await;
 }
 
+#[tokio::test]
+async fn a_server_that_lost_its_key_does_not_become_another_one_by_itself() {
+    let mut server = Server::start_federating("").await;
+    server.client("alice").await;
+    let (old_id, _) = published_key(&server).await;
+    server.stop().await;
+    let file = server.data_dir().join("signing.key");
+    // Lost, or emptied by a disk that was full.
+    for remains in [None, Some("\n")] {
+        match remains {
+            Some(text) => std::fs::write(&file, text).unwrap(),
+            None => std::fs::remove_file(&file).unwrap(),
+        }
+        let output = server.command(&["user", "list"], "").await;
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && told.contains("rotate-signing-key"), "{told}");
+        assert_eq!(std::fs::read_to_string(&file).ok().as_deref(), remains);
+    }
+    let output = server.command(&["rotate-signing-key"], "").await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    server.restart().await;
+    assert_ne!(published_key(&server).await.0, old_id);
+}
+
 /// The names of the public rooms of `there`, as a user of `here` finds them.
 async fn rooms_of(user: &User, there: &str, filter: Option<&str>) -> Vec<String> {
     let path = format!("/_matrix/client/v3/publicRooms?server={}", segment(there));

@@ -95,6 +95,23 @@ async fn media_of_a_server_that_goes_away_stay_where_they_were_looked_at() {
     assert_eq!(get(&bob, &format!("{DOWNLOAD}/{other_one}")).await.bytes().await.unwrap()[..], [1]);
 }
 
+/// As after the restore of a backup without the media, or with those of an earlier day.
+#[tokio::test]
+async fn bytes_that_are_gone_are_fetched_again_or_not_found() {
+    let (server, other) = (Server::start_federating("").await, Server::start_federating("").await);
+    let (alice, bob) = (server.client("alice").await, other.client("bob").await);
+    let text = alice.upload("text/plain", "", b"tea".to_vec()).await;
+    let image = alice.upload("image/png", "", picture(200, 100, ImageFormat::Png)).await;
+    let thumbnail = format!("{THUMBNAIL}/{image}?width=96&height=96&method=scale");
+    let own = bob.upload("text/plain", "", b"my own".to_vec()).await;
+    for round in 0..2 {
+        assert_eq!(get(&bob, &format!("{DOWNLOAD}/{text}")).await.text().await.unwrap(), "tea", "{round}");
+        assert_eq!(seen(get(&bob, &thumbnail).await).await.0, 96, "{round}");
+        std::fs::remove_dir_all(other.data_dir().join("media/content")).unwrap();
+    }
+    get_fails(&bob, &format!("{DOWNLOAD}/{own}"), 404, "M_NOT_FOUND").await;
+}
+
 #[tokio::test]
 async fn of_what_is_too_large_there_is_a_thumbnail_at_least() {
     let settings = "[media]\nmax_upload_size = \"8 KiB\"\n";

@@ -6,9 +6,9 @@ use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use serde_json::json;
-use tests::{Heard, Presence, Reply, Server, Stranger, free_port, segment};
+use tests::{Client, Heard, Presence, Reply, Server, Stranger, free_port, segment};
 
-use super::{User, eventually};
+use super::{User, eventually, path};
 
 /// A server whose log says what became of transactions, and where it serves its metrics.
 async fn talkative() -> (Server, u16) {
@@ -416,4 +416,87 @@ async fn a_stale_device_list_is_asked_for_once_after_a_restart_and_then_as_its_s
     })
     .await;
     assert!(pause >= 16_000, "{pause} ms");
+}
+
+/// Two users of one server, and what that answers for each; the one comes before the other.
+#[tokio::test]
+async fn a_device_list_that_is_not_given_holds_up_no_other_of_its_server() {
+    let server = Server::start_federating("").await;
+    let alice = User(server.client("alice").await);
+    let room = alice.create("11", json!({})).await;
+    let away = Stranger::start().await;
+    let (ann, bob) =
+        (away.join(&server, &room, "ann").await.user, away.join(&server, &room, "bob").await.user);
+    let known = json!({ "device_keys": { ann.as_str(): {}, bob.as_str(): {} } });
+    let list = json!({ "user_id": bob, "stream_id": 80, "devices": [] });
+    let of = |user: &ruma::UserId| format!("/user/devices/{}", segment(user.as_str()));
+    let (of_ann, of_bob) = (of(&ann), of(&bob));
+    let asked = of_bob.clone();
+    away.on(move |heard| match &heard.uri {
+        uri if uri.contains("/user/keys/query") => Some(Reply::Json(200, known.clone())),
+        uri if uri.contains(&of_ann) => Some(Reply::Json(200, json!({ "stream_id": "nonsense" }))),
+        uri if uri.contains(&of_bob) => Some(Reply::Json(200, list.clone())),
+        _ => None,
+    });
+    let query = json!({ "device_keys": { ann.as_str(): [], bob.as_str(): [] } });
+    alice.0.post("/_matrix/client/v3/keys/query", &query).await.ok();
+    // Updates that follow others, which did not come.
+    let update = |user: &ruma::UserId| {
+        let content = json!({ "user_id": user, "device_id": "PHONE", "stream_id": 78, "prev_id": [77] });
+        json!({ "edu_type": "m.device_list_update", "content": content })
+    };
+    let body = json!({
+        "origin": away.name(), "origin_server_ts": 1, "pdus": [], "edus": [update(&ann), update(&bob)],
+    });
+    away.put(&server, "/_matrix/federation/v1/send/update", body).await.ok();
+    eventually("the other list is asked for", async || (!away.heard(&asked).is_empty()).then_some(())).await;
+}
+
+/// Sends something, again and again while the room is too busy.
+async fn say_at_last(alice: Client, room: String, text: String) {
+    let path = path(&room, &format!("send/m.room.message/{}", segment(&text)));
+    let content = json!({ "msgtype": "m.text", "body": text });
+    loop {
+        let answer = alice.put(&path, &content).await;
+        if answer.status == 200 {
+            return;
+        }
+        assert!([429, 503].contains(&answer.status), "{}", answer.body);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_busy_destination_was_not_told_of_goes_out_without_a_restart() {
+    let (mut server, _) = talkative().await;
+    let alice = User(server.client("alice").await);
+    let stranger = Stranger::start().await;
+    let mut rooms = Vec::new();
+    for _ in 0..12 {
+        let room = alice.create("11", json!({})).await;
+        stranger.join(&server, &room, "bob").await;
+        rooms.push(room);
+    }
+    server.set("actors.backlog_max", "1");
+    server.restart().await;
+    let mut said = Vec::new();
+    for round in 0..30 {
+        let texts: Vec<_> = (0..rooms.len()).map(|number| format!("{round} {number}")).collect();
+        let sends: Vec<_> = rooms
+            .iter()
+            .zip(&texts)
+            .map(|(room, text)| tokio::spawn(say_at_last(alice.0.clone(), room.clone(), text.clone())))
+            .collect();
+        for send in sends {
+            send.await.unwrap();
+        }
+        said.extend(texts);
+        if server.log().contains("a destination is not told of something to send") {
+            break;
+        }
+    }
+    assert!(server.log().contains("a destination is not told"), "the destination kept up with everything");
+    for text in said {
+        gets(&stranger, &text).await;
+    }
 }

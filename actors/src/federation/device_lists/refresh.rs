@@ -14,6 +14,7 @@ use storage::{
 
 use super::{DEVICES_MAX, PAGE, cross_signing_key, device};
 use crate::{
+    env::has_come,
     federation::{FederationError, remote::encode, unsent::forget_unsent_edus},
     homeserver::Homeserver,
     session::SessionError,
@@ -24,6 +25,9 @@ const RETRY_FIRST: Duration = Duration::from_secs(2);
 
 /// Attempts are never further apart than this.
 const RETRY_MAX: Duration = Duration::from_secs(3600);
+
+/// The same in milliseconds, with the fifth that chance may add.
+const DELAY_MAX_MS: u64 = RETRY_MAX.as_secs() * 1200;
 
 /// Users who departed are let go of this often, at least.
 const ROUND_MAX: Duration = Duration::from_secs(60);
@@ -65,8 +69,9 @@ impl Homeserver {
         let mut back_offs = BTreeMap::new();
         let mut sweep_at_ms = 0;
         loop {
-            if sweep_at_ms <= self.env().clock.now_ms() {
-                sweep_at_ms = self.env().clock.now_ms() + SWEEP_EVERY_MS;
+            let now_ms = self.env().clock.now_ms();
+            if has_come(sweep_at_ms, now_ms, SWEEP_EVERY_MS) {
+                sweep_at_ms = now_ms + SWEEP_EVERY_MS;
                 if let Err(error) = self.forget_received_messages().await {
                     tracing::error!(%error, "cannot let go of the IDs of old to-device messages");
                 }
@@ -114,7 +119,7 @@ impl Homeserver {
             }
         }
         let is_due = |server: &OwnedServerName| {
-            back_offs.get(server).is_none_or(|back_off| back_off.retry_at_ms <= now_ms)
+            back_offs.get(server).is_none_or(|back_off| has_come(back_off.retry_at_ms, now_ms, DELAY_MAX_MS))
         };
         let due: Vec<_> = by_server.into_iter().filter(|(server, _)| is_due(server)).collect();
         let fetches = due.into_iter().map(|(server, users)| async move {
@@ -150,15 +155,25 @@ impl Homeserver {
         Ok(next_ms.map_or(ROUND_MAX, |at_ms| Duration::from_millis(at_ms.saturating_sub(now_ms).max(50))))
     }
 
+    /// Fetches the stale lists of a server's users, or lets go of them.
+    ///
+    /// A server that cannot be reached is asked no further; one that answers badly for one user may answer well for the others.
     async fn refresh_lists_of(&self, server: &ServerName, users: Vec<OwnedUserId>) -> Result<(), Unfetched> {
+        let mut outcome = Ok(());
         for user_id in users {
-            if self.shares_room_with(&user_id).await? {
-                self.refresh_device_list(server, &user_id).await?;
-            } else {
+            if !self.shares_room_with(&user_id).await? {
                 self.forget_device_list(&user_id).await?;
+                continue;
+            }
+            match self.refresh_device_list(server, &user_id).await {
+                Err(Unfetched::Remote(error)) if error.concerns_request() => {
+                    tracing::debug!(user.id = %user_id, %error, "a device list was not given");
+                    outcome = Err(error.into());
+                }
+                result => result?,
             }
         }
-        Ok(())
+        outcome
     }
 
     async fn refresh_device_list(&self, server: &ServerName, user_id: &OwnedUserId) -> Result<(), Unfetched> {
