@@ -27,6 +27,50 @@ async fn registration_needs_authentication_and_a_free_name() {
     assert_eq!(free["available"], true);
 }
 
+/// Local user IDs have no capitals, so that they are no other user's.
+#[tokio::test]
+async fn capitals_in_a_user_name_make_no_difference() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let [localpart, user_id] = ["Alice".to_owned(), alice.user_id.replace("alice", "ALICE")];
+    for user in [localpart, user_id] {
+        let identifier = json!({ "type": "m.id.user", "user": user });
+        let mut proof =
+            json!({ "type": "m.login.password", "identifier": identifier, "password": alice.password() });
+        let login = alice.post("/_matrix/client/v3/login", &proof).await.ok();
+        assert_eq!(login["user_id"], alice.user_id);
+        let mut body = json!({ "devices": [login["device_id"]] });
+        let challenge = alice.post("/_matrix/client/v3/delete_devices", &body).await;
+        proof["session"] = challenge.body["session"].clone();
+        body["auth"] = proof;
+        alice.post("/_matrix/client/v3/delete_devices", &body).await.ok();
+    }
+}
+
+/// Clients of before r0.4.0 say `user` where there is an `identifier` now.
+#[tokio::test]
+async fn a_proof_may_name_the_user_in_the_former_way() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let third_party = json!({ "client_secret": "secret", "sid": "1" });
+    for (path, mut body, status) in [
+        ("account/password", json!({ "new_password": alice.password() }), 200),
+        // It goes as far as there is something to add.
+        ("account/3pid/add", third_party, 403),
+    ] {
+        let path = format!("/_matrix/client/v3/{path}");
+        let challenge = alice.post(&path, &body).await;
+        let auth = |user: &str| {
+            let session = &challenge.body["session"];
+            json!({ "type": "m.login.password", "user": user, "password": alice.password(), "session": session })
+        };
+        body["auth"] = auth("mallory");
+        assert_eq!(alice.post(&path, &body).await.status, 401, "{path}");
+        body["auth"] = auth(&alice.user_id);
+        assert_eq!(alice.post(&path, &body).await.status, status, "{path}");
+    }
+}
+
 #[tokio::test]
 async fn tokens_work_until_they_are_logged_out() {
     let server = Server::start().await;
