@@ -158,6 +158,8 @@ struct Session {
     offered: Vec<Stage>,
     completed: Vec<Stage>,
     started_ms: u64,
+    /// The account that was registered with it.
+    registered: Option<OwnedUserId>,
 }
 
 impl Session {
@@ -175,7 +177,15 @@ pub struct Pending {
     pub is_passed: bool,
 }
 
-/// The sessions under way.
+/// A session that was passed; it is good for nothing further, unless what it was for is noted.
+pub struct Passed {
+    id: String,
+    session: Session,
+    /// Whether the client knows it.
+    is_known: bool,
+}
+
+/// The sessions under way, and those with which accounts were registered lately.
 #[derive(Default)]
 pub struct Sessions(Mutex<BTreeMap<String, Session>>);
 
@@ -205,8 +215,26 @@ impl Sessions {
             offered: challenge.flows.concat(),
             completed: Vec::new(),
             started_ms: now_ms,
+            registered: None,
         };
         (env.entropy.token(24), session)
+    }
+
+    /// Notes what account was registered with a session, whose client may not get to know it.
+    pub fn note_registered(&self, passed: Passed, user_id: &UserId) {
+        let Passed { id, mut session, is_known } = passed;
+        if is_known {
+            session.completed.clear();
+            session.registered = Some(user_id.to_owned());
+            self.put(id, session);
+        }
+    }
+
+    /// The account that was registered with the session of this ID, until that expires.
+    pub fn registered(&self, id: &str, env: &Env) -> Option<OwnedUserId> {
+        let sessions = self.0.lock();
+        let session = sessions.get(id).filter(|session| session.is_alive(env.clock.now_ms()))?;
+        session.registered.clone()
     }
 
     /// A stage of the session of this ID, if the session has it and has not expired.
@@ -233,9 +261,9 @@ impl Sessions {
 }
 
 /// Lets a request through whose sender has passed one of the challenge's flows.
-pub async fn pass(app: &App, auth: Option<&AuthData>, challenge: &Challenge<'_>) -> Result<(), Refusal> {
-    let id = auth.and_then(AuthData::session);
-    let (id, mut session) = app.uia().take(id, challenge, app.homeserver().env());
+pub async fn pass(app: &App, auth: Option<&AuthData>, challenge: &Challenge<'_>) -> Result<Passed, Refusal> {
+    let given = auth.and_then(AuthData::session);
+    let (id, mut session) = app.uia().take(given, challenge, app.homeserver().env());
     let failure = match auth {
         Some(auth) => match attempt(app, auth, challenge).await? {
             Attempt::Passed(stage) => {
@@ -251,7 +279,8 @@ pub async fn pass(app: &App, auth: Option<&AuthData>, challenge: &Challenge<'_>)
     };
     let is_done = |flow: &&[Stage]| flow.iter().all(|stage| session.completed.contains(stage));
     if failure.is_none() && challenge.flows.iter().any(is_done) {
-        return Ok(());
+        let is_known = given == Some(id.as_str());
+        return Ok(Passed { id, session, is_known });
     }
     let names = |stages: &[Stage]| stages.iter().map(|stage| stage.name()).collect::<Vec<_>>();
     let flows: Vec<_> = challenge.flows.iter().map(|flow| json!({ "stages": names(flow) })).collect();

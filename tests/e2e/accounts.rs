@@ -19,12 +19,35 @@ async fn registration_needs_authentication_and_a_free_name() {
     let body = json!({ "username": "alice", "password": "secret", "auth": auth });
     let answer = nobody.post("/_matrix/client/v3/register", &body).await.ok();
     assert_eq!(answer["user_id"], "@alice:localhost");
-    nobody.post("/_matrix/client/v3/register", &body).await.is(400, "M_USER_IN_USE");
+    let unknown = json!({ "username": "alice", "password": "secret", "auth": { "type": "m.login.dummy" } });
+    nobody.post("/_matrix/client/v3/register", &unknown).await.is(400, "M_USER_IN_USE");
     let body = json!({ "username": "not valid", "auth": { "type": "m.login.dummy" } });
     nobody.post("/_matrix/client/v3/register", &body).await.is(400, "M_INVALID_USERNAME");
     nobody.get("/_matrix/client/v3/register/available?username=alice").await.is(400, "M_USER_IN_USE");
     let free = nobody.get("/_matrix/client/v3/register/available?username=bob").await.ok();
     assert_eq!(free["available"], true);
+}
+
+/// Spec: "User-interactive API in the REST API": who retries the last stage gets the result.
+#[tokio::test]
+async fn a_registration_whose_answer_was_lost_is_answered_again() {
+    let server = Server::start().await;
+    let nobody = server.anonymous();
+    let register = "/_matrix/client/v3/register";
+    for name in [Some("alice"), None] {
+        let mut body = json!({ "username": name, "password": "secret" });
+        let challenge = nobody.post(register, &body).await;
+        body["auth"] = json!({ "type": "m.login.dummy", "session": challenge.body["session"] });
+        let lost = nobody.post(register, &body).await.ok();
+        let again = nobody.post(register, &body).await.ok();
+        assert_eq!(lost["user_id"], again["user_id"]);
+        let mut client = server.anonymous();
+        client.log_in_as(&again);
+        client.get("/_matrix/client/v3/account/whoami").await.ok();
+        body["username"] = client.localpart().into();
+        body["password"] = "another".into();
+        nobody.post(register, &body).await.is(400, "M_USER_IN_USE");
+    }
 }
 
 /// Local user IDs have no capitals, so that they are no other user's.
