@@ -82,7 +82,7 @@ use self::{
     token::TokenCache,
     unread::{PushEvents, UnreadCache},
 };
-pub(crate) use self::{ignored::IGNORED_USERS, keys::merge_signatures};
+pub(crate) use self::{ignored::IGNORED_USERS, keys::merge_signatures, profile::is_text_field};
 use crate::{
     directory::{DirectoryActor, Meter},
     env::Env,

@@ -172,16 +172,20 @@ impl Homeserver {
         }
     }
 
-    /// The profile of a local user, active or not.
+    /// The profile of a local user, whose session may be active or not; deactivated accounts have none.
     pub async fn profile(&self, user_id: &UserId) -> Result<Profile, SessionError> {
         let shared = self.session_shared();
-        if let Some(published) = shared.published.get(user_id).map(|published| published.clone()) {
-            return Ok(published.data.load().profile().clone());
-        }
-        match self.storage().get(&schema::ACCOUNTS, user_id).await? {
-            Some(_) => shared.load_profile(&user_id.to_owned()).await,
-            None => Err(SessionError::NotFound),
-        }
+        let published = shared.published.get(user_id).map(|published| published.clone());
+        let (profile, is_deactivated) = if let Some(published) = published {
+            let data = published.data.load();
+            (data.profile().clone(), data.account().is_deactivated)
+        } else {
+            let account = self.storage().get(&schema::ACCOUNTS, user_id).await?;
+            let account = account.ok_or(SessionError::NotFound)?;
+            (shared.load_profile(&user_id.to_owned()).await?, account.is_deactivated)
+        };
+        let is_gone = is_deactivated && profile.fields().next().is_none();
+        if is_gone { Err(SessionError::NotFound) } else { Ok(profile) }
     }
 
     /// Sets or removes a profile field; the rooms of the user are told in the background.

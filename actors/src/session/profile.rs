@@ -19,13 +19,14 @@ pub(super) fn check(name: &str, value: &RawValue) -> Result<(), SessionError> {
     if !is_name(name) {
         return Err(SessionError::InvalidProfileKey);
     }
-    if is_text(name) && serde_json::from_str::<String>(value.get()).is_err() {
+    if is_text_field(name) && serde_json::from_str::<String>(value.get()).is_err() {
         return Err(SessionError::Invalid(format!("{name} must be a string")));
     }
     Ok(())
 }
 
-fn is_text(name: &str) -> bool {
+/// Whether a field is a string in every profile.
+pub(crate) fn is_text_field(name: &str) -> bool {
     ["displayname", "avatar_url", "m.tz"].contains(&name)
 }
 
@@ -35,7 +36,7 @@ fn is_name(name: &str) -> bool {
         part.starts_with(|first: char| first.is_ascii_lowercase())
             && part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
     };
-    is_text(name) || (name.contains('.') && name.split('.').all(is_part))
+    is_text_field(name) || (name.contains('.') && name.split('.').all(is_part))
 }
 
 #[cfg(test)]

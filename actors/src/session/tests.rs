@@ -284,7 +284,7 @@ async fn a_deactivated_account_is_empty_and_stays_taken() {
     assert!(world.authenticate(&login.access_token).await.is_err());
     assert!(matches!(alice.log_in(Login::default()).await, Err(SessionError::Deactivated)));
     assert!(matches!(world.homeserver.check_free(alice_id()).await, Err(SessionError::UserInUse)));
-    assert!(world.homeserver.profile(alice_id()).await.unwrap().get("displayname").is_none());
+    assert!(matches!(world.homeserver.profile(alice_id()).await, Err(SessionError::NotFound)));
     assert_eq!(alice.view().room(&room_id).unwrap().membership, "leave");
     let world = world.restarted().await;
     let data = world.session(alice_id()).await.data();
