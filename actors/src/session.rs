@@ -1,7 +1,7 @@
 //! A local user's session: the single writer of the account and all that belongs to it.
 //!
 //! Owns the user's rows in `ACCOUNTS`, `DEVICES`, `TOKENS`, `OPENID_TOKENS`, `LOGIN_TOKENS`, `ACCOUNT_DATA`, `PROFILES`,
-//! `FILTERS`, `PRIVATE_RECEIPTS`, `THREAD_SUBSCRIPTIONS`, `SLIDING_CONNECTIONS` and `PUSHERS`, and all that serves
+//! `PROFILE_WORDS`, `FILTERS`, `PRIVATE_RECEIPTS`, `THREAD_SUBSCRIPTIONS`, `SLIDING_CONNECTIONS` and `PUSHERS`, and all that serves
 //! end-to-end encryption. It exists only for users who have an account. The directory starts it
 //! under the session supervisor and passivates it when it is idle or memory is short; whoever waits in
 //! `/sync` holds a lease on it. A restart costs one read of each of those ranges and of the user's
