@@ -45,7 +45,7 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use engine::id::Position;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
-use ruma::{OwnedDeviceId, OwnedUserId, UserId};
+use ruma::{OwnedDeviceId, OwnedUserId, UserId, presence::PresenceState};
 pub use storage::schema::{AccountRecord, DeviceRecord};
 use storage::{
     CommitError, Storage,
@@ -162,6 +162,21 @@ impl SessionShared {
             return;
         }
         self.rooms.outbox.note_presence(user_id);
+        self.mark_presence(user_id);
+    }
+
+    /// Tells those who share a room with a user of the user's new name or avatar, if the user is there: both are part of
+    /// the presence that clients get, but not of what other servers do.
+    ///
+    /// Spec: client-server API, "Events on Change of Profile Information".
+    fn tell_profile(&self, user_id: &UserId) {
+        if self.presence.of(user_id, self.env.clock.now_ms()).state != PresenceState::Offline {
+            self.mark_presence(user_id);
+        }
+    }
+
+    /// Has the syncs of those who share a room with a user say what the user's presence is.
+    fn mark_presence(&self, user_id: &UserId) {
         let Some(view) = self.hub().session(user_id) else { return };
         // Not durable: the position only orders the change among what sync clients have seen.
         let ticket = self.storage.reserve(1);

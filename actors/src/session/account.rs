@@ -188,7 +188,7 @@ impl Homeserver {
         if is_gone { Err(SessionError::NotFound) } else { Ok(profile) }
     }
 
-    /// Sets or removes a profile field; the rooms of the user are told in the background.
+    /// Sets or removes a profile field; who shares a room with the user is told, the rooms in the background.
     pub async fn set_profile_field(
         &self,
         user_id: &UserId,
@@ -198,6 +198,7 @@ impl Homeserver {
         let session = self.session(user_id).await?;
         session.change(SessionChange::SetProfileField(name.to_owned(), value.map(Into::into))).await?;
         if is_in_rooms(name) {
+            self.session_shared().tell_profile(user_id);
             self.tell_rooms_of_profile(&session);
         }
         Ok(())
@@ -206,6 +207,15 @@ impl Homeserver {
     /// A local user's presence as others see it.
     pub fn presence(&self, user_id: &UserId) -> UserPresence {
         self.session_shared().presence.of(user_id, self.env().clock.now_ms())
+    }
+
+    /// The event that clients get of a user's presence.
+    ///
+    /// It has name and avatar of the local users in memory, as all are who are not offline: nothing is read for it.
+    pub(crate) fn presence_event(&self, presence: &UserPresence) -> Box<RawValue> {
+        let published = self.session_shared().published.get(&presence.user_id);
+        let data = published.map(|published| published.data.load_full());
+        presence.to_event(data.as_ref().map(|data| data.profile()))
     }
 
     /// Notes that a local user did something, if anybody could see it.

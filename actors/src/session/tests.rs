@@ -636,6 +636,19 @@ async fn presence_is_told_to_those_who_share_a_room() {
     let since = world.homeserver.storage().watermark();
     alice.set_presence(PresenceState::Online, Some("here".to_owned()));
     assert!(bob.presence_since(since).is_empty(), "no change, no news");
+    let rename = async |name: &str| {
+        world.homeserver.set_profile_field(alice_id(), "displayname", Some(raw(&json!(name)))).await.unwrap();
+    };
+    rename("Alice").await;
+    let seen = bob.presence_since(since);
+    assert_eq!(seen.len(), 1);
+    let event: Value = serde_json::from_str(world.homeserver.presence_event(&seen[0]).get()).unwrap();
+    assert_eq!(event["content"]["displayname"], "Alice");
+    alice.set_presence(PresenceState::Offline, None);
+    let since = world.homeserver.storage().watermark();
+    rename("Al").await;
+    assert!(bob.presence_since(since).is_empty(), "nobody hears of who is away");
+    world.homeserver.session_shared().finish_background().await;
 }
 
 #[tokio::test(start_paused = true)]
