@@ -17,6 +17,8 @@ use ruma::{
 };
 use serde_json::value::RawValue;
 
+use crate::session::Profile;
+
 /// Without activity for this long an online user is shown as unavailable.
 const IDLE_AFTER_MS: u64 = 5 * 60 * 1000;
 
@@ -292,12 +294,16 @@ pub struct UserPresence {
 }
 
 impl UserPresence {
-    /// The event that clients get.
-    pub fn to_event(&self) -> Box<RawValue> {
+    /// The event that clients get, with name and avatar if the profile is known.
+    ///
+    /// Spec: client-server API, `m.presence`.
+    pub(crate) fn to_event(&self, profile: Option<&Profile>) -> Box<RawValue> {
         let mut content = PresenceEventContent::new(self.state.clone());
         content.status_msg.clone_from(&self.status_msg);
         content.last_active_ago = self.last_active_ago.and_then(|ago| UInt::try_from(ago).ok());
         content.currently_active = (self.state == PresenceState::Online).then_some(self.currently_active);
+        content.displayname = profile.and_then(|profile| profile.text("displayname"));
+        content.avatar_url = profile.and_then(|profile| profile.text("avatar_url")).map(Into::into);
         let event = PresenceEvent { content, sender: self.user_id.clone() };
         serde_json::value::to_raw_value(&event).expect("a presence event serialises")
     }

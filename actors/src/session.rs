@@ -1,7 +1,7 @@
 //! A local user's session: the single writer of the account and all that belongs to it.
 //!
 //! Owns the user's rows in `ACCOUNTS`, `DEVICES`, `TOKENS`, `OPENID_TOKENS`, `LOGIN_TOKENS`, `ACCOUNT_DATA`, `PROFILES`,
-//! `FILTERS`, `PRIVATE_RECEIPTS`, `THREAD_SUBSCRIPTIONS`, `SLIDING_CONNECTIONS` and `PUSHERS`, and all that serves
+//! `PROFILE_WORDS`, `FILTERS`, `PRIVATE_RECEIPTS`, `THREAD_SUBSCRIPTIONS`, `SLIDING_CONNECTIONS` and `PUSHERS`, and all that serves
 //! end-to-end encryption. It exists only for users who have an account. The directory starts it
 //! under the session supervisor and passivates it when it is idle or memory is short; whoever waits in
 //! `/sync` holds a lease on it. A restart costs one read of each of those ranges and of the user's
@@ -45,7 +45,7 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use engine::id::Position;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
-use ruma::{OwnedDeviceId, OwnedUserId, UserId};
+use ruma::{OwnedDeviceId, OwnedUserId, UserId, presence::PresenceState};
 pub use storage::schema::{AccountRecord, DeviceRecord};
 use storage::{
     CommitError, Storage,
@@ -82,7 +82,9 @@ use self::{
     token::TokenCache,
     unread::{PushEvents, UnreadCache},
 };
-pub(crate) use self::{ignored::IGNORED_USERS, keys::merge_signatures, moderation::own_membership};
+pub(crate) use self::{
+    ignored::IGNORED_USERS, keys::merge_signatures, moderation::own_membership, profile::is_text_field,
+};
 use crate::{
     directory::{DirectoryActor, Meter},
     env::Env,
@@ -162,6 +164,21 @@ impl SessionShared {
             return;
         }
         self.rooms.outbox.note_presence(user_id);
+        self.mark_presence(user_id);
+    }
+
+    /// Tells those who share a room with a user of the user's new name or avatar, if the user is there: both are part of
+    /// the presence that clients get, but not of what other servers do.
+    ///
+    /// Spec: client-server API, "Events on Change of Profile Information".
+    fn tell_profile(&self, user_id: &UserId) {
+        if self.presence.of(user_id, self.env.clock.now_ms()).state != PresenceState::Offline {
+            self.mark_presence(user_id);
+        }
+    }
+
+    /// Has the syncs of those who share a room with a user say what the user's presence is.
+    fn mark_presence(&self, user_id: &UserId) {
         let Some(view) = self.hub().session(user_id) else { return };
         // Not durable: the position only orders the change among what sync clients have seen.
         let ticket = self.storage.reserve(1);

@@ -367,7 +367,7 @@ impl Pass<'_> {
             .into_iter()
             .filter(|presence| !ignored.contains(&presence.user_id))
             .filter(|presence| filter::passes_outside_rooms(filter, "m.presence", Some(&presence.user_id)))
-            .map(|presence| presence.to_event())
+            .map(|presence| self.homeserver.presence_event(&presence))
             .collect();
         Ok(events.into())
     }

@@ -6,14 +6,10 @@
 //!
 //! Spec: client-server API, "User Directory" and "Mutual Rooms".
 
+mod find;
 mod words;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    ops::Bound,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, ops::Bound, sync::Arc, time::Duration};
 
 use engine::{
     id::{ShortEventId, ShortRoomId},
@@ -21,17 +17,18 @@ use engine::{
     visibility::HistoryVisibility,
 };
 use parking_lot::Mutex;
-use ruma::{OwnedRoomId, OwnedUserId, UserId};
+use ruma::{OwnedUserId, UserId};
 use storage::{
-    Batch, Direction, KeyRange, Signal, StoreError,
+    Batch, Direction, KeyRange, Signal,
     schema::{self, DirectoryRoomRecord},
 };
 use tokio::sync::Notify;
 
-use self::words::{wanted, words};
+pub use self::find::{FindError, FoundUser};
+pub(crate) use self::words::name_words;
+use self::words::words;
 use crate::{
     background::outlive_panics,
-    homeserver::Homeserver,
     room::{RoomError, RoomShared, content_string, join_rule, membership_of},
 };
 
@@ -40,9 +37,6 @@ const BATCH: usize = 500;
 
 /// Rooms whose heads are read at a time when the server starts.
 const ROOMS_PAGE: usize = 500;
-
-/// Rows that a search looks at, at most.
-const SCAN_MAX: usize = 5000;
 
 /// How long a search waits for changes that the directory has not taken in.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -94,17 +88,6 @@ pub(crate) struct UserDirectory {
     shared: Arc<RoomShared>,
     taken_in: Signal<u64>,
     task: Mutex<Option<tokio::task::JoinHandle<()>>>,
-}
-
-/// A user who was found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FoundUser {
-    /// The user.
-    pub user_id: OwnedUserId,
-    /// Their display name.
-    pub display_name: Option<String>,
-    /// Their avatar.
-    pub avatar_url: Option<String>,
 }
 
 impl UserDirectory {
@@ -330,133 +313,4 @@ impl UserDirectory {
         // Who cannot wait finds what is known.
         let _ = tokio::time::timeout(SETTLE, settled).await;
     }
-}
-
-impl Homeserver {
-    /// The users who match a term and whom a user may find, and whether there are more.
-    ///
-    /// Those share a room with the user, or are in a room that everyone may join or read.
-    ///
-    /// Spec: client-server API, `POST /_matrix/client/v3/user_directory/search`.
-    pub async fn find_users(
-        &self,
-        user_id: &UserId,
-        term: &str,
-        limit: usize,
-    ) -> Result<(Vec<FoundUser>, bool), RoomError> {
-        let wanted = wanted(term);
-        // The longest word is the rarest, most likely.
-        let Some(longest) = wanted.iter().max_by_key(|word| word.len()) else {
-            return Ok((Vec::new(), false));
-        };
-        self.users().settle().await;
-        let own = self.own_rooms(user_id).await?;
-        let upper = format!("{longest}\u{10FFFF}");
-        let range = KeyRange::all().from(&(longest.clone(), String::new(), ShortRoomId(0))).before(&(
-            upper,
-            String::new(),
-            ShortRoomId(0),
-        ));
-        let rows = self.storage().range(&schema::USER_WORDS, range, Direction::Ascending, SCAN_MAX).await?;
-        let mut limited = rows.len() == SCAN_MAX;
-        let mut rooms = BTreeMap::<String, BTreeSet<ShortRoomId>>::new();
-        for ((_, user, room), ()) in rows {
-            rooms.entry(user).or_default().insert(room);
-        }
-        let mut open = BTreeMap::new();
-        let mut found = Vec::new();
-        for (user, rooms) in rooms {
-            let Ok(user) = UserId::parse(user) else { continue };
-            let Some(room) = self.meeting_place(&own, rooms, &mut open).await? else { continue };
-            let user = self.found_user(user, room).await?;
-            let has = words(&user.user_id, user.display_name.as_deref());
-            if wanted.iter().all(|wanted| has.iter().any(|word| word.starts_with(wanted))) {
-                found.push((rank(&user, term), user));
-            }
-        }
-        found.sort_by(|(a, user_a), (b, user_b)| a.cmp(b).then_with(|| user_a.user_id.cmp(&user_b.user_id)));
-        limited |= found.len() > limit;
-        found.truncate(limit);
-        Ok((found.into_iter().map(|(_, user)| user).collect(), limited))
-    }
-
-    /// A room of these that is the searcher's own, or open to all.
-    async fn meeting_place(
-        &self,
-        own: &BTreeMap<ShortRoomId, OwnedRoomId>,
-        rooms: BTreeSet<ShortRoomId>,
-        open: &mut BTreeMap<ShortRoomId, bool>,
-    ) -> Result<Option<ShortRoomId>, RoomError> {
-        if let Some(room) = rooms.iter().find(|room| own.contains_key(room)) {
-            return Ok(Some(*room));
-        }
-        for room in rooms {
-            let is_open = if let Some(is_open) = open.get(&room) {
-                *is_open
-            } else {
-                let record = self.storage().get(&schema::DIRECTORY_ROOMS, &room).await?;
-                record.is_some_and(|record| record.is_open)
-            };
-            open.insert(room, is_open);
-            if is_open {
-                return Ok(Some(room));
-            }
-        }
-        Ok(None)
-    }
-
-    /// A user as they appear in a room.
-    async fn found_user(&self, user_id: OwnedUserId, room: ShortRoomId) -> Result<FoundUser, RoomError> {
-        let member = self.storage().get(&schema::USER_ROOMS, &(&*user_id, room)).await?;
-        let event = match member {
-            Some(event) => Some(self.room_shared().store.event(event).await?),
-            None => None,
-        };
-        let text = |field| event.as_ref().and_then(|event| content_string(&event.pdu, field));
-        Ok(FoundUser { display_name: text("displayname"), avatar_url: text("avatar_url"), user_id })
-    }
-
-    /// The joined rooms of a local user.
-    async fn own_rooms(&self, user_id: &UserId) -> Result<BTreeMap<ShortRoomId, OwnedRoomId>, StoreError> {
-        let all = KeyRange::prefix(&(user_id,));
-        let rows = self.storage().range(&schema::MEMBERSHIPS, all, Direction::Ascending, usize::MAX).await?;
-        let joined = rows.into_iter().filter(|(_, record)| record.membership == "join");
-        Ok(joined.map(|((_, room_id), record)| (record.room, room_id)).collect())
-    }
-
-    /// The rooms that a local user and another one are both joined to, in an order that stays.
-    ///
-    /// Spec: client-server API, `GET /_matrix/client/v1/mutual_rooms`.
-    pub async fn mutual_rooms(
-        &self,
-        user_id: &UserId,
-        other: &UserId,
-    ) -> Result<BTreeMap<ShortRoomId, OwnedRoomId>, RoomError> {
-        let mut own = self.own_rooms(user_id).await?;
-        if other.server_name() != self.server_name() {
-            self.users().settle().await;
-        }
-        let rooms = self.joined_rooms_of(other).await?;
-        Ok(rooms.into_iter().filter_map(|room| own.remove_entry(&room)).collect())
-    }
-
-    /// The rooms that a user is joined to, of whichever server; those of other servers' users as far as they are known.
-    pub(crate) async fn joined_rooms_of(&self, user_id: &UserId) -> Result<Vec<ShortRoomId>, StoreError> {
-        if user_id.server_name() == self.server_name() {
-            return Ok(self.own_rooms(user_id).await?.into_keys().collect());
-        }
-        let all = KeyRange::prefix(&(user_id,));
-        let rows = self.storage().range(&schema::USER_ROOMS, all, Direction::Ascending, usize::MAX).await?;
-        Ok(rows.into_iter().map(|((_, room), _)| room).collect())
-    }
-}
-
-/// Users in the order of their results: those whom the term names, then those who have a name at all.
-fn rank(user: &FoundUser, term: &str) -> (bool, bool, bool) {
-    let term = term.trim().to_lowercase();
-    let localpart = user.user_id.localpart().to_lowercase();
-    let name = user.display_name.as_deref().map(str::to_lowercase);
-    let is_named = term == localpart || term == user.user_id.as_str().to_lowercase();
-    let is_called = name.as_ref().is_some_and(|name| *name == term);
-    (!(is_named || is_called), name.is_none_or(|name| !name.starts_with(&term)), user.display_name.is_none())
 }

@@ -14,6 +14,7 @@ use actors::{
     search::SearchError,
     session::SessionError,
     sync::SyncError,
+    users::FindError,
 };
 use axum::{
     Json,
@@ -367,6 +368,15 @@ impl From<SearchError> for ApiError {
             SearchError::Room(error) => error.into(),
             SearchError::Session(error) => error.into(),
             SearchError::Text(_) | SearchError::Store(_) => Self::internal(&error),
+        }
+    }
+}
+
+impl From<FindError> for ApiError {
+    fn from(error: FindError) -> Self {
+        match error {
+            FindError::Room(error) => error.into(),
+            FindError::Profile(error) => error.into(),
         }
     }
 }

@@ -256,7 +256,7 @@ async fn parse<R: IncomingRequest>(
     let has_body = parts.method != Method::GET && parts.method != Method::HEAD;
     let mut body = if has_body { read_json(&parts.method, body, body_max).await? } else { Bytes::new() };
     if uia::ROUTES.contains(&route(parts)) {
-        body = uia::without_empty_auth(body);
+        body = uia::with_readable_auth(body);
     }
     if route(parts).trim_end_matches('/') == push_rules::ROUTE {
         body = push_rules::with_conditions(body);

@@ -13,7 +13,7 @@ use axum::{
 use http::StatusCode;
 use parking_lot::Mutex;
 use ruma::{
-    OwnedUserId, UserId,
+    OwnedUserId, ServerName, UserId,
     api::client::uiaa::{AuthData, UserIdentifier},
 };
 use serde_json::{Map, Value, json};
@@ -40,21 +40,56 @@ pub const ROUTES: [&str; 6] = [
     "/_matrix/client/v1/login/get_token",
 ];
 
-/// A request's body without an `auth` that says nothing, which some clients begin with, and which ruma takes for a
-/// broken one.
-pub fn without_empty_auth(body: Bytes) -> Bytes {
-    match serde_json::from_slice::<Map<String, Value>>(&body) {
-        Ok(mut request) if request.get("auth").is_some_and(is_empty) => {
-            request.remove("auth");
-            Value::Object(request).to_string().into()
-        }
-        _ => body,
+/// A request's body with its `auth` as ruma reads it.
+pub fn with_readable_auth(body: Bytes) -> Bytes {
+    let Ok(mut request) = serde_json::from_slice::<Map<String, Value>>(&body) else { return body };
+    let Some(auth) = request.remove("auth") else { return body };
+    if let Some(auth) = readable(auth) {
+        request.insert("auth".to_owned(), auth);
     }
+    Value::Object(request).to_string().into()
 }
 
-/// Whether an `auth` names neither a stage nor a session.
-pub fn is_empty(auth: &Value) -> bool {
-    auth.as_object().is_some_and(|auth| !auth.contains_key("type") && !auth.contains_key("session"))
+/// Takes the `auth` out of a request that ruma does not read.
+pub fn take_auth(request: &mut Map<String, Value>) -> ApiResult<Option<AuthData>> {
+    let auth = request.remove("auth").and_then(readable).map(serde_json::from_value).transpose();
+    auth.map_err(|error| ApiError::bad_json(error.to_string()))
+}
+
+/// An `auth` as ruma reads it: none where it names neither a stage nor a session, as some clients begin, and with an
+/// identifier where the user is named as before r0.4.0, as `/login` still allows.
+fn readable(mut auth: Value) -> Option<Value> {
+    if auth.is_null() {
+        return None;
+    }
+    if let Some(fields) = auth.as_object_mut() {
+        if !fields.contains_key("type") && !fields.contains_key("session") {
+            return None;
+        }
+        let is_password = fields.get("type").is_some_and(|kind| kind == Stage::Password.name());
+        if is_password
+            && !fields.contains_key("identifier")
+            && let Some(user) = fields.get("user").and_then(Value::as_str)
+        {
+            let identifier = json!({ "type": "m.id.user", "user": user });
+            fields.insert("identifier".to_owned(), identifier);
+        }
+    }
+    Some(auth)
+}
+
+/// The user whom a client names by a user ID or a local part of one, if it can exist.
+///
+/// Those of this server have no capitals, whatever people type.
+///
+/// Spec: client-server API, "Matrix User ID"; appendices, "User Identifiers".
+pub fn named_user(name: &str, own: &ServerName) -> Option<OwnedUserId> {
+    let localpart = match name.strip_prefix('@').map(|id| id.split_once(':')) {
+        None => name,
+        Some(Some((localpart, server))) if server == own.as_str() => localpart,
+        Some(_) => return UserId::parse(name).ok(),
+    };
+    UserId::parse_with_server_name(localpart.to_lowercase(), own).ok()
 }
 
 /// A step that a client can take.
@@ -123,6 +158,8 @@ struct Session {
     offered: Vec<Stage>,
     completed: Vec<Stage>,
     started_ms: u64,
+    /// The account that was registered with it.
+    registered: Option<OwnedUserId>,
 }
 
 impl Session {
@@ -140,7 +177,15 @@ pub struct Pending {
     pub is_passed: bool,
 }
 
-/// The sessions under way.
+/// A session that was passed; it is good for nothing further, unless what it was for is noted.
+pub struct Passed {
+    id: String,
+    session: Session,
+    /// Whether the client knows it.
+    is_known: bool,
+}
+
+/// The sessions under way, and those with which accounts were registered lately.
 #[derive(Default)]
 pub struct Sessions(Mutex<BTreeMap<String, Session>>);
 
@@ -170,8 +215,26 @@ impl Sessions {
             offered: challenge.flows.concat(),
             completed: Vec::new(),
             started_ms: now_ms,
+            registered: None,
         };
         (env.entropy.token(24), session)
+    }
+
+    /// Notes what account was registered with a session, whose client may not get to know it.
+    pub fn note_registered(&self, passed: Passed, user_id: &UserId) {
+        let Passed { id, mut session, is_known } = passed;
+        if is_known {
+            session.completed.clear();
+            session.registered = Some(user_id.to_owned());
+            self.put(id, session);
+        }
+    }
+
+    /// The account that was registered with the session of this ID, until that expires.
+    pub fn registered(&self, id: &str, env: &Env) -> Option<OwnedUserId> {
+        let sessions = self.0.lock();
+        let session = sessions.get(id).filter(|session| session.is_alive(env.clock.now_ms()))?;
+        session.registered.clone()
     }
 
     /// A stage of the session of this ID, if the session has it and has not expired.
@@ -198,9 +261,9 @@ impl Sessions {
 }
 
 /// Lets a request through whose sender has passed one of the challenge's flows.
-pub async fn pass(app: &App, auth: Option<&AuthData>, challenge: &Challenge<'_>) -> Result<(), Refusal> {
-    let id = auth.and_then(AuthData::session);
-    let (id, mut session) = app.uia().take(id, challenge, app.homeserver().env());
+pub async fn pass(app: &App, auth: Option<&AuthData>, challenge: &Challenge<'_>) -> Result<Passed, Refusal> {
+    let given = auth.and_then(AuthData::session);
+    let (id, mut session) = app.uia().take(given, challenge, app.homeserver().env());
     let failure = match auth {
         Some(auth) => match attempt(app, auth, challenge).await? {
             Attempt::Passed(stage) => {
@@ -216,7 +279,8 @@ pub async fn pass(app: &App, auth: Option<&AuthData>, challenge: &Challenge<'_>)
     };
     let is_done = |flow: &&[Stage]| flow.iter().all(|stage| session.completed.contains(stage));
     if failure.is_none() && challenge.flows.iter().any(is_done) {
-        return Ok(());
+        let is_known = given == Some(id.as_str());
+        return Ok(Passed { id, session, is_known });
     }
     let names = |stages: &[Stage]| stages.iter().map(|stage| stage.name()).collect::<Vec<_>>();
     let flows: Vec<_> = challenge.flows.iter().map(|flow| json!({ "stages": names(flow) })).collect();
@@ -249,8 +313,7 @@ async fn attempt(app: &App, auth: &AuthData, challenge: &Challenge<'_>) -> Resul
             let Some(user_id) = challenge.user_id else { return Ok(Attempt::Nothing) };
             let names_user = match &given.identifier {
                 UserIdentifier::Matrix(identifier) => {
-                    let name = identifier.user.as_str();
-                    name == user_id.as_str() || name == user_id.localpart()
+                    named_user(&identifier.user, app.homeserver().server_name()).as_ref() == Some(user_id)
                 }
                 _ => false,
             };
@@ -276,4 +339,46 @@ pub fn is_registration_token(app: &App, given: &str) -> bool {
     let tokens = &app.settings().registration.tokens;
     let is_equal = |token: &str| bool::from(token.as_bytes().ct_eq(given.as_bytes()));
     !given.is_empty() && tokens.iter().fold(false, |found, token| found | is_equal(token))
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::server_name;
+    use serde_json::{Value, json};
+
+    use super::{named_user, readable};
+
+    #[test]
+    fn a_proof_reads_as_it_was_meant() {
+        let old = json!({ "type": "m.login.password", "user": "alice", "password": "p", "session": "s" });
+        let identifier = json!({ "type": "m.id.user", "user": "alice" });
+        assert_eq!(readable(old).unwrap()["identifier"], identifier);
+        for kept in [
+            json!({ "type": "m.login.password", "user": "bob", "identifier": identifier }),
+            json!({ "type": "m.login.password", "user": 1 }),
+            json!({ "type": "m.login.dummy", "user": "alice" }),
+            json!({ "session": "s" }),
+            json!("nonsense"),
+        ] {
+            assert_eq!(readable(kept.clone()), Some(kept));
+        }
+        for nothing in [json!({}), json!({ "user": "alice" }), Value::Null] {
+            assert_eq!(readable(nothing), None);
+        }
+    }
+
+    #[test]
+    fn capitals_name_the_same_local_user() {
+        for (name, expected) in [
+            ("alice", Some("@alice:example.org")),
+            ("Alice", Some("@alice:example.org")),
+            ("@Alice:example.org", Some("@alice:example.org")),
+            ("@Alice:other.org", Some("@Alice:other.org")),
+            ("@alice", None),
+            ("a b:c:d", None),
+        ] {
+            let named = named_user(name, server_name!("example.org"));
+            assert_eq!(named.as_deref().map(ruma::UserId::as_str), expected, "{name}");
+        }
+    }
 }

@@ -421,6 +421,12 @@ tables! {
     /// Key: user, field; one user is one range. Writer: `SessionActor`. Changes: overwritten; deletion.
     25 => PROFILES: (OwnedUserId, String) => String;
 
+    /// The words of the display names in `PROFILES`, by which local users are found whatever they are called in rooms.
+    ///
+    /// Key: word in lower case, user ID. Writer: `SessionActor`, in the same batch as `PROFILES`; names of before this table
+    /// have no rows until they change. Changes: deletion.
+    39 => PROFILE_WORDS: (String, String) => ();
+
     /// Filters that clients uploaded, as JSON text; the ID is a hash of it, so that a filter is kept once.
     ///
     /// Key: user, filter ID. Writer: `SessionActor`. Changes: never.

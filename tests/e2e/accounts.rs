@@ -19,12 +19,79 @@ async fn registration_needs_authentication_and_a_free_name() {
     let body = json!({ "username": "alice", "password": "secret", "auth": auth });
     let answer = nobody.post("/_matrix/client/v3/register", &body).await.ok();
     assert_eq!(answer["user_id"], "@alice:localhost");
-    nobody.post("/_matrix/client/v3/register", &body).await.is(400, "M_USER_IN_USE");
+    let unknown = json!({ "username": "alice", "password": "secret", "auth": { "type": "m.login.dummy" } });
+    nobody.post("/_matrix/client/v3/register", &unknown).await.is(400, "M_USER_IN_USE");
     let body = json!({ "username": "not valid", "auth": { "type": "m.login.dummy" } });
     nobody.post("/_matrix/client/v3/register", &body).await.is(400, "M_INVALID_USERNAME");
     nobody.get("/_matrix/client/v3/register/available?username=alice").await.is(400, "M_USER_IN_USE");
     let free = nobody.get("/_matrix/client/v3/register/available?username=bob").await.ok();
     assert_eq!(free["available"], true);
+}
+
+/// Spec: "User-interactive API in the REST API": who retries the last stage gets the result.
+#[tokio::test]
+async fn a_registration_whose_answer_was_lost_is_answered_again() {
+    let server = Server::start().await;
+    let nobody = server.anonymous();
+    let register = "/_matrix/client/v3/register";
+    for name in [Some("alice"), None] {
+        let mut body = json!({ "username": name, "password": "secret" });
+        let challenge = nobody.post(register, &body).await;
+        body["auth"] = json!({ "type": "m.login.dummy", "session": challenge.body["session"] });
+        let lost = nobody.post(register, &body).await.ok();
+        let again = nobody.post(register, &body).await.ok();
+        assert_eq!(lost["user_id"], again["user_id"]);
+        let mut client = server.anonymous();
+        client.log_in_as(&again);
+        client.get("/_matrix/client/v3/account/whoami").await.ok();
+        body["username"] = client.localpart().into();
+        body["password"] = "another".into();
+        nobody.post(register, &body).await.is(400, "M_USER_IN_USE");
+    }
+}
+
+/// Local user IDs have no capitals, so that they are no other user's.
+#[tokio::test]
+async fn capitals_in_a_user_name_make_no_difference() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let [localpart, user_id] = ["Alice".to_owned(), alice.user_id.replace("alice", "ALICE")];
+    for user in [localpart, user_id] {
+        let identifier = json!({ "type": "m.id.user", "user": user });
+        let mut proof =
+            json!({ "type": "m.login.password", "identifier": identifier, "password": alice.password() });
+        let login = alice.post("/_matrix/client/v3/login", &proof).await.ok();
+        assert_eq!(login["user_id"], alice.user_id);
+        let mut body = json!({ "devices": [login["device_id"]] });
+        let challenge = alice.post("/_matrix/client/v3/delete_devices", &body).await;
+        proof["session"] = challenge.body["session"].clone();
+        body["auth"] = proof;
+        alice.post("/_matrix/client/v3/delete_devices", &body).await.ok();
+    }
+}
+
+/// Clients of before r0.4.0 say `user` where there is an `identifier` now.
+#[tokio::test]
+async fn a_proof_may_name_the_user_in_the_former_way() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let third_party = json!({ "client_secret": "secret", "sid": "1" });
+    for (path, mut body, status) in [
+        ("account/password", json!({ "new_password": alice.password() }), 200),
+        // It goes as far as there is something to add.
+        ("account/3pid/add", third_party, 403),
+    ] {
+        let path = format!("/_matrix/client/v3/{path}");
+        let challenge = alice.post(&path, &body).await;
+        let auth = |user: &str| {
+            let session = &challenge.body["session"];
+            json!({ "type": "m.login.password", "user": user, "password": alice.password(), "session": session })
+        };
+        body["auth"] = auth("mallory");
+        assert_eq!(alice.post(&path, &body).await.status, 401, "{path}");
+        body["auth"] = auth(&alice.user_id);
+        assert_eq!(alice.post(&path, &body).await.status, status, "{path}");
+    }
 }
 
 #[tokio::test]

@@ -66,3 +66,31 @@ async fn presence_comes_with_a_room_that_is_shared_from_now_on() {
         assert!(next["presence"].is_null(), "{next}");
     }
 }
+
+/// Spec: "Events on Change of Profile Information".
+#[tokio::test]
+async fn presence_has_the_name_and_avatar_and_tells_of_new_ones() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    bob.join(&room).await.ok();
+    alice.put(&path(&alice.user_id), &json!({ "presence": "online" })).await.ok();
+    for (field, value) in [("displayname", "Alice"), ("avatar_url", "mxc://localhost/face")] {
+        let since = bob.token_of_sync().await;
+        let profile = format!("/_matrix/client/v3/profile/{}/{field}", segment(&alice.user_id));
+        alice.put(&profile, &json!({ field: value })).await.ok();
+        let is_told = |sync: &serde_json::Value| {
+            let mut events = sync["presence"]["events"].as_array().into_iter().flatten();
+            events.any(|event| {
+                let content = &event["content"];
+                event["sender"] == alice.user_id && content["presence"] == "online" && content[field] == value
+            })
+        };
+        bob.sync_until(&since, is_told).await;
+    }
+    let first = bob.sync("timeout=0").await;
+    let mut events = first["presence"]["events"].as_array().unwrap().iter();
+    let of_alice = events.find(|event| event["sender"] == alice.user_id).unwrap();
+    assert_eq!(of_alice["content"]["displayname"], "Alice");
+    assert_eq!(of_alice["content"]["avatar_url"], "mxc://localhost/face");
+}

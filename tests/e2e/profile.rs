@@ -22,6 +22,12 @@ async fn anybody_reads_a_profile_and_its_owner_changes_it() {
     alice.delete(&avatar, &json!({})).await.ok();
     assert_eq!(nobody.get(&path(&alice.user_id, "")).await.ok(), json!({ "displayname": "Alice" }));
     nobody.get(&avatar).await.is(404, "M_NOT_FOUND");
+    // Null does not remove, and is no string; an empty one is how clients of before v1.16 remove.
+    alice.put(&name, &json!({ "displayname": null })).await.is(400, "M_INVALID_PARAM");
+    alice.put(&avatar, &json!({ "avatar_url": null })).await.is(400, "M_INVALID_PARAM");
+    assert_eq!(nobody.get(&name).await.ok(), json!({ "displayname": "Alice" }));
+    alice.put(&name, &json!({ "displayname": "" })).await.ok();
+    nobody.get(&name).await.is(404, "M_NOT_FOUND");
     let unknown = format!("@nobody-at-all:{}", alice.server_name());
     nobody.get(&path(&unknown, "")).await.is(404, "M_NOT_FOUND");
     nobody.get(&path(&unknown, "/displayname")).await.is(404, "M_NOT_FOUND");

@@ -133,6 +133,9 @@ async fn a_deactivated_account_is_gone_for_good() {
         "password": alice.password(),
     });
     bob.post("/_matrix/client/v3/login", &login).await.is(403, "M_USER_DEACTIVATED");
+    let profile = |user: &Client| format!("/_matrix/client/v3/profile/{}", tests::segment(&user.user_id));
+    bob.get(&profile(&alice)).await.is(404, "M_NOT_FOUND");
+    assert_eq!(bob.get(&profile(&bob)).await.ok(), json!({}), "who is there may have an empty profile");
     let name = json!({ "username": alice.localpart(), "password": "p", "auth": { "type": "m.login.dummy" } });
     bob.post(REGISTER, &name).await.is(400, "M_USER_IN_USE");
     let is_gone = |sync: &Value| {

@@ -70,6 +70,31 @@ async fn users_are_found_by_those_who_share_a_room_or_if_they_are_in_a_public_on
     finds(&alice, "bob", &[]).await;
 }
 
+/// The name that a local user has in one room is that room's business.
+#[tokio::test]
+async fn local_users_are_found_and_shown_by_their_profile() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    rename(&bob, "Robert").await;
+    let avatar = format!("/_matrix/client/v3/profile/{}/avatar_url", segment(&bob.user_id));
+    bob.put(&avatar, &json!({ "avatar_url": "mxc://localhost/face" })).await.ok();
+    let room = alice.create_room(json!({ "invite": [bob.user_id] })).await;
+    bob.join(&room).await.ok();
+    let mask = json!({ "membership": "join", "displayname": "Zorro", "avatar_url": "mxc://localhost/mask" });
+    bob.set_state(&room, "m.room.member", &bob.user_id, &mask).await.ok();
+    finds(&alice, "zorro", &[]).await;
+    for term in ["robert", "bob"] {
+        finds(&alice, term, &[&bob]).await;
+        let found = &search(&alice, term).await["results"][0];
+        assert_eq!(
+            (&found["display_name"], &found["avatar_url"]),
+            (&json!("Robert"), &json!("mxc://localhost/face"))
+        );
+    }
+    let carol = server.client("carol").await;
+    finds(&carol, "robert", &[]).await;
+}
+
 #[tokio::test]
 async fn a_search_returns_no_more_than_it_is_asked_for() {
     let server = Server::start().await;

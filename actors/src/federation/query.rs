@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{FederationError, remote::encode};
-use crate::{homeserver::Homeserver, room::RoomError};
+use crate::{homeserver::Homeserver, room::RoomError, session::is_text_field};
 
 /// Servers of a room that an alias is answered with, at most.
 const SERVERS_MAX: usize = 20;
@@ -67,6 +67,15 @@ impl Weighter<OwnedUserId, KnownProfile> for ProfileWeight {
         };
         256 + known.fields.as_ref().map_or(0, |fields| size(fields) as u64)
     }
+}
+
+/// A profile without the fields that it does not have, which another server may say with null, and without texts that are
+/// none.
+///
+/// Spec: server-server API, `GET /_matrix/federation/v1/query/profile`.
+fn only_set(mut fields: Map<String, Value>) -> Map<String, Value> {
+    fields.retain(|name, value| !value.is_null() && (value.is_string() || !is_text_field(name)));
+    fields
 }
 
 /// An empty cache of profiles.
@@ -128,7 +137,7 @@ impl Homeserver {
         }
         let path = format!("/_matrix/federation/v1/query/profile?user_id={}", encode(user.as_str()));
         let fields = match self.remote(user.server_name())?.get::<Map<String, Value>>(path).await {
-            Ok(fields) => Some(Arc::new(fields)),
+            Ok(fields) => Some(Arc::new(only_set(fields))),
             Err(FederationError::Status { status: StatusCode::NOT_FOUND, .. }) => None,
             Err(error) => return Err(error.into()),
         };

@@ -176,16 +176,20 @@ impl Homeserver {
         }
     }
 
-    /// The profile of a local user, active or not.
+    /// The profile of a local user, whose session may be active or not; deactivated accounts have none.
     pub async fn profile(&self, user_id: &UserId) -> Result<Profile, SessionError> {
         let shared = self.session_shared();
-        if let Some(published) = shared.published.get(user_id).map(|published| published.clone()) {
-            return Ok(published.data.load().profile().clone());
-        }
-        match self.storage().get(&schema::ACCOUNTS, user_id).await? {
-            Some(_) => shared.load_profile(&user_id.to_owned()).await,
-            None => Err(SessionError::NotFound),
-        }
+        let published = shared.published.get(user_id).map(|published| published.clone());
+        let (profile, is_deactivated) = if let Some(published) = published {
+            let data = published.data.load();
+            (data.profile().clone(), data.account().is_deactivated)
+        } else {
+            let account = self.storage().get(&schema::ACCOUNTS, user_id).await?;
+            let account = account.ok_or(SessionError::NotFound)?;
+            (shared.load_profile(&user_id.to_owned()).await?, account.is_deactivated)
+        };
+        let is_gone = is_deactivated && profile.fields().next().is_none();
+        if is_gone { Err(SessionError::NotFound) } else { Ok(profile) }
     }
 
     /// Puts a local user's name and avatar into a membership event of theirs that says nothing of them.
@@ -207,7 +211,7 @@ impl Homeserver {
         Ok(())
     }
 
-    /// Sets or removes a profile field; the rooms of the user are told in the background.
+    /// Sets or removes a profile field; who shares a room with the user is told, the rooms in the background.
     pub async fn set_profile_field(
         &self,
         user_id: &UserId,
@@ -217,6 +221,7 @@ impl Homeserver {
         let session = self.session(user_id).await?;
         session.change(SessionChange::SetProfileField(name.to_owned(), value.map(Into::into))).await?;
         if is_in_rooms(name) {
+            self.session_shared().tell_profile(user_id);
             self.tell_rooms_of_profile(&session);
         }
         Ok(())
@@ -225,6 +230,15 @@ impl Homeserver {
     /// A local user's presence as others see it.
     pub fn presence(&self, user_id: &UserId) -> UserPresence {
         self.session_shared().presence.of(user_id, self.env().clock.now_ms())
+    }
+
+    /// The event that clients get of a user's presence.
+    ///
+    /// It has name and avatar of the local users in memory, as all are who are not offline: nothing is read for it.
+    pub(crate) fn presence_event(&self, presence: &UserPresence) -> Box<RawValue> {
+        let published = self.session_shared().published.get(&presence.user_id);
+        let data = published.map(|published| published.data.load_full());
+        presence.to_event(data.as_ref().map(|data| data.profile()))
     }
 
     /// Notes that a local user did something, if anybody could see it.

@@ -331,8 +331,14 @@ impl Draft {
         if is_in_rooms(&name) {
             self.ask_for(Effect::Profile);
         }
+        if let Some(value) = &value {
+            profile::check(&name, value)?;
+        }
+        if name == "displayname" {
+            let name = value.as_deref().and_then(|value| serde_json::from_str::<String>(value.get()).ok());
+            self.index_name(name.as_deref());
+        }
         if let Some(value) = value {
-            profile::check(&name, &value)?;
             self.batch.put(&schema::PROFILES, &key, &value.get().to_owned());
             self.data.profile.fields.insert(name, value);
             if self.data.profile.size() > profile::SIZE_MAX {

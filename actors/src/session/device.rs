@@ -260,6 +260,7 @@ impl Draft {
             self.is_erasure = true;
         }
         self.delete_devices(&self.device_ids());
+        self.index_name(None);
         for (name, _) in std::mem::take(&mut self.data.profile.fields) {
             self.batch.delete(&schema::PROFILES, &(self.data.user_id.clone(), name));
         }

@@ -3,8 +3,10 @@
 //! Spec: client-server API, "Profiles".
 
 use serde_json::value::RawValue;
+use storage::schema;
 
-use super::SessionError;
+use super::{SessionError, change::Draft};
+use crate::users::name_words;
 
 /// Bytes of a whole profile, at most.
 pub(super) const SIZE_MAX: usize = 64 * 1024;
@@ -19,13 +21,14 @@ pub(super) fn check(name: &str, value: &RawValue) -> Result<(), SessionError> {
     if !is_name(name) {
         return Err(SessionError::InvalidProfileKey);
     }
-    if is_text(name) && serde_json::from_str::<String>(value.get()).is_err() {
+    if is_text_field(name) && serde_json::from_str::<String>(value.get()).is_err() {
         return Err(SessionError::Invalid(format!("{name} must be a string")));
     }
     Ok(())
 }
 
-fn is_text(name: &str) -> bool {
+/// Whether a field is a string in every profile.
+pub(crate) fn is_text_field(name: &str) -> bool {
     ["displayname", "avatar_url", "m.tz"].contains(&name)
 }
 
@@ -35,7 +38,21 @@ fn is_name(name: &str) -> bool {
         part.starts_with(|first: char| first.is_ascii_lowercase())
             && part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
     };
-    is_text(name) || (name.contains('.') && name.split('.').all(is_part))
+    is_text_field(name) || (name.contains('.') && name.split('.').all(is_part))
+}
+
+impl Draft {
+    /// Has the user found by another display name, or by none, in the same batch as it is set.
+    pub(super) fn index_name(&mut self, name: Option<&str>) {
+        let former = self.data.profile.text("displayname").map(|name| name_words(&name)).unwrap_or_default();
+        let words = name.map(name_words).unwrap_or_default();
+        for word in former.difference(&words) {
+            self.batch.delete(&schema::PROFILE_WORDS, &(word.clone(), self.data.user_id.to_string()));
+        }
+        for word in words {
+            self.batch.put(&schema::PROFILE_WORDS, &(word, self.data.user_id.to_string()), &());
+        }
+    }
 }
 
 #[cfg(test)]

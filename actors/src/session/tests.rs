@@ -284,7 +284,7 @@ async fn a_deactivated_account_is_empty_and_stays_taken() {
     assert!(world.authenticate(&login.access_token).await.is_err());
     assert!(matches!(alice.log_in(Login::default()).await, Err(SessionError::Deactivated)));
     assert!(matches!(world.homeserver.check_free(alice_id()).await, Err(SessionError::UserInUse)));
-    assert!(world.homeserver.profile(alice_id()).await.unwrap().get("displayname").is_none());
+    assert!(matches!(world.homeserver.profile(alice_id()).await, Err(SessionError::NotFound)));
     assert_eq!(alice.view().room(&room_id).unwrap().membership, "leave");
     let world = world.restarted().await;
     let data = world.session(alice_id()).await.data();
@@ -640,6 +640,19 @@ async fn presence_is_told_to_those_who_share_a_room() {
     let since = world.homeserver.storage().watermark();
     alice.set_presence(PresenceState::Online, Some("here".to_owned()));
     assert!(bob.presence_since(since).is_empty(), "no change, no news");
+    let rename = async |name: &str| {
+        world.homeserver.set_profile_field(alice_id(), "displayname", Some(raw(&json!(name)))).await.unwrap();
+    };
+    rename("Alice").await;
+    let seen = bob.presence_since(since);
+    assert_eq!(seen.len(), 1);
+    let event: Value = serde_json::from_str(world.homeserver.presence_event(&seen[0]).get()).unwrap();
+    assert_eq!(event["content"]["displayname"], "Alice");
+    alice.set_presence(PresenceState::Offline, None);
+    let since = world.homeserver.storage().watermark();
+    rename("Al").await;
+    assert!(bob.presence_since(since).is_empty(), "nobody hears of who is away");
+    world.homeserver.session_shared().finish_background().await;
 }
 
 #[tokio::test(start_paused = true)]

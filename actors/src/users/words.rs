@@ -21,6 +21,11 @@ pub(super) fn words(user_id: &UserId, name: Option<&str>) -> BTreeSet<String> {
     words
 }
 
+/// The words of a name, which need not be that of a room.
+pub(crate) fn name_words(name: &str) -> BTreeSet<String> {
+    split(&name.to_lowercase()).take(WORDS_MAX).map(cut).collect()
+}
+
 fn split(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty())
 }

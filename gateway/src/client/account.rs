@@ -55,7 +55,7 @@ pub(super) async fn require_password(
     endpoint: &'static str,
 ) -> Result<(), Refusal> {
     let challenge = Challenge { endpoint, flows: &[&[Stage::Password]], user_id: Some(user_id) };
-    uia::pass(app, auth, &challenge).await
+    uia::pass(app, auth, &challenge).await.map(drop)
 }
 
 /// `GET /_matrix/client/v3/capabilities`

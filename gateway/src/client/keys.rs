@@ -9,7 +9,7 @@ use actors::{
     session::{SessionChange, Upload, Wanted},
 };
 use axum::{Json, extract::State};
-use ruma::{OwnedDeviceId, OwnedUserId, api::client::uiaa::AuthData};
+use ruma::{OwnedDeviceId, OwnedUserId};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
@@ -147,10 +147,12 @@ pub async fn changes(
 
 #[derive(Deserialize)]
 struct DeviceSigningBody {
-    auth: Option<AuthData>,
-    master_key: Option<Value>,
-    self_signing_key: Option<Value>,
-    user_signing_key: Option<Value>,
+    #[serde(rename = "master_key")]
+    master: Option<Value>,
+    #[serde(rename = "self_signing_key")]
+    self_signing: Option<Value>,
+    #[serde(rename = "user_signing_key")]
+    user_signing: Option<Value>,
 }
 
 /// `POST /_matrix/client/v3/keys/device_signing/upload`
@@ -159,20 +161,15 @@ pub async fn device_signing_upload(
     requester: Requester,
     JsonBody(mut body): JsonBody,
 ) -> Result<Json<Value>, Refusal> {
-    if body.get("auth").is_some_and(uia::is_empty) {
-        body.remove("auth");
-    }
+    let auth = uia::take_auth(&mut body)?;
     let body: DeviceSigningBody = parse(body)?;
-    let keys = [
-        ("master", body.master_key),
-        ("self_signing", body.self_signing_key),
-        ("user_signing", body.user_signing_key),
-    ];
+    let keys =
+        [("master", body.master), ("self_signing", body.self_signing), ("user_signing", body.user_signing)];
     let keys: BTreeMap<_, _> =
         keys.into_iter().filter_map(|(kind, key)| Some((kind.to_owned(), key?))).collect();
     let session = app.homeserver().session(&requester.user_id).await?;
     if session.check_cross_signing(&keys)? {
-        require_password(&app, &requester.user_id, body.auth.as_ref(), "device_signing").await?;
+        require_password(&app, &requester.user_id, auth.as_ref(), "device_signing").await?;
     }
     session.set_cross_signing(keys).await?;
     Ok(Json(json!({})))

@@ -5,7 +5,7 @@
 use actors::session::{Login, Requester, SessionError, SessionHandle};
 use axum::extract::State;
 use ruma::{
-    OwnedUserId, UserId,
+    OwnedUserId,
     api::client::{
         account::whoami,
         session::{
@@ -26,7 +26,7 @@ use crate::{
     app::App,
     error::{ApiError, ApiResult},
     extract::{Authenticated, Matrix, Open, Typed},
-    uia::Refusal,
+    uia::{self, Refusal},
 };
 
 /// `GET /_matrix/client/v3/login`
@@ -116,13 +116,9 @@ fn user(app: &App, identifier: Option<UserIdentifier>, name: Option<String>) -> 
         }
         _ => return Err(ApiError::bad_request("M_UNKNOWN", "users are identified by their user ID here")),
     };
-    let parsed = if name.starts_with('@') {
-        UserId::parse(&name)
-    } else {
-        UserId::parse_with_server_name(name.to_lowercase(), app.homeserver().server_name())
-    };
     // An ID that cannot exist is answered like one that does not.
-    parsed.map_err(|_| ApiError::forbidden("the user or password is wrong"))
+    let named = uia::named_user(&name, app.homeserver().server_name());
+    named.ok_or_else(|| ApiError::forbidden("the user or password is wrong"))
 }
 
 /// `POST /_matrix/client/v3/refresh`

@@ -74,8 +74,8 @@ pub async fn set_field(
     let user_id = own(&user_id, &requester)?;
     check_guest(&requester, &name)?;
     let value = body.remove(&name).ok_or_else(|| ApiError::missing_param(format!("{name} is missing")))?;
-    // Of custom fields null is a value like any other.
-    let is_removal = is_builtin(&name) && (value.is_null() || value == "");
+    // Null is a value like any other, where a field may have it: it does not remove.
+    let is_removal = is_builtin(&name) && value == "";
     let json = serde_json::value::to_raw_value(&value).map_err(|error| ApiError::internal(&error))?;
     app.homeserver().set_profile_field(&user_id, &name, (!is_removal).then_some(json)).await?;
     Ok(Json(Object::new()))
@@ -98,7 +98,7 @@ fn check_guest(requester: &Requester, name: &str) -> ApiResult<()> {
     if requester.is_guest && name != "displayname" { Err(ApiError::guests_may_not()) } else { Ok(()) }
 }
 
-/// The fields that clients clear with an empty string or null.
+/// The fields that clients clear with an empty string, since there was nothing else for it before v1.16.
 fn is_builtin(name: &str) -> bool {
     ["displayname", "avatar_url"].contains(&name)
 }

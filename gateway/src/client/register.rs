@@ -6,9 +6,12 @@ use actors::session::{Login, NewAccount, SessionChange, SessionHandle};
 use axum::{Json, extract::State};
 use ruma::{
     OwnedUserId, UserId,
-    api::client::account::{
-        check_registration_token_validity, get_username_availability,
-        register::{self, RegistrationKind},
+    api::client::{
+        account::{
+            check_registration_token_validity, get_username_availability,
+            register::{self, RegistrationKind},
+        },
+        uiaa::AuthData,
     },
 };
 use serde_json::{Value, json};
@@ -33,7 +36,11 @@ pub async fn register(
         RegistrationKind::User => false,
         _ => return Err(ApiError::invalid_param("kind is user or guest").into()),
     };
-    let request = if is_guest { of_guest(request) } else { request };
+    let flows = flows(&app, is_guest)?;
+    let mut request = if is_guest { of_guest(request) } else { request };
+    if let Some(session) = registered(&app, &request).await? {
+        return answer(&session, request).await;
+    }
     let user_id = match request.username.as_deref() {
         Some(name) => chosen_id(&app, name)?,
         None => generated_id(&app)?,
@@ -46,8 +53,10 @@ pub async fn register(
     if guest.is_none() {
         homeserver.check_free(&user_id).await?;
     }
-    check_allowed(&app, is_guest, request.auth.as_ref()).await?;
-    let password_hash = match request.password {
+    let challenge = Challenge { endpoint: "register", flows, user_id: None };
+    let passed =
+        if is_guest { None } else { Some(uia::pass(&app, request.auth.as_ref(), &challenge).await?) };
+    let password_hash = match request.password.take() {
         Some(password) => Some(hash(&app, password).await?),
         None => None,
     };
@@ -57,6 +66,34 @@ pub async fn register(
     } else {
         homeserver.register(NewAccount { user_id, password_hash, is_guest, is_admin: false }).await?
     };
+    if let Some(passed) = passed {
+        app.uia().note_registered(passed, session.user_id());
+    }
+    answer(&session, request).await
+}
+
+/// The account that a client has registered with the same session, if it asks again since it may not have got the answer.
+///
+/// It has to know the password of the account: it is given no more than by logging in.
+///
+/// Spec: client-server API, "User-interactive API in the REST API".
+async fn registered(app: &App, request: &register::v3::Request) -> ApiResult<Option<SessionHandle>> {
+    let homeserver = app.homeserver();
+    let id = request.auth.as_ref().and_then(AuthData::session);
+    let Some(user_id) = id.and_then(|id| app.uia().registered(id, homeserver.env())) else { return Ok(None) };
+    let is_same = match request.username.as_deref() {
+        Some(name) => chosen_id(app, name)? == user_id,
+        None => true,
+    };
+    let Some(password) = request.password.clone().filter(|_| is_same) else { return Ok(None) };
+    if !uia::is_password_of(app, &user_id, password).await? {
+        return Ok(None);
+    }
+    Ok(Some(homeserver.session(&user_id).await?))
+}
+
+/// Logs in, if that is wanted, and tells the client of its account.
+async fn answer(session: &SessionHandle, request: register::v3::Request) -> Result<Json<Value>, Refusal> {
     // Not ruma's type, which has a `device_id` of `null` where nobody is logged in.
     let mut response = json!({ "user_id": session.user_id() });
     if !request.inhibit_login {
@@ -99,21 +136,18 @@ async fn guest(app: &App, token: &str, user_id: &UserId) -> ApiResult<SessionHan
     Ok(app.homeserver().session(user_id).await?)
 }
 
-async fn check_allowed(
-    app: &App,
-    is_guest: bool,
-    auth: Option<&ruma::api::client::uiaa::AuthData>,
-) -> Result<(), Refusal> {
+/// The ways to register an account, none for guests; an error if there are none at all.
+///
+/// It comes before anything that a request asks for: who cannot register need not learn which names are taken.
+fn flows(app: &App, is_guest: bool) -> ApiResult<&'static [&'static [Stage]]> {
     let registration = &app.settings().registration;
-    if is_guest {
-        return if registration.guests { Ok(()) } else { Err(ApiError::guests_may_not().into()) };
+    match (is_guest, registration.enabled, registration.tokens.is_empty()) {
+        (true, ..) if registration.guests => Ok(&[]),
+        (true, ..) => Err(ApiError::guests_may_not()),
+        (false, true, _) => Ok(&[&[Stage::Dummy]]),
+        (false, false, false) => Ok(&[&[Stage::RegistrationToken]]),
+        (false, false, true) => Err(ApiError::forbidden("registration is closed")),
     }
-    let flows: &[&[Stage]] = match (registration.enabled, registration.tokens.is_empty()) {
-        (true, _) => &[&[Stage::Dummy]],
-        (false, false) => &[&[Stage::RegistrationToken]],
-        (false, true) => return Err(ApiError::forbidden("registration is closed").into()),
-    };
-    uia::pass(app, auth, &Challenge { endpoint: "register", flows, user_id: None }).await
 }
 
 fn chosen_id(app: &App, name: &str) -> ApiResult<OwnedUserId> {

@@ -42,13 +42,11 @@ pub async fn add_from_identity_server(
 pub async fn add(
     State(app): State<App>,
     requester: Requester,
-    JsonBody(body): JsonBody,
+    JsonBody(mut body): JsonBody,
 ) -> Result<Json<Value>, Refusal> {
     secret(&body)?;
     text(&body, "sid")?;
-    let auth =
-        body.get("auth").filter(|auth| !uia::is_empty(auth)).cloned().map(serde_json::from_value).transpose();
-    let auth = auth.map_err(|error: serde_json::Error| ApiError::bad_json(error.to_string()))?;
+    let auth = uia::take_auth(&mut body)?;
     require_password(&app, &requester.user_id, auth.as_ref(), "3pid").await?;
     // No session has ever been begun, so none can have been validated.
     Err(unverified().into())

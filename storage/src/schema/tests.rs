@@ -380,6 +380,7 @@ fn user_rows() -> Vec<String> {
         row(&LOGIN_TOKENS, &(1_000_000, [2; 32]), &alice()),
         row(&ACCOUNT_DATA, &(alice(), String::new(), "m.direct".to_owned()), &data),
         row(&PROFILES, &(alice(), "displayname".to_owned()), &"\"Alice\"".to_owned()),
+        row(&PROFILE_WORDS, &("alice".to_owned(), alice().to_string()), &()),
         row(&FILTERS, &(alice(), "1".to_owned()), &"{}".to_owned()),
         row(&DELAYED_EVENTS, &"delay".to_owned(), &delayed),
         row(&DELAYED_OF_USERS, &(alice(), "delay".to_owned()), &()),

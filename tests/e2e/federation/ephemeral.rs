@@ -1,7 +1,7 @@
 //! What may be lost on the way: presence, receipts; and profiles, which are asked for.
 
 use serde_json::{Value, json};
-use tests::{Guest, Server, Stranger, Synapse, segment};
+use tests::{Guest, Reply, Server, Stranger, Synapse, segment};
 
 use super::{User, eventually, path};
 
@@ -224,4 +224,23 @@ async fn profiles_of_other_servers_are_kept_for_a_moment() {
     alice.0.get(&format!("{path}/avatar_url")).await.is(404, "M_NOT_FOUND");
     let other = format!("/_matrix/client/v3/profile/{}", segment(&format!("@other:{}", two.name())));
     assert_eq!(alice.0.get(&other).await.status, 502);
+}
+
+/// Spec: server-server API, `/query/profile`: null says that a field is not set.
+#[tokio::test]
+async fn fields_that_another_server_says_are_not_set_are_not_shown() {
+    let (server, stranger) = (Server::start_federating("").await, Stranger::start().await);
+    let alice = User(server.client("alice").await);
+    stranger.on(|heard| {
+        let profile = json!({
+            "displayname": null, "avatar_url": 5, "m.tz": "Europe/London", "org.example.a": null, "org.example.b": 1,
+        });
+        heard.uri.contains("/query/profile").then_some(Reply::Json(200, profile))
+    });
+    let path = format!("/_matrix/client/v3/profile/{}", segment(&format!("@bob:{}", stranger.name())));
+    let profile = alice.0.get(&path).await.ok();
+    assert_eq!(profile, json!({ "m.tz": "Europe/London", "org.example.b": 1 }));
+    for field in ["displayname", "avatar_url", "org.example.a"] {
+        alice.0.get(&format!("{path}/{field}")).await.is(404, "M_NOT_FOUND");
+    }
 }
