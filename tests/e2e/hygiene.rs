@@ -246,8 +246,8 @@ async fn limits_count_by_the_forwarded_address() {
     let server = Server::start_with_settings(&settings).await;
     let alice = server.client("alice").await;
     let http = reqwest::Client::new();
-    let attempt = async |forwarded: &str| {
-        let body = json!({ "type": "m.login.password", "password": "wrong", "identifier": { "type": "m.id.user", "user": "alice" } });
+    let attempt = async |forwarded: &str, user: &str| {
+        let body = json!({ "type": "m.login.password", "password": "wrong", "identifier": { "type": "m.id.user", "user": user } });
         let url = format!("{}/_matrix/client/v3/login", alice.base());
         http.post(url)
             .header("X-Forwarded-For", forwarded)
@@ -260,13 +260,22 @@ async fn limits_count_by_the_forwarded_address() {
     };
     let mut last = 0;
     for _ in 0..50 {
-        last = attempt("203.0.113.7").await;
+        last = attempt("203.0.113.7", "alice").await;
         if last == 429 {
             break;
         }
     }
     assert_eq!(last, 429);
-    assert_eq!(attempt("203.0.113.8").await, 403);
+    assert_eq!(attempt("203.0.113.8", "bob").await, 403);
+    // Nobody guesses one account's password from many addresses.
+    let mut last = 0;
+    for number in 0..50 {
+        last = attempt(&format!("198.51.100.{number}"), "alice").await;
+        if last == 429 {
+            break;
+        }
+    }
+    assert_eq!(last, 429);
 }
 
 /// Who holds an access token may not guess the password with it, and strangers may not try out names and tokens.
