@@ -21,7 +21,7 @@ use crate::{
     app::App,
     client::register::hash,
     error::{ApiError, ApiResult},
-    extract::OpenBody,
+    extract::JsonBody,
 };
 
 /// How long a nonce is good.
@@ -74,7 +74,7 @@ struct Body {
 }
 
 /// `POST /_synapse/admin/v1/register`
-pub async fn register(State(app): State<App>, OpenBody(body): OpenBody) -> ApiResult<Json<Value>> {
+pub async fn register(State(app): State<App>, JsonBody(body): JsonBody) -> ApiResult<Json<Value>> {
     let secret = secret(&app)?;
     let body: Body = serde_json::from_value(Value::Object(body))
         .map_err(|error| ApiError::bad_json(format!("the body is incomplete: {error}")))?;
