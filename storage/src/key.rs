@@ -4,13 +4,17 @@
 //!
 //! - unsigned numbers: big-endian, fixed width; signed ones too, with the sign bit flipped;
 //! - text: its bytes with `00` written as `00 FF`, then `00 00`;
-//! - byte arrays: as they are; options: one byte (0 none, 1 some), then the value;
+//! - byte arrays: as they are; hashed identifiers: the hash; options: one byte (0 none, 1 some), then the value;
 //! - tuples: their components.
 
 use std::{marker::PhantomData, ops::Bound};
 
 use bytes::Bytes;
 use engine::id::{Position, ShortEventId, ShortRoomId, TimelineIndex};
+
+mod hashed;
+
+pub use hashed::EventIdHash;
 
 /// A key could not be read back; the row was not written by this table's schema.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

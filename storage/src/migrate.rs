@@ -10,8 +10,12 @@ use crate::{
     store::{Batch, Direction, Scan, Store, Sync},
 };
 
+mod event_ids;
+
+use event_ids::HashEventIds;
+
 /// The schema this build reads and writes.
-pub const SCHEMA_VERSION: u64 = 4;
+pub const SCHEMA_VERSION: u64 = 5;
 
 /// Row of [`META`] with the schema version.
 const SCHEMA_VERSION_ROW: &str = "schema_version";
@@ -30,7 +34,7 @@ pub(crate) trait Step: Send + std::marker::Sync {
 }
 
 /// All steps, oldest first; the first schema needs none.
-const STEPS: &[&dyn Step] = &[&Announce(2), &Rearrange(3), &Announce(4)];
+const STEPS: &[&dyn Step] = &[&Announce(2), &Rearrange(3), &Announce(4), &HashEventIds(5)];
 
 /// Changes nothing, but keeps builds out that do not know what the next step does, or what this build writes.
 struct Announce(u64);

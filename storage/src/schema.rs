@@ -18,7 +18,7 @@ mod reports;
 mod rooms;
 mod users;
 
-use crate::{store::StoreError, verify::read_row};
+use crate::{key::EventIdHash, store::StoreError, verify::read_row};
 
 pub use self::{delayed::*, federation::*, keys::*, media::*, push::*, reports::*, rooms::*, users::*};
 
@@ -33,7 +33,15 @@ impl TableId {
         if self.0 >= TEST_TABLES {
             return self.0 % 2 == 1;
         }
-        let packed = [EVENT_IDS.id, EVENTS.id, TIMELINE.id, OLD_TXN_IDS.id, TXN_IDS.id, EVENTS_BY_TIME.id];
+        let packed = [
+            OLD_EVENT_IDS.id,
+            EVENT_IDS.id,
+            EVENTS.id,
+            TIMELINE.id,
+            OLD_TXN_IDS.id,
+            TXN_IDS.id,
+            EVENTS_BY_TIME.id,
+        ];
         packed.contains(&self)
     }
 }
@@ -135,10 +143,15 @@ tables! {
     /// Key: room. Writer: `RoomActor`, with every event. Changes: overwritten.
     3 => ROOMS: ShortRoomId => RoomRecord;
 
+    /// What [`EVENT_IDS`] was before schema version 5, with whole IDs.
+    ///
+    /// Key: event ID. Writer: none. Changes: deletion, by `migrate` at start-up.
+    4 => OLD_EVENT_IDS: OwnedEventId => ShortEventId;
+
     /// The local number of each known event.
     ///
-    /// Key: event ID. Writer: `RoomActor`, in the same batch as `EVENTS`. Changes: never.
-    4 => EVENT_IDS: OwnedEventId => ShortEventId;
+    /// Key: hash of the event ID. Writer: `RoomActor`, in the same batch as `EVENTS`. Changes: never.
+    17 => EVENT_IDS: EventIdHash => ShortEventId;
 
     /// Each known event with its place in the room.
     ///

@@ -2,9 +2,9 @@ use std::cmp::Ordering;
 
 use engine::id::{Position, ShortRoomId, TimelineIndex};
 use proptest::prelude::*;
-use ruma::{OwnedEventId, OwnedUserId, UserId};
+use ruma::{EventId, OwnedEventId, OwnedUserId, UserId};
 
-use super::{AsKey, Key, KeyError, KeyPrefix, KeyRange, decode, encode, successor};
+use super::{AsKey, EventIdHash, Key, KeyError, KeyPrefix, KeyRange, decode, encode, successor};
 
 /// The encoded order is the logical order, and decoding gives the key back.
 fn check<K: Key + Ord + std::fmt::Debug>(a: &K, b: &K) {
@@ -107,4 +107,17 @@ fn ranges_only_narrow() {
     assert_eq!(range.upper, std::ops::Bound::Excluded(encode::<u64, u64>(&9)));
     let order = encode::<(u8, u8), _>(&(1, 2)).cmp(&encode::<(u8, u8), _>(&(1, 3)));
     assert_eq!(order, Ordering::Less);
+}
+
+/// What is stored is not to change.
+#[test]
+fn an_event_id_is_found_by_its_hash() {
+    let id: OwnedEventId = "$event:example.org".try_into().unwrap();
+    let hash = EventIdHash::from(&*id);
+    let key = encode::<EventIdHash, _>(&id);
+    let expected: [u8; 16] =
+        [0x8e, 0x3e, 0x26, 0x0c, 0xfe, 0xd5, 0x08, 0xed, 0xde, 0x33, 0x45, 0x52, 0x2a, 0x73, 0xbf, 0x28];
+    assert_eq!(key.as_ref(), expected);
+    assert_eq!((encode::<EventIdHash, EventId>(&id), encode(&hash)), (key.clone(), key.clone()));
+    assert_eq!(decode(&key), Ok(hash));
 }

@@ -1,10 +1,14 @@
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use bytes::Bytes;
+use engine::id::ShortEventId;
+use ruma::OwnedEventId;
 
 use super::{OpenError, SCHEMA_VERSION, SCHEMA_VERSION_ROW, Step, bring_up_to_date, meta_number};
 use crate::{
-    Batch, MemoryStore, Store,
-    schema::META,
+    Batch, Direction, Durability, KeyRange, MemoryStore, Storage, Store,
+    schema::{EVENT_IDS, META, OLD_EVENT_IDS},
     store::{StoreError, Sync},
 };
 
@@ -86,4 +90,24 @@ async fn a_failed_migration_can_be_repeated() {
     assert!(matches!(failed, OpenError::Store(StoreError::Backend { .. })), "{failed}");
     bring_up_to_date(&store, 3, STEPS).await.unwrap();
     assert_eq!(meta_number(&store, "count").await.unwrap(), Some(3));
+}
+
+/// Also when it was interrupted: some rows are moved already then.
+#[tokio::test]
+async fn events_are_found_by_the_hashes_of_their_ids_after_the_migration() {
+    let store = MemoryStore::new();
+    bring_up_to_date(&store, 4, &[]).await.unwrap();
+    let id = |number: u64| OwnedEventId::try_from(format!("$event{number}:example.org")).unwrap();
+    let mut batch = Batch::new();
+    for number in 0..10 {
+        batch.put(&OLD_EVENT_IDS, &id(number), &ShortEventId(number));
+    }
+    batch.put(&EVENT_IDS, &id(10), &ShortEventId(10));
+    store.commit(vec![batch], Sync::Now).await.unwrap();
+    super::prepare(&store).await.unwrap();
+    let storage = Storage::open(Arc::new(store), Durability::Always).await.unwrap();
+    let found = storage.get_many(&EVENT_IDS, (0..11).map(id)).await.unwrap();
+    assert_eq!(found, (0..11).map(|number| Some(ShortEventId(number))).collect::<Vec<_>>());
+    let left = storage.range(&OLD_EVENT_IDS, KeyRange::all(), Direction::Ascending, 1).await.unwrap();
+    assert_eq!(left, []);
 }

@@ -245,7 +245,8 @@ fn room_rows() -> Vec<String> {
     vec![
         row(&ROOM_IDS, &room_id, &ROOM),
         row(&ROOMS, &ROOM, &room_record()),
-        row(&EVENT_IDS, &event_id, &EVENT),
+        row(&OLD_EVENT_IDS, &event_id, &EVENT),
+        row(&EVENT_IDS, &EventIdHash::from(&*event_id), &EVENT),
         row(&EVENTS, &EVENT, &event_record()),
         row(&TIMELINE, &(ROOM, INDEX), &EVENT),
         row(&STATE_NODES, &[7; 16], &Bytes::from_static(b"node")),

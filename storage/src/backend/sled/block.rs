@@ -15,7 +15,7 @@ use bytes::{Buf, BufMut, Bytes};
 use crate::store::Row;
 
 /// Most rows of a block: so many are written again with each change of one.
-const ROWS_MAX: usize = 16;
+const ROWS_MAX: usize = 32;
 
 /// Most bytes of rows in a block with more than one. sled keeps up to 16,000 pages that were touched, of 8 to 16 blocks each,
 /// whatever its cache may take; twice the bytes would be twice the memory.
@@ -113,12 +113,15 @@ impl Block {
 
     /// All rows, in order.
     pub(super) fn rows(&self) -> Result<Vec<Row>, Damaged> {
-        let mut rows = Vec::with_capacity(ROWS_MAX);
+        let (mut keys, mut values) = (Vec::with_capacity(self.plain.len()), Vec::with_capacity(ROWS_MAX));
         self.walk(|key, value| {
-            rows.push((Bytes::copy_from_slice(key), self.plain.slice_ref(value)));
+            keys.extend_from_slice(key);
+            values.push((key.len(), self.plain.slice_ref(value)));
             ControlFlow::Continue(())
         })?;
-        Ok(rows)
+        // One piece of memory for all keys.
+        let mut keys = Bytes::from(keys);
+        Ok(values.into_iter().map(|(length, value)| (keys.split_to(length), value)).collect())
     }
 
     fn walk(&self, mut see: impl FnMut(&[u8], &[u8]) -> ControlFlow<()>) -> Result<(), Damaged> {
@@ -230,8 +233,8 @@ mod tests {
     fn appended_rows_leave_full_blocks() {
         let rows: Vec<Row> = (0..40_u8).map(|number| (vec![number].into(), Bytes::new())).collect();
         let lengths = |appended| cut(&rows, appended).map(<[Row]>::len).collect::<Vec<_>>();
-        assert_eq!(lengths(true), [16, 16, 8]);
-        assert_eq!(lengths(false), [14, 14, 12]);
+        assert_eq!(lengths(true), [32, 8]);
+        assert_eq!(lengths(false), [20, 20]);
         assert_eq!(cut(&[], true).count(), 0);
     }
 }
