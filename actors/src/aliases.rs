@@ -2,8 +2,9 @@
 //!
 //! Spec: client-server API, "Room aliases" and "Published room directory".
 
-use std::cmp::Reverse;
+use std::{cmp::Reverse, sync::Arc};
 
+use dashmap::DashSet;
 use engine::{id::ShortRoomId, state::StateRoot, visibility::HistoryVisibility};
 use ruma::{OwnedRoomAliasId, OwnedRoomId, RoomAliasId, RoomId, UserId};
 use serde_json::Value;
@@ -39,7 +40,43 @@ pub struct PublicRoom {
     pub face: PublicFaceRecord,
 }
 
+/// The aliases that are being made at the moment.
+///
+/// A commit that is refused since another one took the alias would end the actor of a room whose rows are all in that commit.
+pub(crate) type AliasClaims = DashSet<OwnedRoomAliasId>;
+
+/// An alias that nobody else makes while this is there.
+pub struct AliasClaim {
+    alias: OwnedRoomAliasId,
+    claims: Arc<AliasClaims>,
+}
+
+impl AliasClaim {
+    fn new(claims: &Arc<AliasClaims>, alias: &RoomAliasId) -> Result<Self, RoomError> {
+        if !claims.insert(alias.to_owned()) {
+            return Err(RoomError::AliasInUse);
+        }
+        Ok(Self { alias: alias.to_owned(), claims: claims.clone() })
+    }
+
+    /// The alias.
+    pub(crate) fn alias(&self) -> &RoomAliasId {
+        &self.alias
+    }
+}
+
+impl Drop for AliasClaim {
+    fn drop(&mut self) {
+        self.claims.remove(&self.alias);
+    }
+}
+
 impl Homeserver {
+    /// Keeps others from making an alias; an error if somebody does so already.
+    pub(crate) fn claim_alias(&self, alias: &RoomAliasId) -> Result<AliasClaim, RoomError> {
+        AliasClaim::new(self.alias_claims(), alias)
+    }
+
     /// The room that a local alias names.
     pub async fn resolve_alias(&self, alias: &RoomAliasId) -> Result<Option<AliasRecord>, RoomError> {
         Ok(self.storage().get(&schema::ALIASES, alias).await?)
@@ -56,6 +93,7 @@ impl Homeserver {
         if self.room_aliases(room_id).await?.len() >= ALIASES_MAX {
             return Err(RoomError::NotAllowed("the room has too many aliases".to_owned()));
         }
+        let _claim = self.claim_alias(alias)?;
         let record = AliasRecord { room_id: room_id.to_owned(), creator: creator.to_owned() };
         let mut batch = Batch::new();
         batch.expect_absent(&schema::ALIASES, alias);

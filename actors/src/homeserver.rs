@@ -3,7 +3,7 @@
 mod new_room;
 
 use std::{
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -16,6 +16,7 @@ use storage::{Signal, Storage, StoreError, schema};
 use tokio::sync::mpsc;
 
 use crate::{
+    aliases::AliasClaims,
     background::outlive_panics,
     delayed::DelayedEvents,
     destination::{DestinationActor, DestinationShared, Outbox},
@@ -115,6 +116,9 @@ struct Inner {
     sweeping: parking_lot::Mutex<Option<tokio::task::JoinHandle<()>>>,
     metrics: Metrics,
     delayed: DelayedEvents,
+    /// The date of the last room that is named by its create event.
+    last_creation_ms: AtomicU64,
+    alias_claims: Arc<AliasClaims>,
     pushing: Pushing,
     retention: Retention,
     resuming: Resuming,
@@ -192,6 +196,8 @@ impl Homeserver {
             federation,
             metrics,
             delayed: DelayedEvents::new(config.conversation.delay_max),
+            last_creation_ms: AtomicU64::default(),
+            alias_claims: Arc::default(),
             pushing: Pushing::new(config.push),
             retention: Retention::new(),
             resuming: Resuming::new(),
@@ -272,6 +278,10 @@ impl Homeserver {
     }
 
     /// Events that are sent later.
+    pub(crate) fn alias_claims(&self) -> &Arc<AliasClaims> {
+        &self.0.alias_claims
+    }
+
     pub(crate) fn delayed(&self) -> &DelayedEvents {
         &self.0.delayed
     }

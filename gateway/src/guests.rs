@@ -7,13 +7,15 @@ use http::Method;
 use crate::router::STABLE_SLIDING_SYNC;
 
 /// The routes that guests may use: those of the specification, and what a client cannot do without.
-const ROUTES: [(Method, &str); 29] = [
+const ROUTES: [(Method, &str); 30] = [
     (Method::GET, "/account/whoami"),
     (Method::GET, "/capabilities"),
     (Method::GET, "/devices"),
     (Method::GET, "/devices/{device}"),
     (Method::PUT, "/devices/{device}"),
     (Method::GET, "/joined_rooms"),
+    // The search in what `GET` shows to anybody.
+    (Method::POST, "/publicRooms"),
     (Method::POST, "/join/{room}"),
     (Method::POST, "/keys/claim"),
     (Method::POST, "/keys/query"),
@@ -41,7 +43,12 @@ const ROUTES: [(Method, &str); 29] = [
 ];
 
 /// The routes of `v1` that guests may use.
-const ROUTES_V1: [&str; 3] = [
+const ROUTES_V1: [&str; 8] = [
+    "/room_summary/{room}",
+    "/rooms/{room}/hierarchy",
+    "/rooms/{room}/relations/{event}",
+    "/rooms/{room}/relations/{event}/{rel_type}",
+    "/rooms/{room}/relations/{event}/{rel_type}/{kind}",
     "/media/download/{server}/{media}",
     "/media/download/{server}/{media}/{name}",
     "/media/thumbnail/{server}/{media}",

@@ -61,6 +61,26 @@ async fn guests_choose_nothing_but_the_name_of_their_device() {
 }
 
 #[tokio::test]
+async fn guests_search_the_directory_and_see_what_belongs_to_messages() {
+    let server = with_guests().await;
+    let alice = server.client("alice").await;
+    let guest = guest(&server).await;
+    let mut request = open_to_guests(&json!([]));
+    request["visibility"] = json!("public");
+    request["name"] = json!("tea");
+    let room = alice.create_room(request).await;
+    let search = json!({ "filter": { "generic_search_term": "tea" } });
+    let found = guest.post("/_matrix/client/v3/publicRooms", &search).await.ok();
+    assert_eq!(found["chunk"][0]["room_id"], room);
+    guest.join(&room).await.ok();
+    let said = alice.say(&room, "1", "hello").await;
+    let path = format!("/_matrix/client/v1/rooms/{}/relations/{}", segment(&room), segment(&said));
+    assert_eq!(guest.get(&path).await.ok()["chunk"], json!([]));
+    let path = format!("/_matrix/client/v1/rooms/{}/hierarchy", segment(&room));
+    assert_eq!(guest.get(&path).await.ok()["rooms"][0]["name"], "tea");
+}
+
+#[tokio::test]
 async fn guests_leave_a_room_that_closes_to_them() {
     let mut server = with_guests().await;
     let [alice, bob] = server.clients(["alice", "bob"]).await;

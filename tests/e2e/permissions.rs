@@ -237,4 +237,8 @@ async fn power_decides_who_may_do_what() {
     alice.set_state(&room, "m.room.power_levels", "", &levels).await.ok();
     let muted = bob.send(&room, "m.room.message", "1", &json!({ "msgtype": "m.text", "body": "?" })).await;
     muted.is(403, "M_FORBIDDEN");
+
+    // Who has left may not even repeat what they said before.
+    bob.post(&Client::room(&room, "leave"), &json!({})).await.ok();
+    bob.set_state(&room, "m.room.name", "", &json!({ "name": "bob's" })).await.is(403, "M_FORBIDDEN");
 }

@@ -111,6 +111,9 @@ async fn read_markers_move_together() {
     let receipt = receipt(&room, "m.fully_read", &second);
     bob.post(&receipt, &json!({})).await.ok();
     assert_eq!(bob.get(&kept).await.ok()["event_id"], second);
+    // A device that is behind does not move it back.
+    bob.post(&Client::room(&room, "read_markers"), &json!({ "m.fully_read": first })).await.ok();
+    assert_eq!(bob.get(&kept).await.ok()["event_id"], second);
 }
 
 #[tokio::test]

@@ -1,5 +1,8 @@
 //! Creating, upgrading and finding rooms.
 
+use std::collections::BTreeSet;
+
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tests::{Client, Server, segment};
 
@@ -28,6 +31,39 @@ async fn rooms_of_every_version_are_created_and_talked_in() {
     }
     let wrong = json!({ "room_version": 11 });
     alice.post("/_matrix/client/v3/createRoom", &wrong).await.is(400, "M_BAD_JSON");
+}
+
+/// Each is named by its create event in the newest version: alike ones of the same millisecond would be one.
+#[tokio::test]
+async fn rooms_that_are_created_at_once_are_different_ones() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    for version in ["11", "12"] {
+        let request = json!({ "room_version": version, "name": "tea" });
+        let rooms = join_all((0..20).map(|_| alice.create_room(request.clone()))).await;
+        assert_eq!(rooms.iter().collect::<BTreeSet<_>>().len(), 20, "version {version}");
+    }
+}
+
+#[tokio::test]
+async fn of_rooms_that_are_created_at_once_with_one_alias_one_gets_it() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let elsewhere = alice.create_room(json!({})).await;
+    for name in ["a", "b", "c"] {
+        let request = json!({ "room_alias_name": name });
+        let create = (0..10).map(|_| alice.post("/_matrix/client/v3/createRoom", &request));
+        let alias = format!("/_matrix/client/v3/directory/room/{}", segment(&format!("#{name}:localhost")));
+        let body = json!({ "room_id": elsewhere });
+        let (created, put) = tokio::join!(join_all(create), alice.put(&alias, &body));
+        assert!([200, 409].contains(&put.status), "{put:?}");
+        let made = created.iter().filter(|answer| answer.status == 200).count();
+        assert_eq!(made, usize::from(put.status == 409), "{created:?}");
+        for answer in created.into_iter().filter(|answer| answer.status != 200) {
+            answer.is(400, "M_ROOM_IN_USE");
+        }
+    }
+    assert!(!server.log().contains("crashed"));
 }
 
 #[tokio::test]

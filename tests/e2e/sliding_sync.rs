@@ -101,6 +101,8 @@ async fn a_connection_sends_rooms_and_then_what_changed() {
     alice.set_state(&room, "m.room.name", "", &json!({ "name": "coffee" })).await.ok();
     let next = connection.ask(&body).await;
     assert_eq!(next["rooms"][&room]["name"], "coffee");
+    // Clients take a count that is left out for none.
+    assert_eq!(next["rooms"][&room]["notification_count"], 2);
     alice.set_state(&room, "m.room.name", "", &json!({})).await.ok();
     let next = connection.ask(&body).await;
     assert_eq!(next["rooms"][&room].get("name"), Some(&Value::Null));

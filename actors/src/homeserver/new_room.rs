@@ -2,6 +2,8 @@
 //!
 //! Spec: client-server API, "Room creation".
 
+use std::sync::atomic::Ordering;
+
 use engine::{
     pdu::{self, BuildContext, Draft, Pdu},
     room::create::{self, NewRoom},
@@ -43,7 +45,7 @@ impl Homeserver {
             creator: new.creator,
             rest: plan.rest,
             invites,
-            alias: new.alias,
+            alias: new.alias.map(|alias| self.claim_alias(&alias)).transpose()?,
             is_public,
         };
         let actor = self.0.rooms.get(&room_id).await.map_err(RoomError::Activate)?;
@@ -67,8 +69,8 @@ impl Homeserver {
 
     /// The create event of a new room.
     ///
-    /// From version 12 on it names the room: a room that was created alike in the same millisecond would have the same
-    /// ID, so the later one is dated a little later.
+    /// From version 12 on it names the room: a room that was created alike in the same millisecond would have the same ID, so no
+    /// two are dated alike. Those of before a start may be, if the clock was set back.
     async fn create_event(
         &self,
         creator: &UserId,
@@ -78,8 +80,9 @@ impl Homeserver {
         let names_room = rules.authorization.room_create_event_id_as_room_id;
         let room_id = (!names_room).then(|| self.new_room_id());
         let seed = self.0.env.entropy.token(18);
-        let mut origin_server_ts = self.0.env.clock.now();
         loop {
+            let origin_server_ts =
+                if names_room { self.next_creation_time() } else { self.0.env.clock.now() };
             let context = BuildContext {
                 room_id: room_id.as_deref(),
                 sender: creator,
@@ -95,8 +98,19 @@ impl Homeserver {
             if self.0.storage.get(&schema::ROOM_IDS, event.room_id()).await?.is_none() {
                 return Ok(event);
             }
-            origin_server_ts = MilliSecondsSinceUnixEpoch(origin_server_ts.get() + js_int::uint!(1));
         }
+    }
+
+    /// The time, or somewhat later: one that no other room that is named by its create event got.
+    fn next_creation_time(&self) -> MilliSecondsSinceUnixEpoch {
+        let now = self.0.env.clock.now_ms();
+        let after = |last: u64| now.max(last.saturating_add(1));
+        let last = self
+            .0
+            .last_creation_ms
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(after(last)));
+        let time = after(last.unwrap_or_else(|last| last));
+        MilliSecondsSinceUnixEpoch(js_int::UInt::new_saturating(time))
     }
 
     fn new_room_id(&self) -> OwnedRoomId {

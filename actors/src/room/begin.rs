@@ -7,6 +7,7 @@ use storage::{
 };
 
 use super::{ActiveRoom, Adopted, Create, Empty, RoomError, RoomMessage, change::Change};
+use crate::aliases::AliasClaim;
 
 impl Empty {
     /// Takes a message; returns the room if that is the first that is known of it.
@@ -16,14 +17,15 @@ impl Empty {
         message: RoomMessage,
     ) -> Option<ActiveRoom> {
         match message {
-            RoomMessage::Create(create, reply) => {
-                return Self::begin(myself, self.create(*create).await, reply, ());
+            RoomMessage::Create(mut create, reply) => {
+                let claim = create.alias.take();
+                return Self::begin(myself, self.create(*create, claim.as_ref()).await, reply, (), claim);
             }
             RoomMessage::Adopt(adopt, reply) => {
-                return Self::begin(myself, self.adopt(*adopt).await, reply, Adopted::Done);
+                return Self::begin(myself, self.adopt(*adopt).await, reply, Adopted::Done, None);
             }
             RoomMessage::Outside(outside, reply) => {
-                return Self::begin(myself, self.outside(*outside).await, reply, ());
+                return Self::begin(myself, self.outside(*outside).await, reply, (), None);
             }
             RoomMessage::Prepare(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
             RoomMessage::PrepareSend(_, reply) => drop(reply.send(Err(RoomError::NotFound))),
@@ -51,11 +53,13 @@ impl Empty {
         begun: Result<(ActiveRoom, Change, Batch), RoomError>,
         reply: RpcReplyPort<Result<T, RoomError>>,
         answer: T,
+        claim: Option<AliasClaim>,
     ) -> Option<ActiveRoom> {
         match begun {
             Ok((mut room, change, extra)) => {
                 room.announce();
                 room.submit(myself, change, extra, move |result| {
+                    drop(claim);
                     let _ = reply.send(result.map(|()| answer));
                 });
                 Some(room)
@@ -67,10 +71,14 @@ impl Empty {
         }
     }
 
-    async fn create(&self, create: Create) -> Result<(ActiveRoom, Change, Batch), RoomError> {
+    async fn create(
+        &self,
+        create: Create,
+        claim: Option<&AliasClaim>,
+    ) -> Result<(ActiveRoom, Change, Batch), RoomError> {
         let storage = self.shared.store.storage();
-        if let Some(alias) = &create.alias
-            && storage.get(&schema::ALIASES, alias).await?.is_some()
+        if let Some(claim) = claim
+            && storage.get(&schema::ALIASES, claim.alias()).await?.is_some()
         {
             return Err(RoomError::AliasInUse);
         }
@@ -79,11 +87,12 @@ impl Empty {
         let mut extra = Batch::default();
         extra.expect_absent(&schema::ROOM_IDS, &self.room_id);
         extra.put(&schema::ROOM_IDS, &self.room_id, &room.room);
-        if let Some(alias) = create.alias {
-            extra.expect_absent(&schema::ALIASES, &alias);
+        if let Some(claim) = claim {
+            let alias = claim.alias();
+            extra.expect_absent(&schema::ALIASES, alias);
             let record = AliasRecord { room_id: self.room_id.clone(), creator: create.creator.clone() };
-            extra.put(&schema::ALIASES, &alias, &record);
-            extra.put(&schema::ROOM_ALIASES, &(self.room_id.clone(), alias), &());
+            extra.put(&schema::ALIASES, alias, &record);
+            extra.put(&schema::ROOM_ALIASES, &(&*self.room_id, alias), &());
         }
         if create.is_public {
             extra.put(&schema::PUBLIC_ROOMS, &self.room_id, &());

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use engine::pdu::{Draft, Pdu};
 use ractor::RpcReplyPort;
-use ruma::{OwnedEventId, OwnedRoomAliasId, OwnedUserId, RoomVersionId};
+use ruma::{OwnedEventId, OwnedUserId, RoomVersionId};
 use storage::{CommitError, schema::SentBy};
 
 use super::{
     Adopt, Adopted, Backfill, Complete, MembershipChange, Outside, Prepared, PurgeCursor, Purged, Receipt,
     Receive, Received, RoomError,
 };
-use crate::directory::Place;
+use crate::{aliases::AliasClaim, directory::Place};
 
 /// A new room, ready to be stored.
 pub struct Create {
@@ -25,8 +25,8 @@ pub struct Create {
     pub rest: Vec<Draft>,
     /// Whom to invite, with the content of each invite.
     pub invites: Vec<MembershipChange>,
-    /// The alias to make with the room.
-    pub alias: Option<OwnedRoomAliasId>,
+    /// The alias to make with the room, which nobody else makes meanwhile.
+    pub alias: Option<AliasClaim>,
     /// Whether to list the room in the public directory.
     pub is_public: bool,
 }

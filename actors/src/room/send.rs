@@ -7,6 +7,7 @@ use engine::{
     pdu::{Draft, Pdu},
     room::{
         admit::Placement,
+        content,
         graph::PREV_EVENTS_MAX,
         local::{Author, repeats},
         receive::Evidence,
@@ -88,7 +89,13 @@ impl ActiveRoom {
         let Some(held) = self.current(change, &draft.kind.to_string(), state_key).await? else {
             return Ok(None);
         };
-        Ok(repeats(&held.pdu, sender, draft).then(|| held.pdu.event_id().to_owned()))
+        if !repeats(&held.pdu, sender, draft) {
+            return Ok(None);
+        }
+        // Who is out of the room by now may not even repeat it.
+        let member = self.current(change, "m.room.member", sender.as_str()).await?;
+        let is_inside = member.is_some_and(|member| content::membership(&member.pdu) == "join");
+        Ok(is_inside.then(|| held.pdu.event_id().to_owned()))
     }
 
     /// Remembers a client's transaction, for retries that come while the first try is not durable yet.

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use engine::id::Position;
 use ruma::{
-    OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomId, UserId,
+    OwnedDeviceId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId,
     api::client::filter::FilterDefinition,
     presence::PresenceState,
     push::{Action, NewPushRule, RuleKind},
 };
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json, value::RawValue};
 use sha2::{Digest, Sha256};
 use storage::{
@@ -21,7 +21,7 @@ use storage::{
 use super::{
     Claimed, ConnectionKey, LogOut, LoggedIn, Login, OpenIdToken, Published, RoomEntry, RoomFacts,
     SessionActor, SessionChange, SessionData, SessionError, SessionMessage, SessionShared, SessionView, Told,
-    Unread, Wanted, tags, token::hash_token, unread::ReadUpTo,
+    Unread, Wanted, change::FULLY_READ, tags, token::hash_token, unread::ReadUpTo,
 };
 use crate::{
     directory::{Directory, Handle},
@@ -158,6 +158,17 @@ impl SessionHandle {
         let content = json!({ "event_id": event_id });
         let content = serde_json::value::to_raw_value(&content).expect("a JSON value serialises");
         self.change(SessionChange::SetFullyRead(room_id, content.into())).await
+    }
+
+    /// Where the user's fully-read marker of a room is.
+    pub fn fully_read(&self, room_id: &RoomId) -> Option<OwnedEventId> {
+        #[derive(Deserialize)]
+        struct Marker {
+            event_id: OwnedEventId,
+        }
+        let data = self.data();
+        let content = data.account_data(Some(room_id), FULLY_READ)?;
+        serde_json::from_str::<Marker>(content.get()).ok().map(|marker| marker.event_id)
     }
 
     /// Sets a private receipt; an older one than the present is ignored.

@@ -99,6 +99,11 @@ impl Turn<'_> {
         if result.is_empty() {
             return Ok(None);
         }
+        if let Some(unread) = told.unread.get(&entry.room).filter(|_| entry.is_joined()) {
+            // Also if they are as before: clients take counts that are left out for zeros.
+            result.notification_count = Some(unread.notification_count);
+            result.highlight_count = Some(unread.highlight_count);
+        }
         result.membership = Some(entry.membership.clone());
         Ok(Some(result))
     }
@@ -164,7 +169,7 @@ impl Turn<'_> {
                 result.joined_count = Some(snapshot.head.census.joined);
                 result.invited_count = Some(snapshot.head.census.invited);
             }
-            if is_initial || is_news {
+            if is_initial || is_news || !told.unread.contains_key(&entry.room) {
                 let unread = self.session.unread(&room).await?.total();
                 if is_initial || told.unread.get(&entry.room) != Some(&unread) {
                     result.notification_count = Some(unread.notification_count);

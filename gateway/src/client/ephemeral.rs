@@ -102,9 +102,18 @@ async fn set_fully_read(
     requester: &Requester,
     event_id: &EventId,
 ) -> ApiResult<()> {
-    room.event(event_id).await?.ok_or_else(event_not_found)?;
+    let event = room.event(event_id).await?.ok_or_else(event_not_found)?;
     let session = app.homeserver().session(&requester.user_id).await?;
-    Ok(session.set_fully_read(room.snapshot().room_id.clone(), event_id).await?)
+    let room_id = room.snapshot().room_id.clone();
+    let present = session.fully_read(&room_id);
+    if let Some(present) = present
+        && let Some(present) = room.event(&present).await?
+        && event.index < present.index
+    {
+        // As receipts: of a device that is behind, or a request that comes late.
+        return Ok(());
+    }
+    Ok(session.set_fully_read(room_id, event_id).await?)
 }
 
 async fn receipt(
