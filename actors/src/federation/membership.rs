@@ -484,17 +484,6 @@ impl Homeserver {
         let replaced = held.as_ref().map(|event| &*event.pdu);
         Ok(local::date(self.env().clock.now(), replaced, self.server_name()))
     }
-
-    /// The servers other than ours whose users are in rooms of a local user, for what concerns all of them.
-    pub async fn servers_sharing_rooms_with(&self, user: &UserId) -> Result<Vec<OwnedServerName>, RoomError> {
-        let session = self.session(user).await.map_err(|error| RoomError::Invalid(error.to_string()))?;
-        let mut servers = std::collections::BTreeSet::<OwnedServerName>::new();
-        for (_, entry) in session.view().rooms().iter().filter(|(_, entry)| entry.is_joined()) {
-            servers.extend(self.resident_servers(entry.room).await?);
-        }
-        servers.remove(self.server_name());
-        Ok(servers.into_iter().collect())
-    }
 }
 
 fn may_knock(version: &RoomVersionId) -> bool {
