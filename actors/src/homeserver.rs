@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use engine::pdu::SigningKey;
+use engine::{pdu::SigningKey, room_version};
 use futures_util::future::join_all;
 use prometheus_client::registry::Registry;
 use ruma::{EventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, ServerName, UserId};
@@ -27,7 +27,7 @@ use crate::{
     media::{MediaConfig, MediaRepository},
     metrics::{ActorClasses, Extremities, Metrics},
     notices::NoticeConfig,
-    push::{PushGateway, Pushing},
+    push::{NoPushGateways, PushGateway, Pushing},
     resume::Resuming,
     retention::{Retention, RetentionConfig},
     room::{
@@ -68,6 +68,26 @@ pub struct HomeserverConfig {
     pub push: Arc<dyn PushGateway>,
     /// The full-text index; none if messages are not searched.
     pub search: Option<Arc<TextIndex>>,
+}
+
+impl HomeserverConfig {
+    /// A small server without federation and without what goes on besides: what tests and benchmarks start from.
+    pub fn alone(server_name: OwnedServerName, signing_key: Arc<SigningKey>) -> Self {
+        Self {
+            server_name,
+            signing_key,
+            old_keys: Vec::new(),
+            default_room_version: room_version::DEFAULT,
+            room_memory: 64 << 20,
+            rooms: ClassConfig::default(),
+            sessions: ClassConfig::default(),
+            federation: None,
+            media: MediaConfig::default(),
+            conversation: ConversationConfig::default(),
+            push: Arc::new(NoPushGateways),
+            search: None,
+        }
+    }
 }
 
 /// What a server does in rooms on its own, or for users who are away.

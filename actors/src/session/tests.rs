@@ -19,10 +19,8 @@ use storage::{Durability, MemoryStore, Storage};
 
 use super::*;
 use crate::{
-    directory::ClassConfig,
     env::{ManualClock, SeededEntropy},
-    homeserver::{ConversationConfig, Homeserver, HomeserverConfig},
-    media::MediaConfig,
+    homeserver::{Homeserver, HomeserverConfig},
     room::{MembershipAction, MembershipChange, Send},
 };
 
@@ -41,20 +39,8 @@ impl World {
 
     async fn over(store: Arc<MemoryStore>, clock: Arc<ManualClock>) -> Self {
         let storage = Storage::open(store.clone(), Durability::Always).await.unwrap();
-        let config = HomeserverConfig {
-            server_name: "a".try_into().unwrap(),
-            signing_key: Arc::new(SigningKey::new(&[7; 32], "1").unwrap()),
-            old_keys: Vec::new(),
-            federation: None,
-            default_room_version: room_version::DEFAULT,
-            room_memory: 16 << 20,
-            rooms: ClassConfig::default(),
-            sessions: ClassConfig::default(),
-            media: MediaConfig::default(),
-            conversation: ConversationConfig::default(),
-            push: std::sync::Arc::new(crate::push::NoPushGateways),
-            search: None,
-        };
+        let key = SigningKey::new(&[7; 32], "1").unwrap();
+        let config = HomeserverConfig::alone("a".try_into().unwrap(), Arc::new(key));
         let env = Env { clock: clock.clone(), entropy: Arc::new(SeededEntropy::new(clock_seed(&clock))) };
         Self { homeserver: Homeserver::start(config, env, storage).await, clock, store }
     }
@@ -81,19 +67,7 @@ impl World {
     }
 
     pub(super) async fn room(&self, creator: &UserId, others: &[&UserId]) -> OwnedRoomId {
-        let new = NewRoom {
-            version: room_version::DEFAULT,
-            creator: creator.to_owned(),
-            creator_profile: Map::new(),
-            preset: Preset::PublicChat,
-            creation_content: Map::new(),
-            power_levels: Map::new(),
-            alias: None,
-            initial_state: Vec::new(),
-            name: None,
-            topic: None,
-            invite: Vec::new(),
-        };
+        let new = NewRoom::new(room_version::DEFAULT, creator.to_owned(), Preset::PublicChat);
         // Rooms that are created alike at the same moment would have the same ID since version 12.
         self.clock.advance(1);
         let room_id = self.homeserver.create_room(new, Vec::new(), false).await.unwrap();
@@ -114,12 +88,7 @@ impl World {
     }
 
     pub(super) async fn say(&self, sender: &UserId, room_id: &RoomId, content: Value) -> OwnedEventId {
-        let draft = Draft {
-            kind: "m.room.message".into(),
-            state_key: None,
-            content: serde_json::value::to_raw_value(&content).unwrap(),
-            redacts: None,
-        };
+        let draft = Draft::new("m.room.message".into(), None, raw(&content));
         let room = self.homeserver.room(room_id).await.unwrap();
         room.send(Send { sender: sender.to_owned(), draft, sent_by: None }).await.unwrap()
     }
