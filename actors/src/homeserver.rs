@@ -1,13 +1,11 @@
 //! The assembly: everything that one server is, behind one cheap handle.
 
+mod config;
 mod new_room;
 
-use std::{
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::sync::{Arc, Weak};
 
-use engine::{pdu::SigningKey, room_version};
+use engine::pdu::SigningKey;
 use futures_util::future::join_all;
 use prometheus_client::registry::Registry;
 use ruma::{EventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, ServerName, UserId};
@@ -15,6 +13,7 @@ use serde_json::{Map, Value};
 use storage::{Signal, Storage, StoreError, schema};
 use tokio::sync::mpsc;
 
+pub use self::config::{ConversationConfig, HomeserverConfig};
 use crate::{
     background::outlive_panics,
     delayed::DelayedEvents,
@@ -22,86 +21,24 @@ use crate::{
     directory::{ClassConfig, Directory, DirectoryActor, Handle, Stats},
     effects,
     env::Env,
-    federation::{Counted, FederatedMedia, Federation, FederationClient, FederationConfig, OldKey},
+    federation::{Counted, FederatedMedia, Federation, FederationClient, OldKey},
     hub::Hub,
-    media::{MediaConfig, MediaRepository},
+    media::MediaRepository,
     metrics::{ActorClasses, Extremities, Metrics},
-    notices::NoticeConfig,
-    push::{NoPushGateways, PushGateway, Pushing},
+    push::Pushing,
     resume::Resuming,
-    retention::{Retention, RetentionConfig},
+    retention::Retention,
     room::{
         Erasures, MembershipAction, MembershipChange, RoomActor, RoomError, RoomHandle, RoomShared,
         RoomStore, Txns, allowed_rooms,
     },
-    search::{Searching, TextIndex},
+    search::Searching,
     session::{SessionActor, SessionError, SessionHandle, SessionShared},
     users::{ChangedRooms, UserDirectory},
 };
 
 /// Rooms that are brought into memory at a time for one answer.
 pub(crate) const ROOMS_AT_A_TIME: usize = 32;
-
-/// What a server needs to know about itself.
-pub struct HomeserverConfig {
-    /// This server's name.
-    pub server_name: OwnedServerName,
-    /// Signs this server's events.
-    pub signing_key: Arc<SigningKey>,
-    /// Keys that signed them before.
-    pub old_keys: Vec<OldKey>,
-    /// The version of new rooms that name none.
-    pub default_room_version: RoomVersionId,
-    /// Bytes for rooms in memory, half of them for the caches of events and state.
-    pub room_memory: u64,
-    /// Limits of the room actors; its budget is what `room_memory` leaves.
-    pub rooms: ClassConfig,
-    /// Limits of the session actors.
-    pub sessions: ClassConfig,
-    /// How other servers are reached; none without federation.
-    pub federation: Option<FederationConfig>,
-    /// The content repository.
-    pub media: MediaConfig,
-    /// What goes on in rooms besides.
-    pub conversation: ConversationConfig,
-    /// Calls push gateways.
-    pub push: Arc<dyn PushGateway>,
-    /// The full-text index; none if messages are not searched.
-    pub search: Option<Arc<TextIndex>>,
-}
-
-impl HomeserverConfig {
-    /// A small server without federation and without what goes on besides: what tests and benchmarks start from.
-    pub fn alone(server_name: OwnedServerName, signing_key: Arc<SigningKey>) -> Self {
-        Self {
-            server_name,
-            signing_key,
-            old_keys: Vec::new(),
-            default_room_version: room_version::DEFAULT,
-            room_memory: 64 << 20,
-            rooms: ClassConfig::default(),
-            sessions: ClassConfig::default(),
-            federation: None,
-            media: MediaConfig::default(),
-            conversation: ConversationConfig::default(),
-            push: Arc::new(NoPushGateways),
-            search: None,
-        }
-    }
-}
-
-/// What a server does in rooms on its own, or for users who are away.
-#[derive(Clone, Debug, Default)]
-pub struct ConversationConfig {
-    /// The longest delay of an event; zero delays none.
-    pub delay_max: Duration,
-    /// Who sends notices of the server; none if nobody does.
-    pub notices: Option<NoticeConfig>,
-    /// How long messages are kept.
-    pub retention: RetentionConfig,
-    /// Whether users subscribe to threads.
-    pub thread_subscriptions: bool,
-}
 
 /// A running server. Cloning shares it.
 #[derive(Clone)]
