@@ -34,10 +34,11 @@ pub(crate) use self::outbox::PresenceNews;
 pub use self::{
     dispatch::Dispatcher,
     ephemeral::{Ephemeral, EphemeralContent},
-    outbox::{Announcement, Handed, Outbox},
+    missed::Handed,
+    outbox::{Announcement, Outbox},
 };
 use self::{
-    ephemeral::{Taken, Waiting},
+    ephemeral::Waiting,
     reaction::Reaction,
     transaction::{CaughtUp, EDUS_MAX as EDUS_MAX_SENT, Outcome, Transaction},
 };
@@ -180,8 +181,7 @@ impl Actor for DestinationActor {
         destination: &mut Destination,
     ) -> Result<(), ActorProcessingErr> {
         // What waits behind a transaction on its way is left to the server's next actor.
-        let waiting: Vec<_> = destination.pdus.drain(..).collect();
-        if let Some(noted) = destination.leave_to_catch_up(waiting) {
+        if let Some(noted) = destination.leave_all_to_catch_up() {
             let _ = noted.await; // if it failed, the outbox has them after the restart
         }
         Ok(())
@@ -336,8 +336,7 @@ impl Destination {
         // Only its own actor knew whether a room got more to catch up with after the transaction was made.
         outcome.transaction.rooms.retain(|room| room.rest.is_some());
         if let Some(transaction) = self.adopt(outcome) {
-            drop(self.leave_to_catch_up(transaction.pdus));
-            self.ephemeral.restore(transaction.ephemeral);
+            self.put_back(transaction);
         }
     }
 
@@ -353,18 +352,16 @@ impl Destination {
                     self.size_max = (transaction.item_count() / 2).max(1);
                     let items_max = self.size_max;
                     tracing::info!(destination = %self.server, %error, items_max, "a transaction cannot be sent, or is refused; sending less at a time");
-                    self.put_off(RETRY_FIRST / 2, transaction.pdus, transaction.ephemeral);
-                    self.schedule_retry();
+                    self.put_back(transaction);
+                    self.put_off(RETRY_FIRST / 2);
                 }
                 Reaction::Drop => {
                     tracing::warn!(destination = %self.server, %error, "an event or EDU cannot be sent, or is refused for good; it is left out");
                     self.take_off(transaction);
-                    self.put_off(RETRY_FIRST / 2, Vec::new(), Taken::default());
-                    self.schedule_retry();
+                    self.put_off(RETRY_FIRST / 2);
                 }
                 Reaction::BackOff(at_least) => {
                     self.failed(&error, at_least);
-                    self.schedule_retry();
                     return Some(transaction);
                 }
             },
@@ -434,7 +431,7 @@ impl Destination {
         let delay = self.delay().max(at_least).min(RETRY_MAX);
         let delay_s = delay.as_secs();
         tracing::info!(destination = %self.server, %error, delay_s, "a server does not take events; will retry");
-        self.put_off(delay, Vec::new(), Taken::default());
+        self.put_off(delay);
         let mut batch = Batch::default();
         let retry_at_ms = self.retry_at_ms.unwrap_or_default();
         let record = DestinationRecord { failures: self.failures, retry_at_ms };
@@ -443,15 +440,14 @@ impl Destination {
         self.shared.storage.submit(batch, None, |_| {});
     }
 
-    /// Sends nothing for a while; what was not sent is noted durably.
-    fn put_off(&mut self, delay: Duration, events: Vec<Outgoing>, ephemeral: Taken) {
+    /// Sends nothing for a while; what waits is noted durably.
+    fn put_off(&mut self, delay: Duration) {
         let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
         self.retry_at_ms = Some(self.shared.env.clock.now_ms().saturating_add(delay_ms));
-        let waiting: Vec<_> = events.into_iter().chain(self.pdus.drain(..)).collect();
-        drop(self.leave_to_catch_up(waiting));
-        self.ephemeral.restore(ephemeral);
+        drop(self.leave_all_to_catch_up());
         // What is queued durably is read again.
         self.has_queued_edus = true;
+        self.schedule_retry();
     }
 
     /// How long to wait after the last failure: doubled each time, and a fifth more or less at random.

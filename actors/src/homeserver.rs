@@ -1,11 +1,9 @@
 //! The assembly: everything that one server is, behind one cheap handle.
 
+mod config;
 mod new_room;
 
-use std::{
-    sync::{Arc, Weak, atomic::AtomicU64},
-    time::Duration,
-};
+use std::sync::{Arc, Weak, atomic::AtomicU64};
 
 use engine::pdu::SigningKey;
 use futures_util::future::join_all;
@@ -15,6 +13,7 @@ use serde_json::{Map, Value};
 use storage::{Signal, Storage, StoreError, schema};
 use tokio::sync::mpsc;
 
+pub use self::config::{ConversationConfig, HomeserverConfig};
 use crate::{
     aliases::AliasClaims,
     background::outlive_panics,
@@ -23,66 +22,24 @@ use crate::{
     directory::{ClassConfig, Directory, DirectoryActor, Handle, Stats},
     effects,
     env::Env,
-    federation::{Counted, FederatedMedia, Federation, FederationClient, FederationConfig, OldKey},
+    federation::{Counted, FederatedMedia, Federation, FederationClient, OldKey},
     hub::Hub,
-    media::{MediaConfig, MediaRepository},
+    media::MediaRepository,
     metrics::{ActorClasses, Extremities, Metrics},
-    notices::NoticeConfig,
-    push::{PushGateway, Pushing},
+    push::Pushing,
     resume::Resuming,
-    retention::{Retention, RetentionConfig},
+    retention::Retention,
     room::{
         Erasures, MembershipAction, MembershipChange, RoomActor, RoomError, RoomHandle, RoomShared,
         RoomStore, Txns, allowed_rooms,
     },
-    search::{Searching, TextIndex},
+    search::Searching,
     session::{SessionActor, SessionError, SessionHandle, SessionShared},
     users::{ChangedRooms, UserDirectory},
 };
 
 /// Rooms that are brought into memory at a time for one answer.
 pub(crate) const ROOMS_AT_A_TIME: usize = 32;
-
-/// What a server needs to know about itself.
-pub struct HomeserverConfig {
-    /// This server's name.
-    pub server_name: OwnedServerName,
-    /// Signs this server's events.
-    pub signing_key: Arc<SigningKey>,
-    /// Keys that signed them before.
-    pub old_keys: Vec<OldKey>,
-    /// The version of new rooms that name none.
-    pub default_room_version: RoomVersionId,
-    /// Bytes for rooms in memory, half of them for the caches of events and state.
-    pub room_memory: u64,
-    /// Limits of the room actors; its budget is what `room_memory` leaves.
-    pub rooms: ClassConfig,
-    /// Limits of the session actors.
-    pub sessions: ClassConfig,
-    /// How other servers are reached; none without federation.
-    pub federation: Option<FederationConfig>,
-    /// The content repository.
-    pub media: MediaConfig,
-    /// What goes on in rooms besides.
-    pub conversation: ConversationConfig,
-    /// Calls push gateways.
-    pub push: Arc<dyn PushGateway>,
-    /// The full-text index; none if messages are not searched.
-    pub search: Option<Arc<TextIndex>>,
-}
-
-/// What a server does in rooms on its own, or for users who are away.
-#[derive(Clone, Debug, Default)]
-pub struct ConversationConfig {
-    /// The longest delay of an event; zero delays none.
-    pub delay_max: Duration,
-    /// Who sends notices of the server; none if nobody does.
-    pub notices: Option<NoticeConfig>,
-    /// How long messages are kept.
-    pub retention: RetentionConfig,
-    /// Whether users subscribe to threads.
-    pub thread_subscriptions: bool,
-}
 
 /// A running server. Cloning shares it.
 #[derive(Clone)]

@@ -163,21 +163,17 @@ impl Homeserver {
             content: to_raw_value(&json!({ "guest_access": "forbidden" }))
                 .map_err(|error| RoomError::Invalid(error.to_string()))?,
         };
+        let version = self.default_room_version().clone();
         let new = NewRoom {
-            version: self.default_room_version().clone(),
-            creator: sender.to_owned(),
             creator_profile: self.member_content(sender).await?,
-            preset: Preset::PrivateChat,
             creation_content: Map::from_iter([("m.federate".to_owned(), false.into())]),
             power_levels: Map::from_iter([
                 ("events_default".to_owned(), LEVEL_TO_SEND.into()),
                 ("invite".to_owned(), LEVEL_TO_SEND.into()),
             ]),
-            alias: None,
             initial_state: vec![guests],
             name: Some(config.room_name.clone()),
-            topic: None,
-            invite: Vec::new(),
+            ..NewRoom::new(version, sender.to_owned(), Preset::PrivateChat)
         };
         Ok(self.create_room(new, Vec::new(), false).await?)
     }

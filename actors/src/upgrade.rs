@@ -92,17 +92,9 @@ impl Homeserver {
             creation_content.insert("additional_creators".to_owned(), json!(additional_creators));
         }
         let mut new = NewRoom {
-            version,
-            creator: user_id.to_owned(),
             creator_profile,
-            preset: Preset::Bare,
             creation_content,
-            power_levels: Map::new(),
-            alias: None,
-            initial_state: Vec::new(),
-            name: None,
-            topic: None,
-            invite: Vec::new(),
+            ..NewRoom::new(version, user_id.to_owned(), Preset::Bare)
         };
         for kind in TRANSFERRED {
             if let Some(event) = old.current(kind, "").await? {

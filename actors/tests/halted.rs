@@ -1,6 +1,8 @@
 //! A server that cannot store something, for a while or for good: it neither keeps anybody waiting in vain nor forgets what is due.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod server;
+
 use std::{
     sync::{
         Arc,
@@ -11,28 +13,21 @@ use std::{
 
 use actors::{
     delayed::Delayed,
-    directory::ClassConfig,
-    env::{Env, SeededEntropy, TokioClock},
+    env::TokioClock,
     homeserver::{ConversationConfig, Homeserver, HomeserverConfig},
-    media::MediaConfig,
-    room::{RoomError, Send},
     session::NewAccount,
     sync::{SyncError, SyncRequest},
 };
 use async_trait::async_trait;
 use bytes::Bytes;
-use engine::{
-    id::Position,
-    pdu::{Draft, SigningKey},
-    room::create::{NewRoom, Preset},
-    room_version,
-};
-use ruma::{OwnedRoomId, OwnedUserId, RoomId, user_id};
-use serde_json::{Map, json, value::to_raw_value};
+use engine::id::Position;
+use ruma::OwnedRoomId;
 use storage::{
     Batch, Durability, MemoryStore, Refused, Storage, Store, StoreError, schema,
     store::{Row, Scan, Sync},
 };
+
+use crate::server::{alice, create, message, say};
 
 /// A store that counts how often it is read.
 #[derive(Default)]
@@ -70,65 +65,19 @@ impl Store for Counted {
     }
 }
 
-fn alice() -> OwnedUserId {
-    user_id!("@alice:example.org").to_owned()
-}
-
 /// A server with a room of Alice's.
 async fn server() -> (Homeserver, Arc<Counted>, Storage, OwnedRoomId) {
-    let clock = Arc::new(TokioClock::new(1_700_000_000_000));
-    let config = HomeserverConfig {
-        server_name: "example.org".try_into().unwrap(),
-        signing_key: Arc::new(SigningKey::new(&[1; 32], "test").unwrap()),
-        old_keys: Vec::new(),
-        federation: None,
-        default_room_version: room_version::DEFAULT,
-        room_memory: 64 << 20,
-        rooms: ClassConfig::default(),
-        sessions: ClassConfig::default(),
-        media: MediaConfig::default(),
-        conversation: ConversationConfig {
-            delay_max: Duration::from_secs(60),
-            ..ConversationConfig::default()
-        },
-        push: Arc::new(actors::push::NoPushGateways),
-        search: None,
-    };
     let store = Arc::new(Counted::default());
     let storage = Storage::open(store.clone(), Durability::Always).await.unwrap();
-    let env = Env { clock, entropy: Arc::new(SeededEntropy::new(1)) };
-    let homeserver = Homeserver::start(config, env, storage.clone()).await;
+    let delay_max = Duration::from_secs(60);
+    let conversation = ConversationConfig { delay_max, ..ConversationConfig::default() };
+    let config = HomeserverConfig { conversation, ..server::config() };
+    let clock = Arc::new(TokioClock::new(1_700_000_000_000));
+    let homeserver = server::start(config, clock, storage.clone()).await;
     let account = NewAccount { user_id: alice(), password_hash: None, is_guest: false, is_admin: false };
     homeserver.register(account).await.unwrap();
-    let new = NewRoom {
-        version: room_version::DEFAULT,
-        creator: alice(),
-        creator_profile: Map::new(),
-        preset: Preset::PrivateChat,
-        creation_content: Map::new(),
-        power_levels: Map::new(),
-        alias: None,
-        initial_state: Vec::new(),
-        name: None,
-        topic: None,
-        invite: Vec::new(),
-    };
-    let room = homeserver.create_room(new, Vec::new(), false).await.unwrap();
+    let room = create(&homeserver, "room").await;
     (homeserver, store, storage, room)
-}
-
-fn message() -> Draft {
-    Draft {
-        kind: "m.room.message".into(),
-        state_key: None,
-        content: to_raw_value(&json!({ "body": "tea" })).unwrap(),
-        redacts: None,
-    }
-}
-
-async fn say(homeserver: &Homeserver, room_id: &RoomId) -> Result<(), RoomError> {
-    let send = Send { sender: alice(), draft: message(), sent_by: None };
-    homeserver.room(room_id).await?.send(send).await.map(drop)
 }
 
 fn sync(since: Option<Position>) -> SyncRequest {
@@ -152,12 +101,12 @@ async fn a_sync_does_not_wait_for_what_is_never_stored() {
     let since = storage.watermark();
     // Something takes long to store, something after it is stored before it, and then nothing is any more.
     let earlier = storage.reserve(1);
-    say(&homeserver, &room).await.unwrap();
+    say(&homeserver, &room, "tea").await.unwrap();
     let begun = tokio::time::Instant::now();
     assert!(matches!(homeserver.sync(&sync(Some(since))).await, Err(SyncError::Late)));
     assert!(begun.elapsed() >= Duration::from_secs(5), "a slow disk is no fault yet");
     store.inner.fail_next_commits(1);
-    say(&homeserver, &room).await.unwrap_err();
+    say(&homeserver, &room, "tea").await.unwrap_err();
     drop(earlier);
     let begun = tokio::time::Instant::now();
     assert!(matches!(homeserver.sync(&sync(Some(since))).await, Err(SyncError::Late)));
@@ -173,12 +122,12 @@ async fn what_cannot_be_sent_later_is_not_tried_without_a_pause() {
         device_id: "DEVICE".into(),
         txn_id: None,
         room_id: room.clone(),
-        draft: message(),
+        draft: message("tea"),
         delay,
     };
     homeserver.delay(delayed).await.unwrap();
     store.inner.fail_next_commits(1);
-    say(&homeserver, &room).await.unwrap_err();
+    say(&homeserver, &room, "tea").await.unwrap_err();
     tokio::time::sleep(2 * delay).await;
     let before = store.reads.load(Ordering::Relaxed);
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -197,7 +146,7 @@ async fn a_delayed_event_that_is_gone_holds_up_no_other() {
         device_id: "DEVICE".into(),
         txn_id: None,
         room_id: room,
-        draft: message(),
+        draft: message("tea"),
         delay: Duration::from_millis(10),
     };
     let id = homeserver.delay(delayed).await.unwrap();

@@ -1,6 +1,8 @@
 //! Rooms under faults and under a small memory budget, over the memory store.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod server;
+
 use std::{
     collections::BTreeSet,
     sync::{
@@ -10,21 +12,15 @@ use std::{
 };
 
 use actors::{
-    directory::ClassConfig,
-    env::{Clock, Env, SeededEntropy, TokioClock},
-    homeserver::{ConversationConfig, Homeserver, HomeserverConfig},
-    media::MediaConfig,
-    room::{PageDirection, PageQuery, RoomError, Send},
+    env::{Clock, TokioClock},
+    homeserver::{Homeserver, HomeserverConfig},
+    room::{PageDirection, PageQuery, RoomError},
 };
-use engine::{
-    id::TimelineIndex,
-    pdu::{Draft, SigningKey},
-    room::create::{NewRoom, Preset},
-    room_version,
-};
-use ruma::{OwnedEventId, OwnedRoomId, RoomId, api::client::filter::RoomEventFilter, user_id};
-use serde_json::{Map, json, value::to_raw_value};
+use engine::id::TimelineIndex;
+use ruma::{OwnedEventId, RoomId, api::client::filter::RoomEventFilter};
 use storage::{Durability, MemoryStore, Storage};
+
+use crate::server::{alice, create, say};
 
 /// A clock that panics once, when it is asked for the n-th time.
 struct FaultyClock {
@@ -45,58 +41,16 @@ impl Clock for FaultyClock {
 async fn homeserver(room_memory: u64) -> (Homeserver, Arc<FaultyClock>) {
     let inner = TokioClock::new(1_700_000_000_000);
     let clock = Arc::new(FaultyClock { inner, until_panic: AtomicU32::new(u32::MAX) });
-    let env = Env { clock: clock.clone(), entropy: Arc::new(SeededEntropy::new(1)) };
-    let config = HomeserverConfig {
-        server_name: "example.org".try_into().unwrap(),
-        signing_key: Arc::new(SigningKey::new(&[1; 32], "test").unwrap()),
-        old_keys: Vec::new(),
-        federation: None,
-        default_room_version: room_version::DEFAULT,
-        room_memory,
-        rooms: ClassConfig::default(),
-        sessions: ClassConfig::default(),
-        media: MediaConfig::default(),
-        conversation: ConversationConfig::default(),
-        push: std::sync::Arc::new(actors::push::NoPushGateways),
-        search: None,
-    };
     let storage = Storage::open(Arc::new(MemoryStore::new()), Durability::Always).await.unwrap();
-    (Homeserver::start(config, env, storage).await, clock)
-}
-
-async fn create(homeserver: &Homeserver, name: &str) -> OwnedRoomId {
-    let new = NewRoom {
-        version: room_version::DEFAULT,
-        creator: user_id!("@alice:example.org").to_owned(),
-        creator_profile: Map::new(),
-        preset: Preset::PrivateChat,
-        creation_content: Map::from_iter([("test".to_owned(), json!(name))]),
-        power_levels: Map::new(),
-        alias: None,
-        initial_state: Vec::new(),
-        name: None,
-        topic: None,
-        invite: Vec::new(),
-    };
-    homeserver.create_room(new, Vec::new(), false).await.unwrap()
-}
-
-async fn say(homeserver: &Homeserver, room_id: &RoomId, body: &str) -> Result<OwnedEventId, RoomError> {
-    let draft = Draft {
-        kind: "m.room.message".into(),
-        state_key: None,
-        content: to_raw_value(&json!({ "body": body })).unwrap(),
-        redacts: None,
-    };
-    let sender = user_id!("@alice:example.org").to_owned();
-    homeserver.room(room_id).await?.send(Send { sender, draft, sent_by: None }).await
+    let config = HomeserverConfig { room_memory, ..server::config() };
+    (server::start(config, clock.clone(), storage).await, clock)
 }
 
 /// The bodies of all messages of a room, oldest first, and their IDs.
 async fn messages(homeserver: &Homeserver, room_id: &RoomId) -> Vec<(String, OwnedEventId)> {
     let room = homeserver.room(room_id).await.unwrap();
     let query = PageQuery {
-        user_id: user_id!("@alice:example.org"),
+        user_id: &alice(),
         from: TimelineIndex(i64::MIN),
         to: None,
         direction: PageDirection::Forward,

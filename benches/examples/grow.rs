@@ -5,10 +5,8 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use actors::{
-    directory::ClassConfig,
     env::{Clock, Env, SeededEntropy},
-    homeserver::{ConversationConfig, Homeserver, HomeserverConfig},
-    media::MediaConfig,
+    homeserver::{Homeserver, HomeserverConfig},
     room::{MembershipAction, MembershipChange, Send},
     session::{Login, NewAccount},
 };
@@ -89,35 +87,14 @@ fn environment() -> Env {
 }
 
 fn config(key: SigningKey) -> Result<HomeserverConfig> {
-    Ok(HomeserverConfig {
-        server_name: "localhost".try_into()?,
-        signing_key: Arc::new(key),
-        old_keys: Vec::new(),
-        federation: None,
-        default_room_version: room_version::DEFAULT,
-        room_memory: 512 << 20,
-        rooms: ClassConfig::default(),
-        sessions: ClassConfig::default(),
-        media: MediaConfig::default(),
-        conversation: ConversationConfig::default(),
-        push: Arc::new(actors::push::NoPushGateways),
-        search: None,
-    })
+    let alone = HomeserverConfig::alone("localhost".try_into()?, Arc::new(key));
+    Ok(HomeserverConfig { room_memory: 512 << 20, ..alone })
 }
 
 fn new_room(creator: &UserId) -> NewRoom {
     NewRoom {
-        version: room_version::DEFAULT,
-        creator: creator.to_owned(),
-        creator_profile: Map::new(),
-        preset: Preset::PublicChat,
-        creation_content: Map::new(),
-        power_levels: Map::new(),
-        alias: None,
-        initial_state: Vec::new(),
         name: Some("an old room".to_owned()),
-        topic: None,
-        invite: Vec::new(),
+        ..NewRoom::new(room_version::DEFAULT, creator.to_owned(), Preset::PublicChat)
     }
 }
 
@@ -135,7 +112,7 @@ async fn join(homeserver: &Homeserver, room_id: &OwnedRoomId, number: usize) -> 
 
 async fn say(homeserver: &Homeserver, room_id: &OwnedRoomId, sender: &UserId, number: usize) -> Result<()> {
     let content = to_raw_value(&json!({ "msgtype": "m.text", "body": format!("message number {number}") }))?;
-    let draft = Draft { kind: "m.room.message".into(), state_key: None, content, redacts: None };
+    let draft = Draft::new("m.room.message".into(), None, content);
     homeserver.room(room_id).await?.send(Send { sender: sender.to_owned(), draft, sent_by: None }).await?;
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! Requests as handlers take them: limits, JSON, ruma's request types, authentication.
 
+mod versioned;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub use actors::session::{Requester, Restriction};
@@ -18,10 +20,11 @@ use serde::{
     de::{DeserializeOwned, IgnoredAny},
 };
 
+pub use self::versioned::{NamesVersion, Versioned};
 use crate::{
     app::App,
     bodies,
-    client::{push_rules, rooms},
+    client::push_rules,
     error::{ApiError, ApiResult},
     guests, suspension, uia,
 };
@@ -102,7 +105,7 @@ impl<R: IncomingRequest + Send> FromRequest<App> for Typed<R> {
         check_address(&parts, app)?;
         let body = read_json(&parts.method, body, OPEN_BODY_MAX).await?;
         serde_json::from_slice::<Kind>(&body).map_err(|error| ApiError::bad_json(error.to_string()))?;
-        parse(&mut parts, Body::from(body), OPEN_BODY_MAX, app).await.map(Self)
+        parse_read(&mut parts, body, app).await.map(Self)
     }
 }
 
@@ -249,19 +252,23 @@ async fn parse<R: IncomingRequest>(
     body_max: usize,
     app: &App,
 ) -> ApiResult<R> {
+    let has_body = parts.method != Method::GET && parts.method != Method::HEAD;
+    let body = if has_body { read_json(&parts.method, body, body_max).await? } else { Bytes::new() };
+    parse_read(parts, body, app).await
+}
+
+/// Parses a request whose body was read.
+async fn parse_read<R: IncomingRequest>(parts: &mut Parts, mut body: Bytes, app: &App) -> ApiResult<R> {
     let params = RawPathParams::from_request_parts(parts, app)
         .await
         .map_err(|error| ApiError::invalid_param(error.to_string()))?;
     let arguments: Vec<&str> = params.iter().map(|(_, value)| value).collect();
-    let has_body = parts.method != Method::GET && parts.method != Method::HEAD;
-    let mut body = if has_body { read_json(&parts.method, body, body_max).await? } else { Bytes::new() };
     if uia::ROUTES.contains(&route(parts)) {
         body = uia::with_readable_auth(body);
     }
     if route(parts).trim_end_matches('/') == push_rules::ROUTE {
         body = push_rules::with_conditions(body);
     }
-    rooms::check_version(route(parts), &body)?;
     let mut request = http::Request::builder().method(parts.method.clone()).uri(parts.uri.clone());
     if let Some(headers) = request.headers_mut() {
         *headers = parts.headers.clone();

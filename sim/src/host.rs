@@ -13,9 +13,7 @@ use actors::{
     directory::ClassConfig,
     env::{Clock, Env, SeededEntropy},
     federation::{FederationConfig, OldKey},
-    homeserver::{ConversationConfig, Homeserver, HomeserverConfig},
-    media::MediaConfig,
-    push::NoPushGateways,
+    homeserver::{Homeserver, HomeserverConfig},
 };
 use anyhow::{Context, Result};
 use axum::{Router, body::Body, response::Response};
@@ -366,8 +364,6 @@ impl Host {
             budget: self.options.connections_max.map(Semaphore::new),
         };
         HomeserverConfig {
-            server_name: self.name.clone(),
-            signing_key: keys.signing.clone(),
             old_keys: keys.old.clone(),
             federation: Some(FederationConfig {
                 client: Arc::new(wire),
@@ -380,10 +376,7 @@ impl Host {
             room_memory: self.options.memory,
             rooms: class,
             sessions: class,
-            media: MediaConfig::default(),
-            conversation: ConversationConfig::default(),
-            push: Arc::new(NoPushGateways),
-            search: None,
+            ..HomeserverConfig::alone(self.name.clone(), keys.signing.clone())
         }
     }
 

@@ -255,9 +255,8 @@ impl Batch {
         key: &Q,
         value: &V,
     ) -> &mut Self {
-        if let Some(value) = self.encode(table.id, value) {
-            self.writes.push(Write { table: table.id, key: key::encode(key), value: Some(value) });
-        }
+        let row = self.row(table, key, value);
+        self.writes.extend(row);
         self
     }
 
@@ -274,9 +273,8 @@ impl Batch {
         key: &Q,
         value: &V,
     ) -> &mut Self {
-        if let Some(value) = self.encode(table.id, value) {
-            self.expectations.push(Write { table: table.id, key: key::encode(key), value: Some(value) });
-        }
+        let row = self.row(table, key, value);
+        self.expectations.extend(row);
         self
     }
 
@@ -304,8 +302,16 @@ impl Batch {
         self.writes.iter().map(|write| write.key.len() + write.value.as_ref().map_or(0, Bytes::len)).sum()
     }
 
-    fn encode<V: Value>(&mut self, table: TableId, value: &V) -> Option<Bytes> {
-        value.encode().map_err(|error| self.flaw = Some((table, Arc::new(error)))).ok()
+    /// A row with its value; none, and a flaw, if the value does not encode.
+    fn row<K, V: Value, Q: AsKey<K> + ?Sized>(
+        &mut self,
+        table: &Table<K, V>,
+        key: &Q,
+        value: &V,
+    ) -> Option<Write> {
+        let flaw = |error| self.flaw = Some((table.id, Arc::new(error)));
+        let value = value.encode().map_err(flaw).ok()?;
+        Some(Write { table: table.id, key: key::encode(key), value: Some(value) })
     }
 
     /// Fails if a value did not encode.

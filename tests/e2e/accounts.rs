@@ -1,7 +1,7 @@
 //! Registration, logging in and out, passwords.
 
 use serde_json::json;
-use tests::Server;
+use tests::{Server, by_password};
 
 #[tokio::test]
 async fn registration_needs_authentication_and_a_free_name() {
@@ -57,9 +57,7 @@ async fn capitals_in_a_user_name_make_no_difference() {
     let alice = server.client("alice").await;
     let [localpart, user_id] = ["Alice".to_owned(), alice.user_id.replace("alice", "ALICE")];
     for user in [localpart, user_id] {
-        let identifier = json!({ "type": "m.id.user", "user": user });
-        let mut proof =
-            json!({ "type": "m.login.password", "identifier": identifier, "password": alice.password() });
+        let mut proof = by_password(&user, &alice.password());
         let login = alice.post("/_matrix/client/v3/login", &proof).await.ok();
         assert_eq!(login["user_id"], alice.user_id);
         let mut body = json!({ "devices": [login["device_id"]] });
@@ -114,8 +112,7 @@ async fn a_wrong_password_and_an_unknown_user_are_answered_alike() {
     let server = Server::start().await;
     server.client("alice").await;
     for user in ["alice", "bob", "@alice:localhost", "not a name"] {
-        let identifier = json!({ "type": "m.id.user", "user": user });
-        let body = json!({ "type": "m.login.password", "identifier": identifier, "password": "wrong" });
+        let body = by_password(user, "wrong");
         server.anonymous().post("/_matrix/client/v3/login", &body).await.is(403, "M_FORBIDDEN");
     }
     for identifier in [
@@ -133,8 +130,8 @@ async fn a_wrong_password_and_an_unknown_user_are_answered_alike() {
 async fn a_refresh_token_replaces_the_access_token() {
     let server = Server::start().await;
     let mut alice = server.client("alice").await;
-    let identifier = json!({ "type": "m.id.user", "user": "alice" });
-    let body = json!({ "type": "m.login.password", "identifier": identifier, "password": "password of alice", "refresh_token": true });
+    let mut body = by_password("alice", &alice.password());
+    body["refresh_token"] = true.into();
     let login = alice.post("/_matrix/client/v3/login", &body).await.ok();
     assert!(login["expires_in_ms"].as_u64().unwrap() > 0);
     alice.log_in_as(&login);
@@ -168,12 +165,9 @@ async fn a_password_change_needs_the_old_one() {
     let challenge = alice.post(path, &json!({ "new_password": "new" })).await;
     assert_eq!(challenge.status, 401);
     let auth = |password: &str| {
-        json!({
-            "type": "m.login.password",
-            "identifier": { "type": "m.id.user", "user": "alice" },
-            "password": password,
-            "session": challenge.body["session"],
-        })
+        let mut auth = by_password("alice", password);
+        auth["session"] = challenge.body["session"].clone();
+        auth
     };
     let wrong = alice.post(path, &json!({ "new_password": "new", "auth": auth("wrong") })).await;
     assert_eq!((wrong.status, wrong.body["errcode"].as_str()), (401, Some("M_FORBIDDEN")));

@@ -2,9 +2,19 @@
 
 use reqwest::Method;
 use serde_json::json;
-use tests::{Server, segment};
+use tests::{Client, Server, by_password, segment};
 
 const DEVICES: &str = "/_matrix/client/v3/devices";
+
+/// The user on a device of this ID and name.
+async fn log_in(server: &Server, user: &Client, device_id: &str, name: &str) -> Client {
+    let mut login = by_password(&user.user_id, &user.password());
+    login["device_id"] = device_id.into();
+    login["initial_device_display_name"] = name.into();
+    let mut client = server.anonymous();
+    client.log_in_as(&client.post("/_matrix/client/v3/login", &login).await.ok());
+    client
+}
 
 #[tokio::test]
 async fn a_user_lists_names_and_deletes_devices() {
@@ -50,12 +60,8 @@ async fn several_devices_are_deleted_at_once_by_who_knows_the_password() {
     let challenge = alice.post(path, &body).await;
     assert_eq!(challenge.status, 401);
     let mut wrong = body.clone();
-    wrong["auth"] = json!({
-        "type": "m.login.password",
-        "identifier": { "type": "m.id.user", "user": alice.user_id },
-        "password": "wrong",
-        "session": challenge.body["session"],
-    });
+    wrong["auth"] = by_password(&alice.user_id, "wrong");
+    wrong["auth"]["session"] = challenge.body["session"].clone();
     let refused = alice.post(path, &wrong).await;
     refused.is(401, "M_FORBIDDEN");
     assert!(refused.body["flows"].is_array(), "one may try again: {}", refused.body);
@@ -71,18 +77,9 @@ async fn several_devices_are_deleted_at_once_by_who_knows_the_password() {
 async fn a_login_names_its_device_and_replaces_one_of_the_same_id() {
     let server = Server::start().await;
     let alice = server.client("alice").await;
-    let login = json!({
-        "type": "m.login.password",
-        "identifier": { "type": "m.id.user", "user": alice.user_id },
-        "password": alice.password(),
-        "device_id": "KITCHEN",
-        "initial_device_display_name": "kitchen",
-    });
-    let mut first = server.anonymous();
-    first.log_in_as(&first.post("/_matrix/client/v3/login", &login).await.ok());
+    let first = log_in(&server, &alice, "KITCHEN", "kitchen").await;
     assert_eq!(first.device_id, "KITCHEN");
-    let mut second = server.anonymous();
-    second.log_in_as(&second.post("/_matrix/client/v3/login", &login).await.ok());
+    let second = log_in(&server, &alice, "KITCHEN", "kitchen").await;
     first.get(DEVICES).await.is(401, "M_UNKNOWN_TOKEN");
     let device = second.get(&format!("{DEVICES}/KITCHEN")).await.ok();
     assert_eq!(device["display_name"], "kitchen");
@@ -93,14 +90,7 @@ async fn a_login_names_its_device_and_replaces_one_of_the_same_id() {
 async fn a_name_that_is_too_long_is_cut() {
     let server = Server::start().await;
     let alice = server.client("alice").await;
-    let login = json!({
-        "type": "m.login.password",
-        "identifier": { "type": "m.id.user", "user": alice.user_id },
-        "password": alice.password(),
-        "device_id": "LONG",
-        "initial_device_display_name": "x".repeat(3000),
-    });
-    server.anonymous().post("/_matrix/client/v3/login", &login).await.ok();
+    log_in(&server, &alice, "LONG", &"x".repeat(3000)).await;
     let device = alice.get(&format!("{DEVICES}/LONG")).await.ok();
     assert_eq!(device["display_name"], "x".repeat(1024));
 }

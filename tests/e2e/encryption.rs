@@ -2,7 +2,7 @@
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use tests::{Client, Server, segment};
+use tests::{Client, Server, by_password, segment};
 
 const KEYS: &str = "/_matrix/client/v3/keys";
 const BACKUP: &str = "/_matrix/client/v3/room_keys";
@@ -416,10 +416,8 @@ async fn cross_signing_keys_are_replaced_only_with_the_password() {
     alice.post(&path, &master("Zmlyc3Q")).await.ok();
     alice.post(&path, &master("Zmlyc3Q")).await.ok();
     // Nor can a device take the name of a key.
-    let login = json!({
-        "type": "m.login.password", "identifier": { "type": "m.id.user", "user": alice.user_id },
-        "password": alice.password(), "device_id": "Zmlyc3Q",
-    });
+    let mut login = by_password(&alice.user_id, &alice.password());
+    login["device_id"] = "Zmlyc3Q".into();
     bob.post("/_matrix/client/v3/login", &login).await.is(403, "M_FORBIDDEN");
     assert_eq!(alice.post(&path, &master("c2Vjb25k")).await.status, 401);
     bob.post(&path, &master("Zmlyc3Q")).await.is(400, "M_INVALID_PARAM");

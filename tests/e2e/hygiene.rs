@@ -2,7 +2,7 @@
 
 use reqwest::Method;
 use serde_json::json;
-use tests::{Client, Server};
+use tests::{Client, Server, by_password};
 
 #[tokio::test]
 async fn malformed_requests_get_the_specified_errors() {
@@ -125,8 +125,7 @@ async fn well_known_documents_say_what_was_configured() {
     let client = nobody.get("/.well-known/matrix/client").await.ok();
     assert_eq!(client["m.homeserver"]["base_url"], "https://chat.example.org");
     let alice = server.client("alice").await;
-    let identifier = json!({ "type": "m.id.user", "user": alice.user_id });
-    let login = json!({ "type": "m.login.password", "identifier": identifier, "password": alice.password() });
+    let login = by_password(&alice.user_id, &alice.password());
     let logged_in = nobody.post("/_matrix/client/v3/login", &login).await.ok();
     assert_eq!(logged_in["well_known"], client);
     let delegated = nobody.get("/.well-known/matrix/server").await.ok();
@@ -191,10 +190,8 @@ async fn seen_at(alice: &Client, forwarded: &str) -> String {
     let devices = format!("{}/_matrix/client/v3/devices", alice.base());
     let token = alice.token.clone().unwrap();
     // The first use of an access token is noted; later ones only now and then.
-    let login = serde_json::json!({
-        "type": "m.login.password", "password": alice.password(),
-        "identifier": { "type": "m.id.user", "user": alice.user_id }, "device_id": "SEEN",
-    });
+    let mut login = by_password(&alice.user_id, &alice.password());
+    login["device_id"] = "SEEN".into();
     let http = reqwest::Client::new();
     let url = format!("{}/_matrix/client/v3/login", alice.base());
     let answer = http.post(url).header("X-Forwarded-For", forwarded).json(&login).send().await.unwrap();
@@ -247,7 +244,7 @@ async fn limits_count_by_the_forwarded_address() {
     let alice = server.client("alice").await;
     let http = reqwest::Client::new();
     let attempt = async |forwarded: &str, user: &str| {
-        let body = json!({ "type": "m.login.password", "password": "wrong", "identifier": { "type": "m.id.user", "user": user } });
+        let body = by_password(user, "wrong");
         let url = format!("{}/_matrix/client/v3/login", alice.base());
         http.post(url)
             .header("X-Forwarded-For", forwarded)
@@ -286,10 +283,7 @@ async fn guessing_is_limited() {
     let server = Server::start_with_settings(&settings).await;
     let alice = server.client("alice").await;
     let devices = "/_matrix/client/v3/devices/OTHER";
-    let guess = json!({ "auth": {
-        "type": "m.login.password", "password": "guess",
-        "identifier": { "type": "m.id.user", "user": alice.user_id },
-    } });
+    let guess = json!({ "auth": by_password(&alice.user_id, "guess") });
     let mut last = alice.delete(devices, &guess).await;
     last.is(401, "M_FORBIDDEN");
     for _ in 0..100 {

@@ -1,7 +1,7 @@
 //! Locked and suspended accounts, and what administrators learn of them.
 
 use serde_json::{Value, json};
-use tests::{Client, Server, segment};
+use tests::{Client, Server, by_password, segment};
 
 /// An administrator, made from the command line.
 pub(crate) async fn administrator(server: &Server, name: &str) -> Client {
@@ -30,14 +30,9 @@ async fn a_locked_account_keeps_its_devices_but_cannot_use_them() {
         refused.is(401, "M_USER_LOCKED");
         assert_eq!(refused.body["soft_logout"], true);
     }
-    let log_in = json!({
-        "type": "m.login.password",
-        "identifier": { "type": "m.id.user", "user": "alice" },
-        "password": alice.password(),
-    });
+    let log_in = by_password("alice", &alice.password());
     alice.post("/_matrix/client/v3/login", &log_in).await.is(401, "M_USER_LOCKED");
-    let wrong = json!({ "type": "m.login.password", "identifier": log_in["identifier"], "password": "?" });
-    alice.post("/_matrix/client/v3/login", &wrong).await.is(403, "M_FORBIDDEN");
+    alice.post("/_matrix/client/v3/login", &by_password("alice", "?")).await.is(403, "M_FORBIDDEN");
     root.put(&lock, &json!({ "locked": false })).await.ok();
     alice.get("/_matrix/client/v3/account/whoami").await.ok();
     root.put(&lock, &json!({ "locked": true })).await.ok();

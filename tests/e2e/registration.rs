@@ -4,7 +4,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use reqwest::Method;
 use serde_json::{Value, json};
 use sha1::Sha1;
-use tests::{Client, Server};
+use tests::{Client, Server, by_password};
 
 const REGISTER: &str = "/_matrix/client/v3/register";
 
@@ -48,11 +48,7 @@ async fn an_account_may_be_made_without_logging_in() {
     });
     let account = nobody.post(REGISTER, &body).await.ok();
     assert!(account.get("access_token").is_none() && account.get("device_id").is_none(), "{account}");
-    let login = json!({
-        "type": "m.login.password",
-        "identifier": { "type": "m.id.user", "user": name },
-        "password": "secret enough",
-    });
+    let login = by_password(&name, "secret enough");
     assert_eq!(nobody.post("/_matrix/client/v3/login", &login).await.ok()["user_id"], account["user_id"]);
     // The former way to name the user.
     let login = json!({ "type": "m.login.password", "user": name, "password": "secret enough" });
@@ -127,11 +123,7 @@ async fn a_deactivated_account_is_gone_for_good() {
     let done = alice.with_password(Method::POST, path, json!({ "erase": true })).await.ok();
     assert_eq!(done["id_server_unbind_result"], "success", "there are no identifiers to unbind");
     alice.get("/_matrix/client/v3/account/whoami").await.is(401, "M_UNKNOWN_TOKEN");
-    let login = json!({
-        "type": "m.login.password",
-        "identifier": { "type": "m.id.user", "user": alice.user_id },
-        "password": alice.password(),
-    });
+    let login = by_password(&alice.user_id, &alice.password());
     bob.post("/_matrix/client/v3/login", &login).await.is(403, "M_USER_DEACTIVATED");
     let profile = |user: &Client| format!("/_matrix/client/v3/profile/{}", tests::segment(&user.user_id));
     bob.get(&profile(&alice)).await.is(404, "M_NOT_FOUND");
@@ -172,9 +164,7 @@ async fn the_command_line_manages_accounts_of_a_running_and_a_stopped_server() {
     let mut server = Server::start_with("").await;
     let nobody = server.anonymous();
     let login = async |name: &str, password: &str| {
-        let identifier = json!({ "type": "m.id.user", "user": name });
-        let body = json!({ "type": "m.login.password", "identifier": identifier, "password": password });
-        nobody.post("/_matrix/client/v3/login", &body).await
+        nobody.post("/_matrix/client/v3/login", &by_password(name, password)).await
     };
     for (is_running, name) in [(true, "alice"), (false, "bob")] {
         if !is_running {

@@ -54,6 +54,15 @@ pub fn segment(text: &str) -> String {
     })
 }
 
+/// The body of a log-in by password, which proves elsewhere, too, who asks.
+pub fn by_password(user: &str, password: &str) -> Value {
+    json!({
+        "type": "m.login.password",
+        "identifier": { "type": "m.id.user", "user": user },
+        "password": password,
+    })
+}
+
 impl Client {
     /// A client without a user.
     pub fn new(base: &str) -> Self {
@@ -77,12 +86,8 @@ impl Client {
     /// The same user on a further device.
     pub async fn another_device(&self, password: &str) -> Self {
         let mut client = Self::new(&self.base);
-        let body = json!({
-            "type": "m.login.password",
-            "identifier": { "type": "m.id.user", "user": self.user_id },
-            "password": password,
-        });
-        let answer = client.post("/_matrix/client/v3/login", &body).await.ok();
+        let answer =
+            client.post("/_matrix/client/v3/login", &by_password(&self.user_id, password)).await.ok();
         client.log_in_as(&answer);
         client
     }
@@ -195,12 +200,8 @@ impl Client {
         if first.status != 401 || !first.body["flows"].is_array() {
             return first;
         }
-        body["auth"] = json!({
-            "type": "m.login.password",
-            "identifier": { "type": "m.id.user", "user": self.user_id },
-            "password": self.password(),
-            "session": first.body["session"],
-        });
+        body["auth"] = by_password(&self.user_id, &self.password());
+        body["auth"]["session"] = first.body["session"].clone();
         self.request(method, path, Some(&body)).await
     }
 

@@ -13,7 +13,7 @@ mod stranger;
 mod tls;
 
 pub use self::{
-    client::{Answer, Client, segment},
+    client::{Answer, Client, by_password, segment},
     federation::Synapse,
     link::Link,
     peer::{Peer, PeerKind},

@@ -11,7 +11,8 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     DestinationActor, DestinationMessage,
-    outbox::{Announcement, Handed, Outbox},
+    missed::Handed,
+    outbox::{Announcement, Outbox},
 };
 use crate::directory::{Directory, Place};
 

@@ -1,16 +1,48 @@
 //! What a server has missed, or was not told of: rooms with news for it, noted durably, without the events themselves.
+//!
+//! Events that cannot be sent now end here. Those that an actor has are noted in `CATCH_UP` at once; those that do not reach it, or that it
+//! has when it crashes, are noted in the outbox until it takes them up. Their rows in `OUTBOX` stay until they are in `CATCH_UP`.
+
+use std::sync::Arc;
 
 use engine::id::Position;
-use ruma::OwnedRoomId;
+use ruma::{OwnedRoomId, OwnedServerName};
 use storage::{Batch, schema};
 use tokio::sync::oneshot;
 
-use super::{Destination, Outgoing};
+use super::{Destination, Outgoing, outbox::Outbox, transaction::Transaction};
 
 impl Outgoing {
     /// Where there is news for a server, without the event itself.
     pub(super) fn news(self) -> (OwnedRoomId, Position) {
         (self.room_id, self.position)
+    }
+}
+
+/// An event on its way to a destination's actor. One that does not arrive is noted as missed when this is dropped.
+pub struct Handed {
+    outgoing: Outgoing,
+    /// Where it is noted; nowhere once it has arrived.
+    way: Option<(Arc<Outbox>, OwnedServerName)>,
+}
+
+impl Handed {
+    pub(super) fn new(outgoing: Outgoing, outbox: Arc<Outbox>, server: OwnedServerName) -> Self {
+        Self { outgoing, way: Some((outbox, server)) }
+    }
+
+    /// It has arrived.
+    pub(super) fn take(mut self) -> Outgoing {
+        self.way = None;
+        self.outgoing.clone()
+    }
+}
+
+impl Drop for Handed {
+    fn drop(&mut self) {
+        if let Some((outbox, server)) = self.way.take() {
+            outbox.note_missed(&server, [self.outgoing.clone().news()]);
+        }
     }
 }
 
@@ -29,6 +61,19 @@ impl Destination {
         events: impl IntoIterator<Item = Outgoing>,
     ) -> Option<oneshot::Receiver<()>> {
         self.note_missed(events.into_iter().map(Outgoing::news))
+    }
+
+    /// The same of everything that waits in memory.
+    pub(super) fn leave_all_to_catch_up(&mut self) -> Option<oneshot::Receiver<()>> {
+        let waiting = std::mem::take(&mut self.pdus);
+        self.leave_to_catch_up(waiting)
+    }
+
+    /// Takes back what was in a transaction that is not sent again as it was: its events are left to the catch-up, and
+    /// its EDUs that are in no table wait again.
+    pub(super) fn put_back(&mut self, transaction: Transaction) {
+        drop(self.leave_to_catch_up(transaction.pdus));
+        self.ephemeral.restore(transaction.ephemeral);
     }
 
     fn note_missed(

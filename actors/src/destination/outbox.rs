@@ -58,33 +58,6 @@ impl Drop for UnderWay {
     }
 }
 
-/// An event on its way to a destination's actor. One that does not arrive is noted as missed when this is dropped.
-pub struct Handed {
-    outgoing: Outgoing,
-    /// Where it is noted; nowhere once it has arrived.
-    way: Option<(Arc<Outbox>, OwnedServerName)>,
-}
-
-impl Handed {
-    pub(super) fn new(outgoing: Outgoing, outbox: Arc<Outbox>, server: OwnedServerName) -> Self {
-        Self { outgoing, way: Some((outbox, server)) }
-    }
-
-    /// It has arrived.
-    pub(super) fn take(mut self) -> Outgoing {
-        self.way = None;
-        self.outgoing.clone()
-    }
-}
-
-impl Drop for Handed {
-    fn drop(&mut self) {
-        if let Some((outbox, server)) = self.way.take() {
-            outbox.note_missed(&server, [self.outgoing.clone().news()]);
-        }
-    }
-}
-
 /// What others are to be told of presence.
 #[derive(Default)]
 pub(crate) struct PresenceNews {

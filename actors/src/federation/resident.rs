@@ -240,19 +240,6 @@ impl Homeserver {
         let account = self.storage().get(&storage::schema::ACCOUNTS, user).await?;
         Ok(account.is_some_and(|account| !account.is_deactivated))
     }
-
-    /// The servers with members in a room.
-    pub(super) async fn resident_servers(
-        &self,
-        room: engine::id::ShortRoomId,
-    ) -> Result<Vec<OwnedServerName>, RoomError> {
-        let all = storage::KeyRange::prefix(&(room,));
-        let rows = self
-            .storage()
-            .range(&storage::schema::ROOM_SERVERS, all, storage::Direction::Ascending, usize::MAX)
-            .await?;
-        Ok(rows.into_iter().map(|((_, server), _)| server).collect())
-    }
 }
 
 impl RoomHandle {

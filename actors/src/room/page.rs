@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use engine::id::{ShortEventId, TimelineIndex};
+use engine::id::{ShortEventId, ShortRoomId, TimelineIndex};
 use ruma::{MilliSecondsSinceUnixEpoch, UserId, api::client::filter::RoomEventFilter};
 use storage::{Direction, KeyRange, schema};
 
@@ -103,15 +103,7 @@ impl RoomHandle {
         moment: MilliSecondsSinceUnixEpoch,
         direction: PageDirection,
     ) -> Result<Option<Arc<StoredEvent>>, RoomError> {
-        let room = self.snapshot().room;
-        let all = KeyRange::prefix(&(room,));
-        let moment = u64::from(moment.get());
-        let (range, order) = match direction {
-            PageDirection::Forward => (all.from(&(room, moment, ShortEventId(0))), Direction::Ascending),
-            PageDirection::Backward => {
-                (all.up_to(&(room, moment, ShortEventId(u64::MAX))), Direction::Descending)
-            }
-        };
+        let (range, order) = around(self.snapshot().room, moment, direction);
         let rows = self.storage().range(&schema::EVENTS_BY_TIME, range, order, 1).await?;
         let shorts: Vec<_> = rows.iter().map(|((_, _, short), ())| *short).collect();
         Ok(self.events(&shorts).await?.into_iter().next())
@@ -126,15 +118,7 @@ impl RoomHandle {
         moment: MilliSecondsSinceUnixEpoch,
         direction: PageDirection,
     ) -> Result<Option<Arc<StoredEvent>>, RoomError> {
-        let room = self.snapshot().room;
-        let all = KeyRange::prefix(&(room,));
-        let moment = u64::from(moment.get());
-        let (mut range, order) = match direction {
-            PageDirection::Forward => (all.from(&(room, moment, ShortEventId(0))), Direction::Ascending),
-            PageDirection::Backward => {
-                (all.up_to(&(room, moment, ShortEventId(u64::MAX))), Direction::Descending)
-            }
-        };
+        let (mut range, order) = around(self.snapshot().room, moment, direction);
         let access = self.access(user_id).await?;
         for _ in 0..SCAN_MAX / 100 {
             let rows = self.storage().range(&schema::EVENTS_BY_TIME, range.clone(), order, 100).await?;
@@ -151,5 +135,21 @@ impl RoomHandle {
             };
         }
         Ok(None)
+    }
+}
+
+/// The rows of `EVENTS_BY_TIME` from a moment on in one direction, and in which order they are read.
+fn around(
+    room: ShortRoomId,
+    moment: MilliSecondsSinceUnixEpoch,
+    direction: PageDirection,
+) -> (KeyRange<(ShortRoomId, u64, ShortEventId)>, Direction) {
+    let all = KeyRange::prefix(&(room,));
+    let moment = u64::from(moment.get());
+    match direction {
+        PageDirection::Forward => (all.from(&(room, moment, ShortEventId(0))), Direction::Ascending),
+        PageDirection::Backward => {
+            (all.up_to(&(room, moment, ShortEventId(u64::MAX))), Direction::Descending)
+        }
     }
 }

@@ -61,6 +61,25 @@ pub struct NewRoom {
     pub invite: Vec<OwnedUserId>,
 }
 
+impl NewRoom {
+    /// A room with nothing but what its preset gives it.
+    pub fn new(version: RoomVersionId, creator: OwnedUserId, preset: Preset) -> Self {
+        Self {
+            version,
+            creator,
+            creator_profile: Map::new(),
+            preset,
+            creation_content: Map::new(),
+            power_levels: Map::new(),
+            alias: None,
+            initial_state: Vec::new(),
+            name: None,
+            topic: None,
+            invite: Vec::new(),
+        }
+    }
+}
+
 /// Why a room cannot be created as asked.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum NewRoomError {

@@ -160,25 +160,16 @@ impl<S: NodeSource + ?Sized> Tree<'_, S> {
 
     /// The node of a level that holds a key or would hold it; none in an empty tree.
     fn find(&self, level: u8, key: (&str, &str)) -> Result<Option<Found>, Missing> {
-        let Some(mut id) = self.root else { return Ok(None) };
-        let mut is_last = true;
-        loop {
-            let node = fetch(self.source, id)?;
-            if node.level == level {
-                return Ok(Some(Found { id, node, is_last }));
-            }
-            let last = node.entries.len() - 1;
-            let place = node.entries.partition_point(|entry| entry.key() < key).min(last);
-            is_last &= place == last;
-            match node.entries[place].value {
-                Value::Child { id: child, .. } => id = child,
-                Value::Event(_) => return Ok(None),
-            }
-        }
+        self.descend(level, |end| end < key)
     }
 
     /// The node of a level that follows the one whose last key is `key`.
     fn find_after(&self, level: u8, key: (&str, &str)) -> Result<Option<Found>, Missing> {
+        self.descend(level, |end| end <= key)
+    }
+
+    /// The first node of a level whose last key does not lie `before` what is sought, or the level's last.
+    fn descend(&self, level: u8, before: impl Fn((&str, &str)) -> bool) -> Result<Option<Found>, Missing> {
         let Some(mut id) = self.root else { return Ok(None) };
         let mut is_last = true;
         loop {
@@ -187,7 +178,7 @@ impl<S: NodeSource + ?Sized> Tree<'_, S> {
                 return Ok(Some(Found { id, node, is_last }));
             }
             let last = node.entries.len() - 1;
-            let place = node.entries.partition_point(|entry| entry.key() <= key).min(last);
+            let place = node.entries.partition_point(|entry| before(entry.key())).min(last);
             is_last &= place == last;
             match node.entries[place].value {
                 Value::Child { id: child, .. } => id = child,

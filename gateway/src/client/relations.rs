@@ -52,11 +52,21 @@ struct Query {
     recurse: bool,
 }
 
-struct Found<T> {
-    chunk: Vec<Raw<T>>,
-    next_batch: Option<String>,
-    prev_batch: Option<String>,
-    recursion_depth: Option<UInt>,
+/// What one of the three endpoints is asked: ruma has a type of the same fields for each.
+macro_rules! query {
+    ($request:ident, $rel_type:expr, $kind:expr) => {
+        Query {
+            room_id: $request.room_id,
+            event_id: $request.event_id,
+            rel_type: $rel_type,
+            kind: $kind,
+            from: $request.from,
+            to: $request.to,
+            direction: $request.dir,
+            limit: $request.limit,
+            recurse: $request.recurse,
+        }
+    };
 }
 
 /// `GET /_matrix/client/v1/rooms/{roomId}/relations/{eventId}`
@@ -64,47 +74,16 @@ pub async fn relations(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<get_relating_events::v1::Request>,
 ) -> ApiResult<Matrix<get_relating_events::v1::Response>> {
-    let query = Query {
-        room_id: request.room_id,
-        event_id: request.event_id,
-        rel_type: None,
-        kind: None,
-        from: request.from,
-        to: request.to,
-        direction: request.dir,
-        limit: request.limit,
-        recurse: request.recurse,
-    };
-    let found = find(&app, requester, query).await?;
-    let mut response = get_relating_events::v1::Response::new(found.chunk);
-    response.next_batch = found.next_batch;
-    response.prev_batch = found.prev_batch;
-    response.recursion_depth = found.recursion_depth;
-    Ok(Matrix(response))
+    find(&app, requester, query!(request, None, None)).await
 }
 
 /// `GET /_matrix/client/v1/rooms/{roomId}/relations/{eventId}/{relType}`
 pub async fn relations_of_type(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<get_relating_events_with_rel_type::v1::Request>,
-) -> ApiResult<Matrix<get_relating_events_with_rel_type::v1::Response>> {
-    let query = Query {
-        room_id: request.room_id,
-        event_id: request.event_id,
-        rel_type: Some(request.rel_type.to_string()),
-        kind: None,
-        from: request.from,
-        to: request.to,
-        direction: request.dir,
-        limit: request.limit,
-        recurse: request.recurse,
-    };
-    let found = find(&app, requester, query).await?;
-    let mut response = get_relating_events_with_rel_type::v1::Response::new(found.chunk);
-    response.next_batch = found.next_batch;
-    response.prev_batch = found.prev_batch;
-    response.recursion_depth = found.recursion_depth;
-    Ok(Matrix(response))
+) -> ApiResult<Matrix<get_relating_events::v1::Response>> {
+    let rel_type = Some(request.rel_type.to_string());
+    find(&app, requester, query!(request, rel_type, None)).await
 }
 
 /// `GET /_matrix/client/v1/rooms/{roomId}/relations/{eventId}/{relType}/{eventType}`
@@ -113,27 +92,17 @@ pub async fn relations_of_event_type(
     Authenticated { requester, request }: Authenticated<
         get_relating_events_with_rel_type_and_event_type::v1::Request,
     >,
-) -> ApiResult<Matrix<get_relating_events_with_rel_type_and_event_type::v1::Response>> {
-    let query = Query {
-        room_id: request.room_id,
-        event_id: request.event_id,
-        rel_type: Some(request.rel_type.to_string()),
-        kind: Some(request.event_type.to_string()),
-        from: request.from,
-        to: request.to,
-        direction: request.dir,
-        limit: request.limit,
-        recurse: request.recurse,
-    };
-    let found = find(&app, requester, query).await?;
-    let mut response = get_relating_events_with_rel_type_and_event_type::v1::Response::new(found.chunk);
-    response.next_batch = found.next_batch;
-    response.prev_batch = found.prev_batch;
-    response.recursion_depth = found.recursion_depth;
-    Ok(Matrix(response))
+) -> ApiResult<Matrix<get_relating_events::v1::Response>> {
+    let (rel_type, kind) = (Some(request.rel_type.to_string()), Some(request.event_type.to_string()));
+    find(&app, requester, query!(request, rel_type, kind)).await
 }
 
-async fn find<T>(app: &App, requester: Requester, query: Query) -> ApiResult<Found<T>> {
+/// Answers the three endpoints, whose answers are alike.
+async fn find(
+    app: &App,
+    requester: Requester,
+    query: Query,
+) -> ApiResult<Matrix<get_relating_events::v1::Response>> {
     let boundary = |token: &Option<String>, name| {
         let token = token.as_deref().filter(|token| !token.is_empty());
         token.map(|token| parse_token(token, name)).transpose()
@@ -167,12 +136,12 @@ async fn find<T>(app: &App, requester: Requester, query: Query) -> ApiResult<Fou
         })
         .await?;
     let events = room.render(&events, &viewer(requester), RoomIdField::Present).await?;
-    Ok(Found {
-        chunk: events.into_iter().map(Raw::from_json).collect(),
-        next_batch: end.map(|end| Token::Timeline(end).to_string()),
-        prev_batch: from.map(|from| Token::Timeline(from).to_string()),
-        recursion_depth: query.recurse.then(|| RECURSION_DEPTH.into()),
-    })
+    let chunk = events.into_iter().map(Raw::from_json).collect();
+    let mut response = get_relating_events::v1::Response::new(chunk);
+    response.next_batch = end.map(|end| Token::Timeline(end).to_string());
+    response.prev_batch = from.map(|from| Token::Timeline(from).to_string());
+    response.recursion_depth = query.recurse.then(|| RECURSION_DEPTH.into());
+    Ok(Matrix(response))
 }
 
 fn page_limit(limit: Option<UInt>) -> ApiResult<usize> {

@@ -9,7 +9,7 @@ use actors::{
 use axum::extract::State;
 use engine::room::create::{InitialState, NewRoom, Preset};
 use ruma::{
-    OwnedRoomAliasId, OwnedUserId, RoomAliasId, RoomVersionId, UserId,
+    OwnedRoomAliasId, OwnedUserId, RoomAliasId, UserId,
     api::client::room::{
         create_room::{self, v3::RoomPreset},
         upgrade_room,
@@ -25,38 +25,24 @@ use super::{
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::{Authenticated, Matrix},
+    extract::{Authenticated, Matrix, NamesVersion, Versioned},
 };
 
 /// Users that one request may invite; more would hold up the room's creation.
 const INVITES_MAX: usize = 200;
 
-/// The routes that take a room version, and where in the body.
-const VERSIONED: [(&str, &str); 2] = [
-    ("/_matrix/client/v3/createRoom", "room_version"),
-    ("/_matrix/client/v3/rooms/{room}/upgrade", "new_version"),
-];
+impl NamesVersion for create_room::v3::Request {
+    const FIELD: &'static str = "room_version";
+}
 
-/// Refuses what cannot be the name of a room version like a version that is not supported.
-///
-/// Spec: client-server API, `POST /_matrix/client/v3/createRoom`, `M_UNSUPPORTED_ROOM_VERSION`.
-pub fn check_version(route: &str, body: &[u8]) -> ApiResult<()> {
-    let Some((_, field)) = VERSIONED.iter().find(|(known, _)| *known == route) else { return Ok(()) };
-    // What is no object is refused by what reads it.
-    let body: Map<String, Value> = serde_json::from_slice(body).unwrap_or_default();
-    match body.get(*field).and_then(Value::as_str) {
-        Some(version) if RoomVersionId::try_from(version).is_err() => {
-            let message = format!("room version {version} is not supported");
-            Err(ApiError::bad_request("M_UNSUPPORTED_ROOM_VERSION", message))
-        }
-        _ => Ok(()),
-    }
+impl NamesVersion for upgrade_room::v3::Request {
+    const FIELD: &'static str = "new_version";
 }
 
 /// `POST /_matrix/client/v3/createRoom`
 pub async fn create_room(
     State(app): State<App>,
-    Authenticated { requester, request }: Authenticated<create_room::v3::Request>,
+    Versioned(Authenticated { requester, request }): Versioned<create_room::v3::Request>,
 ) -> ApiResult<Matrix<create_room::v3::Response>> {
     if !request.invite_3pid.is_empty() {
         return Err(ApiError::bad_request(
@@ -167,7 +153,7 @@ async fn invites(
 /// `POST /_matrix/client/v3/rooms/{roomId}/upgrade`
 pub async fn upgrade_room(
     State(app): State<App>,
-    Authenticated { requester, request }: Authenticated<upgrade_room::v3::Request>,
+    Versioned(Authenticated { requester, request }): Versioned<upgrade_room::v3::Request>,
 ) -> ApiResult<Matrix<upgrade_room::v3::Response>> {
     let creators: Vec<OwnedUserId> = request.additional_creators;
     let room_id = app

@@ -3,13 +3,11 @@
 use std::sync::Arc;
 
 use actors::{
-    directory::ClassConfig,
     env::{Env, ManualClock, SeededEntropy},
-    homeserver::{ConversationConfig, Homeserver, HomeserverConfig},
-    media::MediaConfig,
+    homeserver::{Homeserver, HomeserverConfig},
 };
 use axum::{Router, body::Body};
-use engine::{pdu::SigningKey, room_version};
+use engine::pdu::SigningKey;
 use gateway::{
     app::{App, Registration, Settings},
     password::{PasswordCost, Passwords},
@@ -46,20 +44,8 @@ impl Server {
         let clock = Arc::new(ManualClock::new(1_700_000_000_000));
         let env = Env { clock: clock.clone(), entropy: Arc::new(SeededEntropy::new(1)) };
         let storage = Storage::open(Arc::new(MemoryStore::new()), Durability::Always).await.unwrap();
-        let config = HomeserverConfig {
-            server_name: "a.example".try_into().unwrap(),
-            signing_key: SigningKey::new(&[7; 32], "1").unwrap().into(),
-            old_keys: Vec::new(),
-            federation: None,
-            default_room_version: room_version::DEFAULT,
-            room_memory: 16 << 20,
-            rooms: ClassConfig::default(),
-            sessions: ClassConfig::default(),
-            media: MediaConfig::default(),
-            conversation: ConversationConfig::default(),
-            push: std::sync::Arc::new(actors::push::NoPushGateways),
-            search: None,
-        };
+        let key = SigningKey::new(&[7; 32], "1").unwrap();
+        let config = HomeserverConfig::alone("a.example".try_into().unwrap(), key.into());
         let cost = PasswordCost { memory_kib: 64, iterations: 1, lanes: 1 };
         let passwords = Passwords::new(cost, env.entropy.clone()).unwrap();
         let homeserver = Homeserver::start(config, env, storage).await;

@@ -1,7 +1,14 @@
-use engine::pdu::SigningKey;
-use ruma::server_name;
+use std::collections::BTreeSet;
 
-use super::*;
+use engine::pdu::SigningKey;
+use ruma::{CanonicalJsonValue, serde::Base64, server_name, signatures::sign_json};
+use serde_json::json;
+
+use super::{
+    document::VALID_MAX_MS,
+    ring::{RETRY_FIRST_MS, SILENCES_MAX},
+    *,
+};
 
 fn document(sign_with: &[(&str, &SigningKey)]) -> String {
     let key = SigningKey::new(&[3; 32], "now").unwrap();
