@@ -594,10 +594,12 @@ tables! {
     /// Key: user. Writer: the announcer, in the same batch as the rows of `EDU_QUEUE`. Changes: overwritten.
     104 => DEVICE_STREAMS: OwnedUserId => Position;
 
-    /// To-device messages of other servers that were delivered, and when, in milliseconds since the epoch.
+    /// To-device messages that were delivered, and when, in milliseconds since the epoch: those of other servers, and those of this
+    /// server's devices for as long as their transaction is not done.
     ///
     /// Key: server, message ID, recipient. Writer: `SessionActor` of the recipient, in the same batch as `TO_DEVICE`.
-    /// Changes: deletion, by the sweep of the remote device lists, when the sender will not try again any more.
+    /// Changes: deletion, by the sweep of the remote device lists, when the sender will not try again any more; by the
+    /// `SessionActor` of a local sender, in the batch that says that the transaction is done.
     105 => RECEIVED_MESSAGES: (OwnedServerName, String, OwnedUserId) => u64;
 
     /// When each local user last signed the master key of another user.

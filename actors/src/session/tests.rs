@@ -21,6 +21,8 @@ use crate::{
     room::{MembershipAction, MembershipChange, Receipt, Send},
 };
 
+mod to_device;
+
 const START_MS: u64 = 1_700_000_000_000;
 
 struct World {
