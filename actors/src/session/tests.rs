@@ -21,6 +21,7 @@ use crate::{
     room::{MembershipAction, MembershipChange, Receipt, Send},
 };
 
+mod keys;
 mod to_device;
 
 const START_MS: u64 = 1_700_000_000_000;
