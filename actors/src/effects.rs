@@ -11,6 +11,7 @@ use storage::{Batch, CommitError, Direction, KeyRange, StoreError, schema};
 use tokio::sync::mpsc;
 
 use crate::{
+    background::outlive_panics,
     homeserver::{Homeserver, WeakHomeserver},
     room::{
         MembershipAction, MembershipChange, RoomError, RoomHandle, StoredEvent, content_string, membership_of,
@@ -156,12 +157,17 @@ impl Homeserver {
 /// Takes guests out of rooms that close to them, as long as the server lives.
 pub(crate) async fn follow_guest_access(
     server: WeakHomeserver,
-    mut closed: mpsc::UnboundedReceiver<OwnedRoomId>,
+    closed: mpsc::UnboundedReceiver<OwnedRoomId>,
 ) {
-    while let Some(room_id) = closed.recv().await {
-        let Some(server) = server.upgrade() else { return };
-        server.remove_guests(room_id);
-    }
+    // Locked by one run after the other.
+    let closed = tokio::sync::Mutex::new(closed);
+    outlive_panics("the removal of guests", || async {
+        while let Some(room_id) = closed.lock().await.recv().await {
+            let Some(server) = server.upgrade() else { return };
+            server.remove_guests(room_id);
+        }
+    })
+    .await;
 }
 
 /// Where rooms tell that they close to guests.
