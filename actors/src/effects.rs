@@ -28,6 +28,8 @@ pub(crate) enum Effect {
     Departure,
     /// Guests are to leave a room.
     Guests,
+    /// A room is to be told that another one replaces it.
+    Upgrade,
 }
 
 impl Effect {
@@ -37,6 +39,7 @@ impl Effect {
             Self::Profile => "profile",
             Self::Departure => "departure",
             Self::Guests => "guests",
+            Self::Upgrade => "upgrade",
         };
         (kind.to_owned(), subject.to_owned())
     }
@@ -65,6 +68,10 @@ impl Homeserver {
         rows.retain(|(_, asked)| *asked <= upto);
         let count = rows.len();
         for ((kind, subject), _) in rows {
+            if kind == "upgrade" {
+                self.resume_upgrade(&subject);
+                continue;
+            }
             if kind == "guests" {
                 match OwnedRoomId::try_from(subject) {
                     Ok(room_id) => self.remove_guests(room_id),

@@ -23,6 +23,7 @@ use crate::{
     effects,
     env::Env,
     federation::{Counted, FederatedMedia, Federation, FederationClient, FederationConfig, OldKey},
+    flights::Flights,
     hub::Hub,
     media::{MediaConfig, MediaRepository},
     metrics::{ActorClasses, Extremities, Metrics},
@@ -120,6 +121,7 @@ struct Inner {
     resuming: Resuming,
     conversation: ConversationConfig,
     searching: Arc<Searching>,
+    upgrading: Flights,
 }
 
 impl Homeserver {
@@ -197,6 +199,7 @@ impl Homeserver {
             resuming: Resuming::new(),
             conversation: config.conversation,
             searching,
+            upgrading: Flights::default(),
         }));
         homeserver.0.pushing.start(&homeserver).await;
         tokio::spawn(effects::follow_guest_access(homeserver.downgrade(), closed));
@@ -299,6 +302,11 @@ impl Homeserver {
     /// What this server searches with.
     pub(crate) fn searching(&self) -> &Searching {
         &self.0.searching
+    }
+
+    /// Upgrades of rooms that are under way, by the old room.
+    pub(crate) fn upgrading(&self) -> &Flights {
+        &self.0.upgrading
     }
 
     /// What this server pushes with.

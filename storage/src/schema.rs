@@ -204,7 +204,8 @@ tables! {
 
     /// What changes have yet to bring about in rooms, so that a crash does not cut it short.
     ///
-    /// Key: kind (`profile`, `departure`, `guests`), the user's or room's ID. Value: when it was last asked for.
+    /// Key: kind (`profile`, `departure`, `guests`, `upgrade`), the user's or room's ID, or an upgrade's rooms, the old and the new one.
+    /// Value: when it was last asked for.
     /// Writer: `SessionActor` and `RoomActor`, with the change. Changes: overwritten; deletion by whoever has brought
     /// it about, under the condition that it was not asked for again.
     70 => EFFECTS: (String, String) => Position;

@@ -23,6 +23,7 @@ use crate::{
 
 mod keys;
 mod to_device;
+mod upgrade;
 
 const START_MS: u64 = 1_700_000_000_000;
 
