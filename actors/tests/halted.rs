@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -13,6 +13,9 @@ use actors::{
     delayed::Delayed,
     directory::ClassConfig,
     env::{Env, SeededEntropy, TokioClock},
+    federation::{
+        FederationClient, FederationConfig, FederationError, FederationRequest, FederationResponse,
+    },
     homeserver::{ConversationConfig, Homeserver, HomeserverConfig},
     media::MediaConfig,
     room::{RoomError, Send},
@@ -27,29 +30,40 @@ use engine::{
     room::create::{NewRoom, Preset},
     room_version,
 };
-use ruma::{OwnedRoomId, OwnedUserId, RoomId, user_id};
+use futures_util::future::BoxFuture;
+use ruma::{OwnedRoomId, OwnedUserId, RoomId, ServerName, server_name, user_id};
 use serde_json::{Map, json, value::to_raw_value};
 use storage::{
     Batch, Durability, MemoryStore, Refused, Storage, Store, StoreError, schema,
     store::{Row, Scan, Sync},
 };
 
-/// A store that counts how often it is read.
+/// A store that counts how often it is read, and that may refuse it.
 #[derive(Default)]
 struct Counted {
     inner: MemoryStore,
     reads: AtomicUsize,
+    /// Whether all but what is yet to be done is kept back.
+    refuses: AtomicBool,
+}
+
+impl Counted {
+    fn check(&self, table: schema::TableId) -> Result<(), StoreError> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        let is_open = [schema::META.id(), schema::STAGED.id(), schema::EFFECTS.id()].contains(&table);
+        if is_open || !self.refuses.load(Ordering::Relaxed) { Ok(()) } else { Err(StoreError::Closed) }
+    }
 }
 
 #[async_trait]
 impl Store for Counted {
     async fn read(&self, table: schema::TableId, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>, StoreError> {
-        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.check(table)?;
         self.inner.read(table, keys).await
     }
 
     async fn scan(&self, scan: Scan) -> Result<Vec<Row>, StoreError> {
-        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.check(scan.table)?;
         self.inner.scan(scan).await
     }
 
@@ -74,14 +88,27 @@ fn alice() -> OwnedUserId {
     user_id!("@alice:example.org").to_owned()
 }
 
-/// A server with a room of Alice's.
-async fn server() -> (Homeserver, Arc<Counted>, Storage, OwnedRoomId) {
+/// Other servers, none of which can be reached.
+struct Unreachable;
+
+impl FederationClient for Unreachable {
+    fn request<'a>(
+        &'a self,
+        _destination: &'a ServerName,
+        _request: FederationRequest,
+    ) -> BoxFuture<'a, Result<FederationResponse, FederationError>> {
+        Box::pin(std::future::ready(Err(FederationError::Timeout)))
+    }
+}
+
+/// A server over a store.
+async fn started(store: &Arc<Counted>, federation: Option<FederationConfig>) -> (Homeserver, Storage) {
     let clock = Arc::new(TokioClock::new(1_700_000_000_000));
     let config = HomeserverConfig {
         server_name: "example.org".try_into().unwrap(),
         signing_key: Arc::new(SigningKey::new(&[1; 32], "test").unwrap()),
         old_keys: Vec::new(),
-        federation: None,
+        federation,
         default_room_version: room_version::DEFAULT,
         room_memory: 64 << 20,
         rooms: ClassConfig::default(),
@@ -94,10 +121,15 @@ async fn server() -> (Homeserver, Arc<Counted>, Storage, OwnedRoomId) {
         push: Arc::new(actors::push::NoPushGateways),
         search: None,
     };
-    let store = Arc::new(Counted::default());
     let storage = Storage::open(store.clone(), Durability::Always).await.unwrap();
     let env = Env { clock, entropy: Arc::new(SeededEntropy::new(1)) };
-    let homeserver = Homeserver::start(config, env, storage.clone()).await;
+    (Homeserver::start(config, env, storage.clone()).await, storage)
+}
+
+/// A server with a room of Alice's.
+async fn server() -> (Homeserver, Arc<Counted>, Storage, OwnedRoomId) {
+    let store = Arc::new(Counted::default());
+    let (homeserver, storage) = started(&store, None).await;
     let account = NewAccount { user_id: alice(), password_hash: None, is_guest: false, is_admin: false };
     homeserver.register(account).await.unwrap();
     let new = NewRoom {
@@ -226,4 +258,36 @@ async fn what_was_left_undone_is_taken_up_without_a_restart() {
     drop(ticket);
     tokio::time::sleep(Duration::from_secs(11 * 60)).await;
     assert_eq!(storage.get(&schema::EFFECTS, &key).await.unwrap(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn received_events_that_could_not_be_dealt_with_are_taken_up_again() {
+    let (homeserver, store, _, room) = server().await;
+    let create = homeserver.room(&room).await.unwrap().current("m.room.create", "").await.unwrap().unwrap();
+    homeserver.shutdown().await;
+    // What a crash left: an event that was received, here one that is known already.
+    let storage = Storage::open(store.clone(), Durability::Always).await.unwrap();
+    let ticket = storage.reserve(1);
+    let key = (room, ticket.last(), server_name!("other.org").to_owned());
+    let mut batch = Batch::new();
+    let event = json!({ "room_id": key.0, "event_id": create.pdu.event_id(), "type": "m.room.create" });
+    batch.put(&schema::STAGED, &key, &event.to_string().into());
+    storage.commit(batch).await.unwrap();
+    drop(ticket);
+    storage.close().await.unwrap();
+    // The next server cannot read the room, neither at its start nor when it tries again.
+    store.refuses.store(true, Ordering::Relaxed);
+    let federation = FederationConfig {
+        client: Arc::new(Unreachable),
+        trusted_key_servers: Vec::new(),
+        destinations: ClassConfig::default(),
+        shares_device_names: false,
+        sends_presence: false,
+    };
+    let (_homeserver, storage) = started(&store, Some(federation)).await;
+    tokio::time::sleep(Duration::from_secs(11 * 60)).await;
+    assert!(storage.get(&schema::STAGED, &key).await.unwrap().is_some(), "it is kept");
+    store.refuses.store(false, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
+    assert_eq!(storage.get(&schema::STAGED, &key).await.unwrap(), None, "it is dealt with without a restart");
 }

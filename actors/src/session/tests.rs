@@ -22,6 +22,7 @@ use crate::{
 };
 
 mod keys;
+mod push_rules;
 mod to_device;
 mod upgrade;
 
