@@ -11,6 +11,7 @@ use storage::{Batch, CommitError, Direction, KeyRange, StoreError, schema};
 use tokio::sync::mpsc;
 
 use crate::{
+    background::outlive_panics,
     homeserver::{Homeserver, WeakHomeserver},
     room::{
         MembershipAction, MembershipChange, RoomError, RoomHandle, StoredEvent, content_string, membership_of,
@@ -27,6 +28,8 @@ pub(crate) enum Effect {
     Departure,
     /// Guests are to leave a room.
     Guests,
+    /// A room is to be told that another one replaces it.
+    Upgrade,
 }
 
 impl Effect {
@@ -36,6 +39,7 @@ impl Effect {
             Self::Profile => "profile",
             Self::Departure => "departure",
             Self::Guests => "guests",
+            Self::Upgrade => "upgrade",
         };
         (kind.to_owned(), subject.to_owned())
     }
@@ -64,6 +68,10 @@ impl Homeserver {
         rows.retain(|(_, asked)| *asked <= upto);
         let count = rows.len();
         for ((kind, subject), _) in rows {
+            if kind == "upgrade" {
+                self.resume_upgrade(&subject);
+                continue;
+            }
             if kind == "guests" {
                 match OwnedRoomId::try_from(subject) {
                     Ok(room_id) => self.remove_guests(room_id),
@@ -156,12 +164,17 @@ impl Homeserver {
 /// Takes guests out of rooms that close to them, as long as the server lives.
 pub(crate) async fn follow_guest_access(
     server: WeakHomeserver,
-    mut closed: mpsc::UnboundedReceiver<OwnedRoomId>,
+    closed: mpsc::UnboundedReceiver<OwnedRoomId>,
 ) {
-    while let Some(room_id) = closed.recv().await {
-        let Some(server) = server.upgrade() else { return };
-        server.remove_guests(room_id);
-    }
+    // Locked by one run after the other.
+    let closed = tokio::sync::Mutex::new(closed);
+    outlive_panics("the removal of guests", || async {
+        while let Some(room_id) = closed.lock().await.recv().await {
+            let Some(server) = server.upgrade() else { return };
+            server.remove_guests(room_id);
+        }
+    })
+    .await;
 }
 
 /// Where rooms tell that they close to guests.

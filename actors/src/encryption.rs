@@ -2,26 +2,22 @@
 //!
 //! Spec: client-server API, "End-to-End Encryption", "Send-to-Device messaging".
 
+mod sending;
 mod signing;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use futures_util::{StreamExt, stream};
-use ruma::{DeviceId, OwnedDeviceId, OwnedUserId, TransactionId, UserId};
+use ruma::{DeviceId, OwnedDeviceId, OwnedUserId, UserId};
 use serde_json::{Map, Value, json};
 use storage::schema::RemoteDeviceListRecord;
 
+pub(crate) use self::sending::Sending;
 pub use self::signing::SignatureFailures;
 use crate::{
     federation::WantedDevices,
     homeserver::Homeserver,
-    session::{
-        CROSS_SIGNING, Claimed, ReceivedId, Requester, SessionChange, SessionError, SessionHandle, Wanted,
-        merge_signatures,
-    },
+    session::{CROSS_SIGNING, Claimed, SessionError, SessionHandle, Wanted, merge_signatures},
 };
 
 /// Sessions that are asked at a time for one request.
@@ -30,14 +26,6 @@ const AT_A_TIME: usize = 16;
 /// Bytes of a to-device message's content, at most: as much as an event has, and as others take in an EDU. A device that was away gets
 /// all that waits for it.
 const MESSAGE_MAX: usize = 64 << 10;
-
-/// Messages that are sent to devices in one request, at most: a bot may have something for all devices of a large room, but they
-/// wait on the disk until they are fetched.
-const MESSAGES_MAX: usize = 10_000;
-
-/// Servers that one request sends to-device messages to, at most: each is looked for, and the messages for one that does not exist
-/// are tried for weeks.
-const SERVERS_MAX: usize = 1000;
 
 /// Keys by user, as `/keys/query` answers, and the servers that were not reached.
 #[derive(Debug, Default)]
@@ -155,65 +143,6 @@ impl Homeserver {
         Ok(claimed)
     }
 
-    /// Sends to-device messages of a local device, once per transaction.
-    ///
-    /// Spec: client-server API, `PUT /_matrix/client/v3/sendToDevice/{eventType}/{txnId}`.
-    pub async fn send_to_device(
-        &self,
-        requester: &Requester,
-        kind: &str,
-        txn_id: &TransactionId,
-        messages: Messages,
-    ) -> Result<(), SessionError> {
-        let session = self.session(&requester.user_id).await?;
-        if session.has_sent(&requester.device_id, kind, txn_id) {
-            return Ok(());
-        }
-        check_size(&messages)?;
-        let (local, remote): (Messages, Messages) =
-            messages.into_iter().partition(|(user_id, _)| self.is_local(user_id));
-        self.send_to_remote_devices(requester, kind, txn_id.as_str(), remote).await?;
-        self.deliver_to_device(&requester.user_id, kind, local, None).await?;
-        session.note_sent(requester.device_id.clone(), kind, txn_id).await
-    }
-
-    /// Puts messages into the inboxes of local devices; returns when they are durable.
-    ///
-    /// Messages of another server have an ID.
-    pub(crate) async fn deliver_to_device(
-        &self,
-        sender: &UserId,
-        kind: &str,
-        messages: Messages,
-        received: Option<ReceivedId>,
-    ) -> Result<(), SessionError> {
-        let deliveries = stream::iter(messages).map(|(user_id, by_device)| {
-            let event = |content: &Value| json!({ "type": kind, "sender": sender, "content": content });
-            let messages: Vec<_> = by_device
-                .iter()
-                .map(|(device_id, content)| {
-                    let device_id = (device_id != "*").then(|| device_id.as_str().into());
-                    (device_id, event(content).to_string())
-                })
-                .collect();
-            let (homeserver, received) = (self.clone(), received.clone());
-            async move {
-                match homeserver.session(&user_id).await {
-                    Ok(session) => session.change(SessionChange::Deliver(messages, received.clone())).await,
-                    Err(SessionError::NotFound) => Ok(()),
-                    // Or else their server would send it again and again, and nothing after it.
-                    Err(error) if received.is_some() && error.is_damage() => {
-                        tracing::error!(user.id = %user_id, %error, "messages for a user's devices are lost");
-                        Ok(())
-                    }
-                    Err(error) => Err(error),
-                }
-            }
-        });
-        let results: Vec<Result<(), _>> = deliveries.buffered(AT_A_TIME).collect().await;
-        results.into_iter().collect()
-    }
-
     fn add_keys(
         &self,
         answer: &mut QueriedKeys,
@@ -256,23 +185,6 @@ impl Homeserver {
 /// Whether a content is what a device may be sent, whoever sends it.
 pub(crate) fn is_deliverable(content: &Value) -> bool {
     content.is_object() && content.to_string().len() <= MESSAGE_MAX
-}
-
-/// Refuses messages that are too many or too large.
-fn check_size(messages: &Messages) -> Result<(), SessionError> {
-    let too_large = |what: String| Err(SessionError::TooLarge(what));
-    let servers: BTreeSet<_> = messages.keys().map(|user_id| user_id.server_name()).collect();
-    if servers.len() > SERVERS_MAX {
-        return too_large(format!("one request has messages for {SERVERS_MAX} servers at most"));
-    }
-    let mut contents = messages.values().flat_map(BTreeMap::values);
-    if contents.clone().count() > MESSAGES_MAX {
-        return too_large(format!("one request has {MESSAGES_MAX} messages at most"));
-    }
-    if !contents.all(is_deliverable) {
-        return too_large(format!("a message's content has at most {MESSAGE_MAX} bytes"));
-    }
-    Ok(())
 }
 
 fn is_wanted(devices: &[OwnedDeviceId], device_id: &DeviceId) -> bool {

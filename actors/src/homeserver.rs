@@ -23,6 +23,7 @@ use crate::{
     effects,
     env::Env,
     federation::{Counted, FederatedMedia, Federation, FederationClient, OldKey},
+    flights::Flights,
     hub::Hub,
     media::MediaRepository,
     metrics::{ActorClasses, Extremities, Metrics},
@@ -81,6 +82,7 @@ struct Inner {
     resuming: Resuming,
     conversation: ConversationConfig,
     searching: Arc<Searching>,
+    upgrading: Flights,
 }
 
 impl Homeserver {
@@ -160,6 +162,7 @@ impl Homeserver {
             resuming: Resuming::new(),
             conversation: config.conversation,
             searching,
+            upgrading: Flights::default(),
         }));
         homeserver.0.pushing.start(&homeserver).await;
         tokio::spawn(effects::follow_guest_access(homeserver.downgrade(), closed));
@@ -266,6 +269,11 @@ impl Homeserver {
     /// What this server searches with.
     pub(crate) fn searching(&self) -> &Searching {
         &self.0.searching
+    }
+
+    /// Upgrades of rooms that are under way, by the old room.
+    pub(crate) fn upgrading(&self) -> &Flights {
+        &self.0.upgrading
     }
 
     /// What this server pushes with.

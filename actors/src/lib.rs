@@ -12,6 +12,7 @@ pub mod encryption;
 pub mod env;
 pub mod federation;
 pub mod filter;
+mod flights;
 pub mod homeserver;
 pub mod hub;
 pub mod media;

@@ -3,7 +3,6 @@
 //! Spec: client-server API, "Content repository".
 
 mod content;
-mod flights;
 mod lookup;
 mod multipart;
 mod origins;

@@ -87,6 +87,7 @@ pub(crate) use self::{
 };
 use crate::{
     directory::{DirectoryActor, Meter},
+    encryption::Sending,
     env::Env,
     hub::Hub,
     presence::{Outcome, Presence},
@@ -102,6 +103,7 @@ pub struct SessionShared {
     tokens: TokenCache,
     pub(crate) presence: Presence,
     background: Background,
+    pub(crate) sending: Sending,
     push_events: PushEvents,
     /// Whether threads can be subscribed to here.
     has_threads: bool,
@@ -118,6 +120,7 @@ impl SessionShared {
             tokens: TokenCache::new(),
             presence: Presence::default(),
             background: Background::default(),
+            sending: Sending::default(),
             push_events: PushEvents::new(),
             has_threads,
         }
@@ -311,7 +314,8 @@ impl ActiveSession {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             SessionMessage::Change(change, reply) => {
-                self.perform(myself, reply, |draft| draft.apply(*change));
+                let draft = self.draft(change.positions());
+                self.perform_in(draft, myself, reply, |draft| draft.apply(*change));
             }
             SessionMessage::Login(login, reply) => {
                 let entropy = self.shared.env.entropy.clone();
@@ -331,12 +335,12 @@ impl ActiveSession {
                 self.perform(myself, reply, Draft::delete_dehydrated);
             }
             SessionMessage::Acknowledge { device_id, upto } => {
-                let mut draft = self.draft();
+                let mut draft = self.draft(1);
                 draft.acknowledge(&device_id, upto);
                 self.submit(myself, draft, |_| {});
             }
             SessionMessage::Seen { device_id, ip } => {
-                let mut draft = self.draft();
+                let mut draft = self.draft(1);
                 draft.seen(&device_id, ip);
                 self.submit(myself, draft, |_| {});
             }
@@ -347,8 +351,9 @@ impl ActiveSession {
         Ok(())
     }
 
-    fn draft(&self) -> Draft {
-        Draft::new(self.data.clone(), &self.shared.storage, self.shared.env.clock.now())
+    fn draft(&self, positions: u64) -> Draft {
+        let ticket = self.shared.storage.reserve(positions);
+        Draft::new(self.data.clone(), ticket, self.shared.env.clock.now())
     }
 
     /// Makes a change, or refuses it and leaves everything as it is.
@@ -358,7 +363,16 @@ impl ActiveSession {
         reply: RpcReplyPort<Result<T, SessionError>>,
         change: impl FnOnce(&mut Draft) -> Result<T, SessionError>,
     ) {
-        let mut draft = self.draft();
+        self.perform_in(self.draft(1), myself, reply, change);
+    }
+
+    fn perform_in<T: Send + 'static>(
+        &mut self,
+        mut draft: Draft,
+        myself: &ActorRef<SessionMessage>,
+        reply: RpcReplyPort<Result<T, SessionError>>,
+        change: impl FnOnce(&mut Draft) -> Result<T, SessionError>,
+    ) {
         match change(&mut draft) {
             Ok(answer) => self.submit(myself, draft, move |result| {
                 let _ = reply.send(result.map(|()| answer)); // a caller that hung up does not care

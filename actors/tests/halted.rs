@@ -6,14 +6,18 @@ mod server;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use actors::{
     delayed::Delayed,
+    directory::ClassConfig,
     env::TokioClock,
+    federation::{
+        FederationClient, FederationConfig, FederationError, FederationRequest, FederationResponse,
+    },
     homeserver::{ConversationConfig, Homeserver, HomeserverConfig},
     session::NewAccount,
     sync::{SyncError, SyncRequest},
@@ -21,7 +25,9 @@ use actors::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use engine::id::Position;
-use ruma::OwnedRoomId;
+use futures_util::future::BoxFuture;
+use ruma::{OwnedRoomId, ServerName, server_name};
+use serde_json::json;
 use storage::{
     Batch, Durability, MemoryStore, Refused, Storage, Store, StoreError, schema,
     store::{Row, Scan, Sync},
@@ -29,22 +35,32 @@ use storage::{
 
 use crate::server::{alice, create, message, say};
 
-/// A store that counts how often it is read.
+/// A store that counts how often it is read, and that may refuse it.
 #[derive(Default)]
 struct Counted {
     inner: MemoryStore,
     reads: AtomicUsize,
+    /// Whether all but what is yet to be done is kept back.
+    refuses: AtomicBool,
+}
+
+impl Counted {
+    fn check(&self, table: schema::TableId) -> Result<(), StoreError> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        let is_open = [schema::META.id(), schema::STAGED.id(), schema::EFFECTS.id()].contains(&table);
+        if is_open || !self.refuses.load(Ordering::Relaxed) { Ok(()) } else { Err(StoreError::Closed) }
+    }
 }
 
 #[async_trait]
 impl Store for Counted {
     async fn read(&self, table: schema::TableId, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>, StoreError> {
-        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.check(table)?;
         self.inner.read(table, keys).await
     }
 
     async fn scan(&self, scan: Scan) -> Result<Vec<Row>, StoreError> {
-        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.check(scan.table)?;
         self.inner.scan(scan).await
     }
 
@@ -65,15 +81,33 @@ impl Store for Counted {
     }
 }
 
-/// A server with a room of Alice's.
-async fn server() -> (Homeserver, Arc<Counted>, Storage, OwnedRoomId) {
-    let store = Arc::new(Counted::default());
+/// Other servers, none of which can be reached.
+struct Unreachable;
+
+impl FederationClient for Unreachable {
+    fn request<'a>(
+        &'a self,
+        _destination: &'a ServerName,
+        _request: FederationRequest,
+    ) -> BoxFuture<'a, Result<FederationResponse, FederationError>> {
+        Box::pin(std::future::ready(Err(FederationError::Timeout)))
+    }
+}
+
+/// A server over a store.
+async fn started(store: &Arc<Counted>, federation: Option<FederationConfig>) -> (Homeserver, Storage) {
     let storage = Storage::open(store.clone(), Durability::Always).await.unwrap();
     let delay_max = Duration::from_secs(60);
     let conversation = ConversationConfig { delay_max, ..ConversationConfig::default() };
-    let config = HomeserverConfig { conversation, ..server::config() };
+    let config = HomeserverConfig { conversation, federation, ..server::config() };
     let clock = Arc::new(TokioClock::new(1_700_000_000_000));
-    let homeserver = server::start(config, clock, storage.clone()).await;
+    (server::start(config, clock, storage.clone()).await, storage)
+}
+
+/// A server with a room of Alice's.
+async fn server() -> (Homeserver, Arc<Counted>, Storage, OwnedRoomId) {
+    let store = Arc::new(Counted::default());
+    let (homeserver, storage) = started(&store, None).await;
     let account = NewAccount { user_id: alice(), password_hash: None, is_guest: false, is_admin: false };
     homeserver.register(account).await.unwrap();
     let room = create(&homeserver, "room").await;
@@ -175,4 +209,36 @@ async fn what_was_left_undone_is_taken_up_without_a_restart() {
     drop(ticket);
     tokio::time::sleep(Duration::from_secs(11 * 60)).await;
     assert_eq!(storage.get(&schema::EFFECTS, &key).await.unwrap(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn received_events_that_could_not_be_dealt_with_are_taken_up_again() {
+    let (homeserver, store, _, room) = server().await;
+    let create = homeserver.room(&room).await.unwrap().current("m.room.create", "").await.unwrap().unwrap();
+    homeserver.shutdown().await;
+    // What a crash left: an event that was received, here one that is known already.
+    let storage = Storage::open(store.clone(), Durability::Always).await.unwrap();
+    let ticket = storage.reserve(1);
+    let key = (room, ticket.last(), server_name!("other.org").to_owned());
+    let mut batch = Batch::new();
+    let event = json!({ "room_id": key.0, "event_id": create.pdu.event_id(), "type": "m.room.create" });
+    batch.put(&schema::STAGED, &key, &event.to_string().into());
+    storage.commit(batch).await.unwrap();
+    drop(ticket);
+    storage.close().await.unwrap();
+    // The next server cannot read the room, neither at its start nor when it tries again.
+    store.refuses.store(true, Ordering::Relaxed);
+    let federation = FederationConfig {
+        client: Arc::new(Unreachable),
+        trusted_key_servers: Vec::new(),
+        destinations: ClassConfig::default(),
+        shares_device_names: false,
+        sends_presence: false,
+    };
+    let (_homeserver, storage) = started(&store, Some(federation)).await;
+    tokio::time::sleep(Duration::from_secs(11 * 60)).await;
+    assert!(storage.get(&schema::STAGED, &key).await.unwrap().is_some(), "it is kept");
+    store.refuses.store(false, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
+    assert_eq!(storage.get(&schema::STAGED, &key).await.unwrap(), None, "it is dealt with without a restart");
 }

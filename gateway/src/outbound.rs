@@ -6,6 +6,8 @@ pub mod guard;
 pub mod pages;
 pub mod push;
 mod resolve;
+#[cfg(test)]
+mod tests;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 

@@ -87,6 +87,24 @@ async fn commands_reach_a_running_server() {
 }
 
 #[tokio::test]
+async fn a_data_directory_that_was_there_before_is_closed_to_other_users_of_the_machine() {
+    use std::fs::{Permissions, metadata, set_permissions};
+    let data = tempfile::tempdir().unwrap();
+    for (before, after) in [(0o755, 0o750), (0o777, 0o770), (0o700, 0o700), (0o2751, 0o2750)] {
+        set_permissions(data.path(), Permissions::from_mode(before)).unwrap();
+        let server = serve::start(options(data.path())).await.unwrap();
+        let mode = metadata(data.path()).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode, after, "{before:o} became {mode:o}");
+        server.app.homeserver().shutdown().await;
+    }
+    // One that the server makes is nobody else's.
+    let new = data.path().join("new");
+    let server = serve::start(options(&new)).await.unwrap();
+    assert_eq!(metadata(&new).unwrap().permissions().mode() & 0o777, 0o700);
+    server.app.homeserver().shutdown().await;
+}
+
+#[tokio::test]
 async fn a_command_waits_for_whoever_uses_the_store_at_the_moment() {
     let data = tempfile::tempdir().unwrap();
     let other = serve::start(options(data.path())).await.unwrap();

@@ -142,13 +142,29 @@ impl Storage {
         K: Key,
         V: Value,
     {
+        let rows = self.each(table, range, direction, limit).await?;
+        rows.into_iter().map(|(key, value)| Ok((key, value?))).collect()
+    }
+
+    /// The same for those who go on without the rows that cannot be read.
+    pub async fn each<K, V>(
+        &self,
+        table: &Table<K, V>,
+        range: KeyRange<K>,
+        direction: Direction,
+        limit: usize,
+    ) -> Result<Vec<(K, Result<V, StoreError>)>, StoreError>
+    where
+        K: Key,
+        V: Value,
+    {
         let KeyRange { lower, upper, .. } = range;
         let rows = self.store.scan(Scan { table: table.id(), lower, upper, direction, limit }).await?;
         rows.into_iter()
             .map(|(key, value)| {
                 let key =
                     key::decode(&key).map_err(|source| StoreError::Key { table: table.id(), source })?;
-                Ok((key, decode_value(table, value)?))
+                Ok((key, decode_value(table, value)))
             })
             .collect()
     }

@@ -217,7 +217,8 @@ tables! {
 
     /// What changes have yet to bring about in rooms, so that a crash does not cut it short.
     ///
-    /// Key: kind (`profile`, `departure`, `guests`), the user's or room's ID. Value: when it was last asked for.
+    /// Key: kind (`profile`, `departure`, `guests`, `upgrade`), the user's or room's ID, or an upgrade's rooms, the old and the new one.
+    /// Value: when it was last asked for.
     /// Writer: `SessionActor` and `RoomActor`, with the change. Changes: overwritten; deletion by whoever has brought
     /// it about, under the condition that it was not asked for again.
     70 => EFFECTS: (String, String) => Position;
@@ -607,10 +608,12 @@ tables! {
     /// Key: user. Writer: the announcer, in the same batch as the rows of `EDU_QUEUE`. Changes: overwritten.
     104 => DEVICE_STREAMS: OwnedUserId => Position;
 
-    /// To-device messages of other servers that were delivered, and when, in milliseconds since the epoch.
+    /// To-device messages that were delivered, and when, in milliseconds since the epoch: those of other servers, and those of this
+    /// server's devices for as long as their transaction is not done.
     ///
     /// Key: server, message ID, recipient. Writer: `SessionActor` of the recipient, in the same batch as `TO_DEVICE`.
-    /// Changes: deletion, by the sweep of the remote device lists, when the sender will not try again any more.
+    /// Changes: deletion, by the sweep of the remote device lists, when the sender will not try again any more; by the
+    /// `SessionActor` of a local sender, in the batch that says that the transaction is done.
     105 => RECEIVED_MESSAGES: (OwnedServerName, String, OwnedUserId) => u64;
 
     /// When each local user last signed the master key of another user.

@@ -197,6 +197,20 @@ async fn messages_reach_each_device_once_and_in_order() {
     assert_eq!(bodies(&phone.sync("timeout=0").await), [1]);
 }
 
+/// A transaction should have one message for each device; what is sent to all of them and to one gets there all the same.
+#[tokio::test]
+async fn a_message_to_all_devices_and_one_to_a_single_device_both_arrive() {
+    let server = Server::start().await;
+    let [alice, bob] = server.clients(["alice", "bob"]).await;
+    let phone = bob.another_device(&bob.password()).await;
+    let since = bob.token_of_sync().await;
+    let messages = json!({ &bob.user_id: { "*": { "n": 1 }, &bob.device_id: { "n": 2 } } });
+    alice.put(&to_device("both"), &json!({ "messages": messages })).await.ok();
+    let got = bob.sync(&format!("since={since}&timeout=5000")).await;
+    assert_eq!(bodies(&got), [1, 2]);
+    assert_eq!(bodies(&phone.sync("timeout=0").await), [1]);
+}
+
 #[tokio::test]
 async fn a_full_inbox_comes_in_pages() {
     let server = Server::start().await;

@@ -9,6 +9,7 @@ mod account_data;
 mod accounts;
 mod check;
 mod clients;
+mod damage;
 mod delayed_events;
 mod devices;
 mod durability;

@@ -245,6 +245,9 @@ async fn an_upgrade_moves_people_to_a_new_room() {
     let new = answer["replacement_room"].as_str().unwrap();
     let tombstone = bob.state(&old, "m.room.tombstone", "").await.ok();
     assert_eq!(tombstone["replacement_room"], new);
+    // A client that did not get the answer asks again.
+    let again = alice.post(&path, &json!({ "new_version": "12" })).await.ok();
+    assert_eq!(again["replacement_room"], new);
     bob.join(new).await.ok();
     assert_eq!(bob.state(new, "m.room.name", "").await.ok()["name"], "tea");
     let found = bob.get(&format!("/_matrix/client/v3/directory/room/{}", segment("#tea:localhost"))).await;

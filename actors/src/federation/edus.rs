@@ -20,6 +20,9 @@ const TYPING_FOR: Duration = Duration::from_secs(60);
 /// Bytes of a thread's name, at most: of an event ID.
 const THREAD_MAX: usize = 255;
 
+/// Events of one receipt that are looked at: the specification has one, which was once the tips of a room.
+const RECEIPT_EVENTS_MAX: usize = 10;
+
 #[derive(Deserialize)]
 struct Edu<'a> {
     edu_type: String,
@@ -136,7 +139,7 @@ impl Homeserver {
                 if user_id.server_name() != origin || !room.is_joined(&user_id).await? {
                     continue;
                 }
-                for event_id in event_ids {
+                for event_id in event_ids.into_iter().take(RECEIPT_EVENTS_MAX) {
                     let event = room.event(&event_id).await?;
                     if !is_of_thread(&room, event.as_deref(), data.thread_id.as_deref()).await? {
                         continue;

@@ -5,11 +5,12 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use engine::id::Position;
-use futures_util::{StreamExt, future::join_all, stream};
+use futures_util::{StreamExt, stream};
 use ruma::{OwnedDeviceId, OwnedServerName, OwnedUserId, UserId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 use storage::schema::{self, RemoteDeviceListRecord};
+use tokio::time::Instant;
 
 use super::{
     FederationError,
@@ -22,6 +23,10 @@ use crate::{
 
 /// Users whose kept lists are looked up at a time.
 const AT_A_TIME: usize = 16;
+
+/// Servers that are asked at a time for one request: more than most rooms have, and few enough that nobody has this server call thousands
+/// at once.
+const SERVERS_AT_A_TIME: usize = 100;
 
 /// A server that did not take the last transaction is not waited for longer: it is asked with every message otherwise.
 const AWAY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -128,14 +133,16 @@ impl Homeserver {
             let devices = if kept.shares_room { Vec::new() } else { wanted[user_id].clone() };
             to_ask.entry(user_id.server_name().to_owned()).or_default().insert(user_id.clone(), devices);
         }
-        let questions = to_ask.into_iter().map(|(server, users)| {
+        let deadline = Instant::now() + timeout;
+        let is_away = |server: &OwnedServerName| self.outbox().is_backing_off(server);
+        let asked = ask_each(to_ask, is_away, |server, users| {
             let kept = &kept;
             async move {
-                let answer = self.query_server(&server, users, kept, timeout).await;
+                let answer = self.query_server(&server, users, kept, deadline).await;
                 (server, answer)
             }
         });
-        let answers = join_all(questions).await;
+        let answers = asked.await;
         let mut found: BTreeMap<_, _> =
             kept.into_iter().filter_map(|(user_id, kept)| Some((user_id, kept.list?))).collect();
         let mut failures = Failures::new();
@@ -153,7 +160,7 @@ impl Homeserver {
         server: &OwnedServerName,
         wanted: WantedDevices,
         kept: &BTreeMap<OwnedUserId, Kept>,
-        timeout: Duration,
+        deadline: Instant,
     ) -> Result<BTreeMap<OwnedUserId, RemoteDeviceListRecord>, FederationError> {
         let federation = self.federation().ok_or(FederationError::Disabled)?;
         let fetching: BTreeMap<_, _> = wanted
@@ -162,7 +169,7 @@ impl Homeserver {
             .map(|user_id| (user_id.clone(), federation.device_lists.fetching(user_id)))
             .collect();
         let body = json!({ "device_keys": wanted });
-        let answer: QueryAnswer = self.ask_for_keys(server, "query", &body, timeout).await?;
+        let answer: QueryAnswer = self.ask_for_keys(server, "query", &body, deadline).await?;
         let QueryAnswer { devices, mut masters, mut self_signing } = answer;
         let mut lists = BTreeMap::new();
         for (user_id, devices) in devices {
@@ -199,14 +206,16 @@ impl Homeserver {
         for (user_id, devices) in wanted {
             by_server.entry(user_id.server_name().to_owned()).or_default().insert(user_id, devices);
         }
-        let questions = by_server.into_iter().map(|(server, wanted)| async move {
+        let deadline = Instant::now() + timeout;
+        let is_away = |server: &OwnedServerName| self.outbox().is_backing_off(server);
+        let asked = ask_each(by_server, is_away, |server, wanted| async move {
             let body = json!({ "one_time_keys": wanted });
-            let answer = self.ask_for_keys::<ClaimAnswer>(&server, "claim", &body, timeout).await;
+            let answer = self.ask_for_keys::<ClaimAnswer>(&server, "claim", &body, deadline).await;
             (server, wanted, answer)
         });
         let mut claimed = BTreeMap::new();
         let mut failures = Failures::new();
-        for (server, wanted, answer) in join_all(questions).await {
+        for (server, wanted, answer) in asked.await {
             match answer {
                 Ok(answer) => claimed.extend(as_wanted(answer.one_time_keys, &wanted)),
                 Err(error) => drop(failures.insert(server.to_string(), failure(&error))),
@@ -220,17 +229,33 @@ impl Homeserver {
         server: &OwnedServerName,
         what: &str,
         body: &Value,
-        timeout: Duration,
+        deadline: Instant,
     ) -> Result<T, FederationError> {
+        let now = Instant::now();
+        if deadline <= now {
+            return Err(FederationError::Timeout);
+        }
         let path = format!("/_matrix/federation/v1/user/keys/{what}");
         let remote = self.remote(server)?;
         let is_away = self.outbox().is_backing_off(server);
-        let timeout = if is_away { timeout.min(AWAY_TIMEOUT) } else { timeout };
+        let deadline = if is_away { deadline.min(now + AWAY_TIMEOUT) } else { deadline };
         let asked = remote.post(path, body.to_string().into());
-        let answer = tokio::time::timeout(timeout, asked).await.unwrap_or(Err(FederationError::Timeout))?;
+        let answer =
+            tokio::time::timeout_at(deadline, asked).await.unwrap_or(Err(FederationError::Timeout))?;
         self.outbox().alive(server);
         Ok(answer)
     }
+}
+
+/// Asks servers, not too many at a time; those that seem to be away come last, so that they do not keep the others waiting.
+async fn ask_each<W, F: Future>(
+    questions: BTreeMap<OwnedServerName, W>,
+    is_away: impl Fn(&OwnedServerName) -> bool,
+    ask: impl Fn(OwnedServerName, W) -> F,
+) -> Vec<F::Output> {
+    let (away, there): (Vec<_>, Vec<_>) = questions.into_iter().partition(|(server, _)| is_away(server));
+    let asked = there.into_iter().chain(away).map(|(server, question)| ask(server, question));
+    stream::iter(asked).buffer_unordered(SERVERS_AT_A_TIME).collect().await
 }
 
 /// Of claimed keys, those that were asked for.
@@ -262,4 +287,41 @@ fn failure(error: &FederationError) -> Value {
 fn disabled<T>(wanted: &BTreeMap<OwnedUserId, T>) -> Failures {
     let failure = failure(&FederationError::Disabled);
     servers_of(wanted.keys()).into_iter().map(|server| (server.to_string(), failure.clone())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        cell::{Cell, RefCell},
+        collections::BTreeSet,
+        time::Duration,
+    };
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn so_many_servers_are_asked_at_a_time_and_those_that_are_away_come_last() {
+        let servers = 3 * SERVERS_AT_A_TIME;
+        let name = |number: usize| OwnedServerName::try_from(format!("s{number:04}.test")).unwrap();
+        let questions: BTreeMap<_, _> = (0..servers).map(|number| (name(number), number)).collect();
+        let (under_way, most, order) = (Cell::new(0), Cell::new(0), RefCell::new(Vec::new()));
+        let (under_way, most, order) = (&under_way, &most, &order);
+        let asked = ask_each(
+            questions,
+            |server| *server == name(0),
+            |server, number| async move {
+                under_way.set(under_way.get() + 1);
+                most.set(most.get().max(under_way.get()));
+                order.borrow_mut().push(number);
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                under_way.set(under_way.get() - 1);
+                server
+            },
+        );
+        let begun = Instant::now();
+        let answered: BTreeSet<_> = asked.await.into_iter().collect();
+        assert_eq!((answered.len(), most.get()), (servers, SERVERS_AT_A_TIME));
+        assert_eq!(begun.elapsed().as_secs(), 3);
+        assert_eq!((order.borrow()[0], order.borrow().last()), (1, Some(&0)));
+    }
 }

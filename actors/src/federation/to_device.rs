@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use ruma::{OwnedServerName, OwnedUserId, ServerName};
+use ruma::{OwnedServerName, OwnedUserId, ServerName, TransactionId};
 use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -83,6 +83,12 @@ impl Homeserver {
         Ok(())
     }
 
+    /// By what a transaction of a local device is known to the inboxes of this server.
+    pub(crate) fn own_id(&self, requester: &Requester, kind: &str, txn_id: &TransactionId) -> ReceivedId {
+        let seed = format!("{}\0{}\0{kind}\0{txn_id}", requester.user_id, requester.device_id);
+        ReceivedId { origin: self.server_name().to_owned(), message_id: message_id(&seed) }
+    }
+
     /// Puts messages of another server into the inboxes of their devices.
     pub(super) async fn receive_to_device(
         &self,
@@ -99,14 +105,9 @@ impl Homeserver {
         for devices in messages.values_mut() {
             devices.retain(|_, content| is_deliverable(content));
         }
-        for user_id in messages.keys().cloned().collect::<Vec<_>>() {
-            let key = (origin.to_owned(), message_id.clone(), user_id.clone());
-            if self.storage().get(&schema::RECEIVED_MESSAGES, &key).await?.is_some() {
-                messages.remove(&user_id);
-            }
-        }
         let received = ReceivedId { origin: origin.to_owned(), message_id };
-        self.deliver_to_device(&sender, &kind, messages, Some(received)).await
+        let messages = self.undelivered(messages, &received).await?;
+        self.deliver_to_device(&sender, &kind, messages, &received).await
     }
 
     /// Forgets the IDs of messages that nobody sends again.

@@ -23,13 +23,22 @@ impl Homeserver {
     /// Creates a room and returns its ID.
     ///
     /// An invite of another server's user that does not come about is an error although the room is there.
-    ///
-    /// Spec: client-server API, "Room creation".
     pub async fn create_room(
         &self,
         new: NewRoom,
         invites: Vec<MembershipChange>,
         is_public: bool,
+    ) -> Result<OwnedRoomId, RoomError> {
+        self.create_replacement(new, invites, is_public, None).await
+    }
+
+    /// The same for a room that may replace another one: that it does is stored with it, until [`Effect::Upgrade`] has come about.
+    pub(crate) async fn create_replacement(
+        &self,
+        new: NewRoom,
+        invites: Vec<MembershipChange>,
+        is_public: bool,
+        replaces: Option<OwnedRoomId>,
     ) -> Result<OwnedRoomId, RoomError> {
         let plan = create::plan(&new)?;
         let is_foreign = |invite: &MembershipChange| invite.target.server_name() != self.server_name();
@@ -47,6 +56,7 @@ impl Homeserver {
             invites,
             alias: new.alias.map(|alias| self.claim_alias(&alias)).transpose()?,
             is_public,
+            replaces,
         };
         let actor = self.0.rooms.get(&room_id).await.map_err(RoomError::Activate)?;
         actor.call(|reply| RoomMessage::Create(Box::new(create), reply)).await??;

@@ -24,9 +24,9 @@ use url::Url;
 use self::facts::Facts;
 use super::{
     MediaError, MediaRepository, Meta, Reader,
-    flights::Flights,
     retention::{PREVIEW_AGE_MAX_MS, millis},
 };
+use crate::flights::Flights;
 
 /// Previews that are made at a time.
 const CONCURRENT: usize = 8;

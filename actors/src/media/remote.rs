@@ -18,11 +18,10 @@ use tokio::sync::Semaphore;
 use super::{
     Lookup, MediaError, MediaFile, MediaRepository, Meta, Reader,
     content::Staged,
-    flights::Flights,
     origins::Origins,
     thumbnail::{ThumbnailError, Wanted, kind, thumbnail_file},
 };
-use crate::env::has_come;
+use crate::{env::has_come, flights::Flights};
 
 /// How long another server may say nothing while it sends.
 const SILENCE_MAX: Duration = Duration::from_secs(60);

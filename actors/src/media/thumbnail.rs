@@ -24,7 +24,8 @@ pub use self::{
     picture::ThumbnailError,
     size::{Method, Wanted},
 };
-use super::{Lookup, MediaError, MediaFile, MediaRepository, RemoteError, flights::Flights, hex};
+use super::{Lookup, MediaError, MediaFile, MediaRepository, RemoteError, hex};
+use crate::flights::Flights;
 
 /// Images that are decoded at a time: one core stays for everybody else, and memory is bounded.
 const CONCURRENT: usize = 2;

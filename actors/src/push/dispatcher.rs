@@ -67,7 +67,17 @@ impl Pushing {
         if let Err(error) = dispatcher.load(homeserver).await {
             tracing::error!(%error, "cannot read the pushers; they start with their next change");
         }
-        self.task.start(dispatcher.run(news, self.task.stopping()));
+        let stopping = self.task.stopping();
+        // Locked by one run after the other.
+        let dispatching = Arc::new(tokio::sync::Mutex::new((dispatcher, news, stopping)));
+        self.task.keep(move || {
+            let dispatching = dispatching.clone();
+            async move {
+                let (dispatcher, news, stopping) = &mut *dispatching.lock().await;
+                dispatcher.start_over();
+                dispatcher.run(news, stopping).await;
+            }
+        });
     }
 
     /// Ends the task; what is under way starts over with the next start.
@@ -143,7 +153,15 @@ impl Dispatcher {
         Ok(())
     }
 
-    async fn run(mut self, mut news: mpsc::UnboundedReceiver<News>, mut stopping: watch::Receiver<bool>) {
+    /// After a panic what was under way may be forgotten: it begins again.
+    fn start_over(&mut self) {
+        self.runs = JoinSet::new();
+        self.queued.extend(std::mem::take(&mut self.running).into_keys());
+        self.waiting = self.queued.iter().cloned().collect();
+        self.due = self.resting.iter().map(|(owned, at)| (*at, owned.clone())).collect();
+    }
+
+    async fn run(&mut self, news: &mut mpsc::UnboundedReceiver<News>, stopping: &mut watch::Receiver<bool>) {
         loop {
             self.start_waiting();
             self.metrics.pushers(self.running.len(), self.waiting.len(), self.resting.len());

@@ -7,7 +7,7 @@ use storage::{
 };
 
 use super::{ActiveRoom, Adopted, Create, Empty, RoomError, RoomMessage, change::Change};
-use crate::aliases::AliasClaim;
+use crate::{aliases::AliasClaim, effects::Effect, upgrade::upgrade_of};
 
 impl Empty {
     /// Takes a message; returns the room if that is the first that is known of it.
@@ -103,6 +103,10 @@ impl Empty {
         }
         for invite in create.invites {
             room.change_membership(&mut change, invite).await?;
+        }
+        if let Some(old) = create.replaces {
+            let effect = Effect::Upgrade.key(&upgrade_of(&old, &self.room_id));
+            extra.put(&schema::EFFECTS, &effect, &change.position());
         }
         Ok((room, change, extra))
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use engine::pdu::{Draft, Pdu};
 use ractor::RpcReplyPort;
-use ruma::{OwnedEventId, OwnedUserId, RoomVersionId};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId};
 use storage::{CommitError, schema::SentBy};
 
 use super::{
@@ -29,6 +29,8 @@ pub struct Create {
     pub alias: Option<AliasClaim>,
     /// Whether to list the room in the public directory.
     pub is_public: bool,
+    /// The room that it replaces, which has yet to be told.
+    pub replaces: Option<OwnedRoomId>,
 }
 
 /// An event that a local user sends.

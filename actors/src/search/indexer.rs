@@ -74,6 +74,17 @@ enum IndexError {
     Commit(#[from] CommitError),
 }
 
+impl IndexError {
+    /// Whether it is about one row, which stays as it is: to read it again does not help.
+    fn is_damage(&self) -> bool {
+        match self {
+            Self::Read(error) => error.is_damage(),
+            Self::Store(error) => error.is_damage(),
+            Self::Text(_) | Self::Commit(_) => false,
+        }
+    }
+}
+
 impl Searching {
     /// Starts the task, if there is an index.
     pub(crate) fn start(shared: &Arc<RoomShared>, index: Option<Arc<TextIndex>>) -> Arc<Self> {
@@ -220,13 +231,18 @@ impl Indexer {
         while self.cursor < upto {
             let range = KeyRange::all().after(&ShortEventId(self.cursor.0)).up_to(&ShortEventId(upto.0));
             let storage = self.shared.store.storage();
-            let rows = storage.range(&schema::EVENTS, range, Direction::Ascending, PAGE).await?;
+            let rows = storage.each(&schema::EVENTS, range, Direction::Ascending, PAGE).await?;
             let is_last = rows.len() < PAGE;
             let read_to = rows.last().map_or(upto, |(short, _)| Position(short.0));
             let mut changes = Vec::new();
             for (short, record) in rows {
-                match self.take_in(short, record, &mut changes).await {
-                    Err(IndexError::Read(error)) if error.is_damage() => {
+                let taken = match record {
+                    Ok(record) => self.take_in(short, record, &mut changes).await,
+                    Err(error) => Err(error.into()),
+                };
+                match taken {
+                    // What cannot be read now cannot be read later either, and must not keep all that comes after it out.
+                    Err(error) if error.is_damage() => {
                         tracing::warn!(event = short.0, %error, "an event is left out of the full-text index");
                     }
                     result => result?,
@@ -327,7 +343,7 @@ impl Indexer {
             match changed.await {
                 Ok(change) => changes.push(change),
                 // What cannot be read is not to be found by what it says without the edit either.
-                Err(IndexError::Read(error)) if error.is_damage() => {
+                Err(error) if error.is_damage() => {
                     tracing::warn!(event = edited.0, %error, "an event goes out of the full-text index");
                     changes.push(Change::Delete(edited));
                 }

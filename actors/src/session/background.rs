@@ -9,7 +9,8 @@ use dashmap::{DashMap, mapref::entry::Entry};
 use futures_util::{StreamExt, stream};
 use parking_lot::Mutex;
 use ruma::{OwnedUserId, RoomId, UserId};
-use tokio::task::JoinSet;
+use tokio::{sync::oneshot, task::JoinSet};
+use tracing::Instrument;
 
 use super::{SessionError, SessionHandle};
 use crate::{
@@ -89,6 +90,19 @@ impl Drop for Turn {
 }
 
 impl Homeserver {
+    /// Does something that does not stop half-way if whoever asked for it hangs up; none if it panicked.
+    pub(crate) async fn see_through<T: std::marker::Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + std::marker::Send + 'static,
+    ) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        let work = async move {
+            let _ = reply.send(work.await); // whoever hung up does not care
+        };
+        self.session_shared().background.spawn(work.in_current_span());
+        answer.await.ok()
+    }
+
     /// Puts a user's present profile into the membership events of all joined rooms.
     ///
     /// Spec: client-server API, "Events on Change of Profile Information".

@@ -13,7 +13,7 @@ use ruma::{
 };
 use serde_json::{Value, value::RawValue};
 use storage::{
-    Batch, Storage, Ticket,
+    Batch, Ticket,
     schema::{self, AccountDataRecord, ReceiptRecord, SlidingConnectionRecord, TokenHash},
 };
 
@@ -123,11 +123,19 @@ pub enum SessionChange {
     SignOwn(String, Value),
     /// Keep the user's signatures on the master key of another user.
     SignOther(OwnedUserId, Value),
-    /// Put to-device messages, JSON, into the inboxes of devices; of all of them where none is named. Another server's
-    /// message has an ID.
-    Deliver(Vec<(Option<OwnedDeviceId>, String)>, Option<ReceivedId>),
-    /// Remember that a device has sent to-device messages.
-    NoteTxn(OwnedDeviceId, [u8; 8]),
+    /// Put to-device messages, JSON, into the inboxes of devices; of all of them where none is named.
+    Deliver(Vec<(Option<OwnedDeviceId>, String)>, ReceivedId),
+    /// Remember that a device has sent to-device messages, and let go of what the local recipients have noted of them.
+    NoteTxn {
+        /// The device.
+        device_id: OwnedDeviceId,
+        /// By what the transaction is known from now on.
+        hash: [u8; 8],
+        /// By what it is known to the recipients.
+        message_id: String,
+        /// The users who were sent the messages.
+        recipients: Vec<OwnedUserId>,
+    },
     /// Set what the algorithm of a backup needs.
     UpdateBackup(u64, String, Bytes),
     /// Delete a version of the key backup.
@@ -183,12 +191,12 @@ pub(super) struct Draft {
     pub(super) list_change: Option<ListChange>,
     /// When the change happens.
     pub(super) now: MilliSecondsSinceUnixEpoch,
-    /// The position that the change takes.
+    /// The positions that the change takes: one, as a rule.
     pub(super) ticket: Ticket,
 }
 
 impl Draft {
-    pub(super) fn new(data: SessionData, storage: &Storage, now: MilliSecondsSinceUnixEpoch) -> Self {
+    pub(super) fn new(data: SessionData, ticket: Ticket, now: MilliSecondsSinceUnixEpoch) -> Self {
         Self {
             data,
             batch: Batch::new(),
@@ -199,7 +207,7 @@ impl Draft {
             pushers_changed: false,
             list_change: None,
             now,
-            ticket: storage.reserve(1),
+            ticket,
         }
     }
 
@@ -314,7 +322,10 @@ impl Draft {
             SessionChange::SignOwn(key_id, signatures) => self.sign_own(&key_id, &signatures)?,
             SessionChange::SignOther(target, signatures) => self.sign_other(&target, &signatures)?,
             SessionChange::Deliver(messages, received) => self.deliver(messages, received),
-            SessionChange::NoteTxn(device_id, hash) => self.note_txn(&device_id, hash),
+            SessionChange::NoteTxn { device_id, hash, message_id, recipients } => {
+                self.note_txn(&device_id, hash);
+                self.let_go_of_notes(&message_id, recipients);
+            }
             SessionChange::UpdateBackup(version, algorithm, auth_data) => {
                 self.update_backup(version, &algorithm, auth_data)?;
             }

@@ -3,7 +3,7 @@
 //! Spec: client-server API, "Send-to-Device messaging".
 
 use engine::id::Position;
-use ruma::{DeviceId, OwnedDeviceId, OwnedServerName, TransactionId};
+use ruma::{DeviceId, OwnedDeviceId, OwnedServerName, OwnedUserId, TransactionId};
 use sha2::{Digest, Sha256};
 use storage::{Direction, KeyRange, schema};
 
@@ -23,12 +23,12 @@ const TXNS_MAX: usize = 128;
 
 const TXNS: &str = "txns";
 
-/// By what a message of another server is known if it comes again.
+/// By what messages are known if they come again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReceivedId {
-    /// The server.
+    /// The server that they come from, which may be this one.
     pub origin: OwnedServerName,
-    /// Its ID for the message.
+    /// Its ID for them.
     pub message_id: String,
 }
 
@@ -41,24 +41,31 @@ pub struct Waiting {
     pub more_after: Option<Position>,
 }
 
+impl SessionChange {
+    /// How many positions the change takes. A device that is sent a message by its name and another one as one of all gets both,
+    /// although the specification has no more than one for each device: so these are told apart.
+    pub(super) fn positions(&self) -> u64 {
+        let Self::Deliver(messages, _) = self else { return 1 };
+        let is_to = |all: bool| messages.iter().any(|(device_id, _)| device_id.is_none() == all);
+        if is_to(true) && is_to(false) { 2 } else { 1 }
+    }
+}
+
 impl Draft {
     /// Puts messages into inboxes: of one device each, or of all devices if none is named.
     pub(super) fn deliver(
         &mut self,
         messages: Vec<(Option<OwnedDeviceId>, String)>,
-        received: Option<ReceivedId>,
+        ReceivedId { origin, message_id }: ReceivedId,
     ) {
-        let position = self.position();
-        if let Some(ReceivedId { origin, message_id }) = received {
-            let row = (origin, message_id, self.user_id().clone());
-            self.batch.put(&schema::RECEIVED_MESSAGES, &row, &u64::from(self.now.get()));
-        }
+        let row = (origin, message_id, self.user_id().clone());
+        self.batch.put(&schema::RECEIVED_MESSAGES, &row, &u64::from(self.now.get()));
         for (device_id, json) in messages {
-            let devices = match device_id {
+            let (devices, position) = match device_id {
                 // Spec: messages to devices that do not exist are dropped.
                 Some(device_id) if !self.data.devices.contains_key(&device_id) => continue,
-                Some(device_id) => vec![device_id],
-                None => self.device_ids(),
+                Some(device_id) => (vec![device_id], self.ticket.last()),
+                None => (self.device_ids(), self.ticket.first()),
             };
             for device_id in devices {
                 let row = (self.user_id().clone(), device_id.clone(), position);
@@ -97,6 +104,14 @@ impl Draft {
         }
         self.push_ring(device_id, TXNS, hash, TXNS_MAX);
     }
+
+    /// Lets go of what recipients noted of a transaction of this user's, which is done.
+    pub(super) fn let_go_of_notes(&mut self, message_id: &str, recipients: Vec<OwnedUserId>) {
+        let own = self.user_id().server_name().to_owned();
+        for recipient in recipients {
+            self.batch.delete(&schema::RECEIVED_MESSAGES, &(&*own, message_id, &*recipient));
+        }
+    }
 }
 
 fn txn_hash(kind: &str, txn_id: &TransactionId) -> [u8; 8] {
@@ -123,14 +138,17 @@ impl SessionHandle {
         self.data().keys().ring(device_id, TXNS).any(|known| known == hash)
     }
 
-    /// Remembers that a device has sent a transaction.
-    pub async fn note_sent(
+    /// Remembers that a device has sent a transaction, which local recipients know by an ID.
+    pub(crate) async fn note_sent(
         &self,
         device_id: OwnedDeviceId,
         kind: &str,
         txn_id: &TransactionId,
+        message_id: String,
+        recipients: Vec<OwnedUserId>,
     ) -> Result<(), SessionError> {
-        self.change(SessionChange::NoteTxn(device_id, txn_hash(kind, txn_id))).await
+        let hash = txn_hash(kind, txn_id);
+        self.change(SessionChange::NoteTxn { device_id, hash, message_id, recipients }).await
     }
 
     /// The messages for a device after a position and up to another, a page at most in number and in bytes.

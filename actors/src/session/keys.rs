@@ -337,7 +337,7 @@ impl Draft {
             if let Some(known) = known
                 && known["keys"] == key["keys"]
             {
-                let mut known = known.clone();
+                let mut known = self.without_gone(known);
                 if merge_signatures(&mut known, &key["signatures"]) {
                     self.put_cross_signing(&kind, known)?;
                 }
@@ -357,11 +357,25 @@ impl Draft {
         Ok(())
     }
 
+    /// A key without this user's signatures by devices and cross-signing keys that are gone: nobody can check them any more, and they
+    /// would take the place of new ones for good.
+    fn without_gone(&self, key: &Value) -> Value {
+        let mut key = key.clone();
+        if let Some(own) = key["signatures"].get_mut(self.user_id().as_str()).and_then(Value::as_object_mut) {
+            own.retain(|name, _| {
+                let signer = name.split_once(':').map_or("", |(_, signer)| signer);
+                self.data.devices.contains_key(<&DeviceId>::from(signer))
+                    || self.data.keys.is_cross_signing_key(signer)
+            });
+        }
+        key
+    }
+
     /// Adds signatures to a device's keys or to a cross-signing key of this user.
     pub(super) fn sign_own(&mut self, key_id: &str, signatures: &Value) -> Result<(), SessionError> {
         let device_id: OwnedDeviceId = key_id.into();
         if let Some(keys) = self.data.keys.device(&device_id) {
-            let mut keys = keys.clone();
+            let mut keys = self.without_gone(keys);
             if merge_signatures(&mut keys, signatures) {
                 self.put_device_keys(&device_id, keys)?;
             }
@@ -371,7 +385,7 @@ impl Draft {
             if let Some(key) = self.data.keys.cross_signing(kind)
                 && key["keys"].get(format!("ed25519:{key_id}")).is_some()
             {
-                let mut key = key.clone();
+                let mut key = self.without_gone(key);
                 if merge_signatures(&mut key, signatures) {
                     self.put_cross_signing(kind, key)?;
                 }
@@ -387,7 +401,8 @@ impl Draft {
         target: &OwnedUserId,
         signatures: &Value,
     ) -> Result<(), SessionError> {
-        let mut held = self.data.keys.signatures_on(target).cloned().unwrap_or_default();
+        let held = self.data.keys.signatures_on(target);
+        let mut held = held.map(|held| self.without_gone(held)).unwrap_or_default();
         if merge_signatures(&mut held, signatures) {
             let row = (self.user_id().clone(), SIGNATURE.to_owned(), target.to_string());
             self.batch.put(&schema::CROSS_SIGNING, &row, &stored(&held, SIGNED_MAX)?);

@@ -24,6 +24,11 @@ use crate::{
     room::{MembershipAction, MembershipChange, Send},
 };
 
+mod keys;
+mod push_rules;
+mod to_device;
+mod upgrade;
+
 const START_MS: u64 = 1_700_000_000_000;
 
 pub(super) struct World {

@@ -11,9 +11,10 @@ use ruma::{
 };
 use serde_json::{Map, Value, value::to_raw_value};
 
+use super::successor_of;
 use crate::{
     homeserver::Homeserver,
-    room::{RoomError, content_string},
+    room::RoomError,
     session::{SessionError, SessionHandle, tags},
 };
 
@@ -57,9 +58,7 @@ impl Homeserver {
         if !record.is_some_and(|record| record.membership == "join" || record.left.is_some()) {
             return Ok(None);
         }
-        let tombstone = room.current("m.room.tombstone", "").await?;
-        let successor = tombstone.and_then(|event| content_string(&event.pdu, "replacement_room"));
-        Ok((successor.as_deref() == Some(room_id.as_str())).then_some(old))
+        Ok((successor_of(&room).await?.as_deref() == Some(room_id)).then_some(old))
     }
 
     async fn take_along(&self, user_id: &UserId, old: &RoomId, new: &RoomId) -> Result<(), SessionError> {

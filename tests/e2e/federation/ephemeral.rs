@@ -210,6 +210,28 @@ async fn receipts_are_for_threads_that_their_events_are_in_and_for_so_many() {
     assert!(!has(&roots[0]) && roots[1..].iter().all(has));
 }
 
+/// Spec: server-server API, `m.receipt`: a receipt is for one event.
+#[tokio::test]
+async fn a_receipt_is_for_a_few_events_at_most() {
+    let (server, stranger) = (Server::start_federating("").await, Stranger::start().await);
+    let alice = User(server.client("alice").await);
+    let room = alice.create("11", json!({})).await;
+    let guest = stranger.join(&server, &room, "carol").await;
+    let (first, last) = (alice.say(&room, "first").await, alice.say(&room, "last").await);
+    let unknown = (0..20).map(|number| format!("$unknown{number}"));
+    let events: Vec<_> = [first.clone()].into_iter().chain(unknown).chain([last.clone()]).collect();
+    let receipt = json!({ "data": { "ts": 1 }, "event_ids": events });
+    let content = json!({ &room: { "m.read": { guest.user.as_str(): receipt } } });
+    let edus = [json!({ "edu_type": "m.receipt", "content": content })];
+    let body = json!({ "origin": stranger.name(), "origin_server_ts": 1, "pdus": [], "edus": edus });
+    stranger.put(&server, "/_matrix/federation/v1/send/many", body).await.ok();
+    let sync = alice.0.sync("timeout=0").await;
+    let events = sync["rooms"]["join"][&room]["ephemeral"]["events"].as_array().cloned().unwrap_or_default();
+    let has = |event: &str| events.iter().any(|read| read["content"].get(event).is_some());
+    assert!(has(&first), "the first of them counts: {events:?}");
+    assert!(!has(&last), "one after twenty others does not: {events:?}");
+}
+
 #[tokio::test]
 async fn profiles_of_other_servers_are_kept_for_a_moment() {
     let (one, mut two) = (Server::start_federating("").await, Server::start_federating("").await);

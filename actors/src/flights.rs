@@ -1,4 +1,4 @@
-//! One at a time for each key: many ask for the same picture at the same time.
+//! One at a time for each key: many ask for the same picture at the same time, and clients repeat a request that is still under way.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -9,10 +9,10 @@ type Lock = Arc<tokio::sync::Mutex<()>>;
 
 /// What is being done, by key. Cloning shares it.
 #[derive(Clone, Default)]
-pub(super) struct Flights(Arc<Mutex<BTreeMap<String, Lock>>>);
+pub(crate) struct Flights(Arc<Mutex<BTreeMap<String, Lock>>>);
 
 /// The right to do what the key stands for, until it is dropped.
-pub(super) struct Flight {
+pub(crate) struct Flight {
     flights: Flights,
     key: String,
     held: Option<OwnedMutexGuard<()>>,
@@ -20,7 +20,7 @@ pub(super) struct Flight {
 
 impl Flights {
     /// Waits until nobody else does what the key stands for.
-    pub(super) async fn board(&self, key: String) -> Flight {
+    pub(crate) async fn board(&self, key: String) -> Flight {
         let lock = self.0.lock().entry(key.clone()).or_default().clone();
         // Made before the wait, so that whoever gives up waiting tidies up too.
         let mut flight = Flight { flights: self.clone(), key, held: None };
