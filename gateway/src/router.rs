@@ -264,7 +264,10 @@ fn encryption_routes() -> Router<App> {
             dehydrated,
             get(to_device::dehydrated).put(to_device::dehydrate).delete(to_device::delete_dehydrated),
         )
-        .route(&format!("{dehydrated}/{{device}}/events"), post(to_device::dehydrated_events))
+        .route(
+            &format!("{dehydrated}/{{device}}/events"),
+            get(to_device::get_dehydrated_events).post(to_device::dehydrated_events),
+        )
 }
 
 fn room_routes() -> Router<App> {
