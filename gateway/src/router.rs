@@ -18,8 +18,8 @@ use crate::{
         about::{self, About},
         account, account_data, delayed_events, devices, directory, ephemeral, events, filters, key_backup,
         keys, login, login_page, media, membership, moderation, old, openid, presence, profile, push_rules,
-        pushers, register, relations, rendezvous, reporting, rooms, search, sliding_sync, spaces, summary,
-        sync, third_party_ids, third_party_networks, threads, timeline, to_device, uia_fallback,
+        pushers, register, relations, rendezvous, reporting, rooms, rtc, search, sliding_sync, spaces,
+        summary, sync, third_party_ids, third_party_networks, threads, timeline, to_device, uia_fallback,
         user_directory, voip,
     },
     error::ApiError,
@@ -93,6 +93,7 @@ fn client_routes() -> Router<App> {
         .nest("/rooms/{room}", room_routes())
         .nest("/thirdparty", third_party_routes())
         .nest("/org.matrix.msc4140", delayed_routes())
+        .route("/org.matrix.msc4143/rtc/transports", get(rtc::transports))
         .merge(thread_routes())
         .merge(account_routes())
         .merge(encryption_routes());

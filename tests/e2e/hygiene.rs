@@ -118,12 +118,14 @@ async fn well_known_documents_say_what_was_configured() {
     }
     let server = Server::start_with(
         "[well_known]\nclient_base_url = \"https://chat.example.org\"\nserver = \"chat.example.org:443\"\n\
-         support_user = \"@alice:localhost\"\nsupport_page = \"https://example.org/help\"",
+         support_user = \"@alice:localhost\"\nsupport_page = \"https://example.org/help\"\n\
+         [well_known.client_extra]\n\"m.identity_server\" = { base_url = \"https://id.example.org\" }",
     )
     .await;
     let nobody = server.anonymous();
     let client = nobody.get("/.well-known/matrix/client").await.ok();
     assert_eq!(client["m.homeserver"]["base_url"], "https://chat.example.org");
+    assert_eq!(client["m.identity_server"]["base_url"], "https://id.example.org");
     let alice = server.client("alice").await;
     let identifier = json!({ "type": "m.id.user", "user": alice.user_id });
     let login = json!({ "type": "m.login.password", "identifier": identifier, "password": alice.password() });
@@ -134,6 +136,37 @@ async fn well_known_documents_say_what_was_configured() {
     let support = nobody.get("/.well-known/matrix/support").await.ok();
     assert_eq!(support["contacts"][0]["matrix_id"], "@alice:localhost");
     assert_eq!(support["support_page"], "https://example.org/help");
+}
+
+/// Spec: MSC4143.
+#[tokio::test]
+async fn clients_find_what_carries_group_calls() {
+    const PATH: &str = "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports";
+    let feature = async |client: &Client| {
+        let told = client.get("/_matrix/client/versions").await.ok();
+        told["unstable_features"]["org.matrix.msc4143"].clone()
+    };
+    let nothing = Server::start_with("").await;
+    let alice = nothing.client("alice").await;
+    assert_eq!(alice.get(PATH).await.ok(), json!({ "rtc_transports": [] }));
+    assert_eq!(feature(&alice).await, serde_json::Value::Null);
+    let server = Server::start_with(
+        "[well_known]\nclient_base_url = \"https://chat.example.org\"\n\
+         client_extra = { \"io.element.e2ee\" = { default = false } }\n[matrix_rtc]\n\
+         transports = [{ type = \"livekit\", livekit_service_url = \"https://rtc.example.org\" }]",
+    )
+    .await;
+    let bob = server.client("bob").await;
+    server.anonymous().get(PATH).await.is(401, "M_MISSING_TOKEN");
+    let transports = json!([{ "type": "livekit", "livekit_service_url": "https://rtc.example.org" }]);
+    assert_eq!(bob.get(PATH).await.ok()["rtc_transports"], transports);
+    assert_eq!(feature(&bob).await, true);
+    let expected = json!({
+        "m.homeserver": { "base_url": "https://chat.example.org" },
+        "org.matrix.msc4143.rtc_foci": transports,
+        "io.element.e2ee": { "default": false },
+    });
+    assert_eq!(server.anonymous().get("/.well-known/matrix/client").await.ok(), expected);
 }
 
 #[tokio::test]

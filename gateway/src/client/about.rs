@@ -8,26 +8,34 @@ use axum::{Json, Router, extract::State, routing::get};
 use serde_json::{Value, json};
 
 use super::well_known::{self, WellKnown};
-use crate::app::App;
+use crate::{
+    app::{App, Settings},
+    config::JsonObject,
+};
 
 /// What a server says of itself.
 pub struct About {
     pub(super) well_known: WellKnown,
+    pub(super) rtc_transports: Vec<JsonObject>,
     delays_events: bool,
     has_thread_subscriptions: bool,
 }
 
 impl About {
-    /// A server with these well-known documents, which delays events by so much at most, and may have subscriptions to threads.
-    pub fn new(well_known: WellKnown, delay_max: Duration, has_thread_subscriptions: bool) -> Self {
-        Self { well_known, delays_events: !delay_max.is_zero(), has_thread_subscriptions }
+    /// A server with these settings, which delays events by so much at most, and may have subscriptions to threads.
+    pub fn new(settings: &Settings, delay_max: Duration, has_thread_subscriptions: bool) -> Self {
+        Self {
+            well_known: settings.well_known.clone(),
+            rtc_transports: settings.rtc_transports.clone(),
+            delays_events: !delay_max.is_zero(),
+            has_thread_subscriptions,
+        }
     }
 
     /// A server that is up.
     pub fn of(app: &App) -> Self {
         let homeserver = app.homeserver();
-        let well_known = app.settings().well_known.clone();
-        Self::new(well_known, homeserver.delay_max(), homeserver.has_thread_subscriptions())
+        Self::new(app.settings(), homeserver.delay_max(), homeserver.has_thread_subscriptions())
     }
 }
 
@@ -57,6 +65,9 @@ async fn versions(State(about): State<Arc<About>>) -> Json<Value> {
         "org.matrix.simplified_msc3575": true,
         "uk.half-shot.msc2666.query_mutual_rooms": true,
     });
+    if !about.rtc_transports.is_empty() {
+        unstable_features["org.matrix.msc4143"] = true.into();
+    }
     if about.has_thread_subscriptions {
         unstable_features["org.matrix.msc4306"] = true.into();
         unstable_features["org.matrix.msc4308"] = true.into();
