@@ -91,9 +91,26 @@ async fn browsers_and_old_clients_are_let_in() {
 async fn a_client_finds_out_what_the_server_can_do() {
     let server = Server::start().await;
     let alice = server.client("alice").await;
-    let versions = server.anonymous().get("/_matrix/client/versions").await.ok();
-    let versions = versions["versions"].as_array().unwrap();
-    assert!(versions.contains(&json!("v1.11")) && versions.contains(&json!("v1.1")), "{versions:?}");
+    let told = server.anonymous().get("/_matrix/client/versions").await.ok();
+    let versions = told["versions"].as_array().unwrap();
+    for version in ["r0.5.0", "r0.6.0", "r0.6.1", "v1.1", "v1.11"] {
+        assert!(versions.contains(&json!(version)), "{version}: {versions:?}");
+    }
+    // Clients look for these, whatever the versions are.
+    for feature in [
+        "org.matrix.e2e_cross_signing",
+        "org.matrix.msc2285.stable",
+        "org.matrix.msc3440.stable",
+        "org.matrix.msc3771",
+        "org.matrix.msc3827.stable",
+        "org.matrix.msc3981",
+        "uk.tcpip.msc4133.stable",
+        "uk.half-shot.msc2666.query_mutual_rooms.stable",
+    ] {
+        assert_eq!(told["unstable_features"][feature], true, "{feature}");
+    }
+    // They would offer to sign in with a QR code, and find no authorization server.
+    assert_eq!(told["unstable_features"]["org.matrix.msc4108"], serde_json::Value::Null);
     let capabilities = alice.get("/_matrix/client/v3/capabilities").await.ok()["capabilities"].clone();
     let rooms = &capabilities["m.room_versions"];
     assert_eq!(rooms["default"], "12");

@@ -50,21 +50,44 @@ pub fn routes<S: Clone + Send + Sync + 'static>(about: About) -> Router<S> {
 }
 
 /// The versions of the specification whose client-server API this server speaks.
-const VERSIONS: [&str; 19] = [
-    "v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10", "v1.11", "v1.12",
-    "v1.13", "v1.14", "v1.15", "v1.16", "v1.17", "v1.18", "v1.19",
+///
+/// The first three are of the time before v1.1: their paths are answered (see `router::alias`), and there are clients
+/// that ask for nothing else.
+const VERSIONS: [&str; 22] = [
+    "r0.5.0", "r0.6.0", "r0.6.1", "v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9",
+    "v1.10", "v1.11", "v1.12", "v1.13", "v1.14", "v1.15", "v1.16", "v1.17", "v1.18", "v1.19",
+];
+
+/// What is part of these versions, and what clients nevertheless ask for by the name that it had before.
+const STABLE_FEATURES: [&str; 9] = [
+    "org.matrix.e2e_cross_signing",
+    // Private read receipts.
+    "org.matrix.msc2285.stable",
+    // Threads.
+    "org.matrix.msc3440.stable",
+    // Read receipts of threads.
+    "org.matrix.msc3771",
+    // Types of rooms in the directory.
+    "org.matrix.msc3827.stable",
+    // Relations of relations.
+    "org.matrix.msc3981",
+    "org.matrix.msc4380.stable",
+    // Further fields of profiles.
+    "uk.tcpip.msc4133.stable",
+    "uk.half-shot.msc2666.query_mutual_rooms.stable",
 ];
 
 /// `GET /_matrix/client/versions`
 async fn versions(State(about): State<Arc<About>>) -> Json<Value> {
     let mut unstable_features = json!({
         "org.matrix.msc3814": true,
-        "org.matrix.msc4108": true,
         "org.matrix.msc4140": about.delays_events,
-        "org.matrix.msc4380.stable": true,
         "org.matrix.simplified_msc3575": true,
         "uk.half-shot.msc2666.query_mutual_rooms": true,
     });
+    for feature in STABLE_FEATURES {
+        unstable_features[feature] = true.into();
+    }
     if !about.rtc_transports.is_empty() {
         unstable_features["org.matrix.msc4143"] = true.into();
     }

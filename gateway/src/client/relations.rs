@@ -6,7 +6,7 @@ use actors::{
     room::{Page, PageDirection, RECURSION_DEPTH, RelationQuery, RoomError},
     token::Token,
 };
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use engine::{id::TimelineIndex, pdu::client::RoomIdField};
 use ruma::{
     OwnedEventId, OwnedRoomId, UInt,
@@ -30,7 +30,7 @@ use super::{
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::{Authenticated, Matrix, Requester},
+    extract::{Authenticated, Matrix, Requester, form_value},
 };
 
 /// Events of a page for which the client names no limit.
@@ -62,6 +62,7 @@ struct Found<T> {
 /// `GET /_matrix/client/v1/rooms/{roomId}/relations/{eventId}`
 pub async fn relations(
     State(app): State<App>,
+    RawQuery(raw): RawQuery,
     Authenticated { requester, request }: Authenticated<get_relating_events::v1::Request>,
 ) -> ApiResult<Matrix<get_relating_events::v1::Response>> {
     let query = Query {
@@ -73,7 +74,7 @@ pub async fn relations(
         to: request.to,
         direction: request.dir,
         limit: request.limit,
-        recurse: request.recurse,
+        recurse: request.recurse || recurses(raw.as_deref()),
     };
     let found = find(&app, requester, query).await?;
     let mut response = get_relating_events::v1::Response::new(found.chunk);
@@ -86,6 +87,7 @@ pub async fn relations(
 /// `GET /_matrix/client/v1/rooms/{roomId}/relations/{eventId}/{relType}`
 pub async fn relations_of_type(
     State(app): State<App>,
+    RawQuery(raw): RawQuery,
     Authenticated { requester, request }: Authenticated<get_relating_events_with_rel_type::v1::Request>,
 ) -> ApiResult<Matrix<get_relating_events_with_rel_type::v1::Response>> {
     let query = Query {
@@ -97,7 +99,7 @@ pub async fn relations_of_type(
         to: request.to,
         direction: request.dir,
         limit: request.limit,
-        recurse: request.recurse,
+        recurse: request.recurse || recurses(raw.as_deref()),
     };
     let found = find(&app, requester, query).await?;
     let mut response = get_relating_events_with_rel_type::v1::Response::new(found.chunk);
@@ -110,6 +112,7 @@ pub async fn relations_of_type(
 /// `GET /_matrix/client/v1/rooms/{roomId}/relations/{eventId}/{relType}/{eventType}`
 pub async fn relations_of_event_type(
     State(app): State<App>,
+    RawQuery(raw): RawQuery,
     Authenticated { requester, request }: Authenticated<
         get_relating_events_with_rel_type_and_event_type::v1::Request,
     >,
@@ -123,7 +126,7 @@ pub async fn relations_of_event_type(
         to: request.to,
         direction: request.dir,
         limit: request.limit,
-        recurse: request.recurse,
+        recurse: request.recurse || recurses(raw.as_deref()),
     };
     let found = find(&app, requester, query).await?;
     let mut response = get_relating_events_with_rel_type_and_event_type::v1::Response::new(found.chunk);
@@ -131,6 +134,13 @@ pub async fn relations_of_event_type(
     response.prev_batch = found.prev_batch;
     response.recursion_depth = found.recursion_depth;
     Ok(Matrix(response))
+}
+
+/// Whether a query asks for relations of relations by the name that this had before it was specified.
+///
+/// Spec: MSC3981, "Unstable prefix".
+fn recurses(query: Option<&str>) -> bool {
+    form_value(query.unwrap_or_default(), "org.matrix.msc3981.recurse").as_deref() == Some("true")
 }
 
 async fn find<T>(app: &App, requester: Requester, query: Query) -> ApiResult<Found<T>> {
