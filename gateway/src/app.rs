@@ -9,6 +9,7 @@ use crate::{
     admin::register::Nonces,
     bodies::Unverified,
     client::{rendezvous::Rendezvous, voip::Turn, well_known::WellKnown},
+    config::JsonObject,
     error::{ApiError, ApiResult},
     extract::Requester,
     federation::origins::{OriginRates, Origins},
@@ -51,6 +52,8 @@ pub struct Settings {
     pub origin_rates: Option<OriginRates>,
     /// The TURN server.
     pub turn: Turn,
+    /// What clients may use for group calls.
+    pub rtc_transports: Vec<JsonObject>,
     /// Proxies whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<std::net::IpAddr>,
 }

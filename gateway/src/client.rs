@@ -28,6 +28,7 @@ pub mod relations;
 pub mod rendezvous;
 pub mod reporting;
 pub mod rooms;
+pub mod rtc;
 pub mod search;
 pub mod sliding_sync;
 pub mod spaces;

@@ -5,18 +5,24 @@
 
 mod keys;
 mod load;
+mod rtc;
 mod units;
 
 use std::{fmt, net::SocketAddr, path::PathBuf};
 
 use ruma::{OwnedServerName, RoomVersionId};
 use serde::Deserialize;
+use serde_json::Value;
 
 pub use self::{
     keys::KEYS,
     load::{ConfigError, Flags},
+    rtc::{MatrixRtc, RTC_FOCI},
     units::{Size, Span},
 };
+
+/// A table that is handed on to clients as it is.
+pub type JsonObject = serde_json::Map<String, Value>;
 
 /// A secret: never shown.
 #[derive(Clone, Deserialize)]
@@ -82,6 +88,8 @@ section! {
         retention: Retention = Retention::default(),
         /// The TURN server for calls.
         turn: Turn = Turn::default(),
+        /// Where group calls are carried.
+        matrix_rtc: MatrixRtc = MatrixRtc::default(),
         /// Searching messages.
         search: Search = Search::default(),
         /// Push notifications.
@@ -343,6 +351,8 @@ section! {
     WellKnown {
         /// The client-server API's base URL.
         client_base_url: Option<String> = None,
+        /// Further settings for clients, by their names, as in `m.identity_server`.
+        client_extra: JsonObject = JsonObject::new(),
         /// Where other servers find this one, `host:port`.
         server: Option<String> = None,
         /// A contact for support: a user ID.
@@ -408,6 +418,8 @@ impl Config {
         let mut keys = Vec::new();
         let mut note = |is_set: bool, key| keys.extend(is_set.then_some(key));
         note(!self.listen.tls.is_empty() && self.tls.is_none(), "listen.tls");
+        let has_document = self.well_known.client_base_url.is_some();
+        note(!has_document && !self.well_known.client_extra.is_empty(), "well_known.client_extra");
         keys
     }
 }

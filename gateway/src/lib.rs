@@ -27,6 +27,7 @@ pub mod signing;
 pub mod suspension;
 pub mod telemetry;
 pub mod tls;
+pub mod told;
 pub mod uia;
 pub mod users;
 mod x_matrix;

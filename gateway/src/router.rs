@@ -18,8 +18,8 @@ use crate::{
         about::{self, About},
         account, account_data, delayed_events, devices, directory, ephemeral, events, filters, key_backup,
         keys, login, login_page, media, membership, moderation, old, openid, presence, profile, push_rules,
-        pushers, register, relations, rendezvous, reporting, rooms, search, sliding_sync, spaces, summary,
-        sync, third_party_ids, third_party_networks, threads, timeline, to_device, uia_fallback,
+        pushers, register, relations, rendezvous, reporting, rooms, rtc, search, sliding_sync, spaces,
+        summary, sync, third_party_ids, third_party_networks, threads, timeline, to_device, uia_fallback,
         user_directory, voip,
     },
     error::ApiError,
@@ -93,6 +93,8 @@ fn client_routes() -> Router<App> {
         .nest("/rooms/{room}", room_routes())
         .nest("/thirdparty", third_party_routes())
         .nest("/org.matrix.msc4140", delayed_routes())
+        .route("/org.matrix.msc4143/rtc/transports", get(rtc::transports))
+        .merge(relation_routes())
         .merge(thread_routes())
         .merge(account_routes())
         .merge(encryption_routes());
@@ -104,17 +106,24 @@ fn client_routes() -> Router<App> {
         .route("/admin/suspend/{user}", get(moderation::get_suspension).put(moderation::set_suspension))
         .route("/room_summary/{room}", get(summary::room_summary))
         .route("/rooms/{room}/timestamp_to_event", get(timeline::timestamp_to_event))
-        .route("/rooms/{room}/relations/{event}", get(relations::relations))
-        .route("/rooms/{room}/relations/{event}/{rel_type}", get(relations::relations_of_type))
-        .route("/rooms/{room}/relations/{event}/{rel_type}/{kind}", get(relations::relations_of_event_type))
         .route("/rooms/{room}/threads", get(relations::threads))
-        .route("/rooms/{room}/hierarchy", get(spaces::hierarchy));
+        .route("/rooms/{room}/hierarchy", get(spaces::hierarchy))
+        .merge(relation_routes());
     Router::new()
         .route(STABLE_SLIDING_SYNC, post(sliding_sync::stable_sync))
         .nest("/_matrix/client/v3", v3)
         .nest("/_matrix/client/v1", v1)
         .nest("/_matrix/client/v1/media", media_routes())
         .nest("/_matrix/media/v3", old_media_routes())
+}
+
+/// Under `v1`, and under `v3` for what [`alias`] makes of their former spelling.
+fn relation_routes() -> Router<App> {
+    let path = "/rooms/{room}/relations/{event}";
+    Router::new()
+        .route(path, get(relations::relations))
+        .route(&format!("{path}/{{rel_type}}"), get(relations::relations_of_type))
+        .route(&format!("{path}/{{rel_type}}/{{kind}}"), get(relations::relations_of_event_type))
 }
 
 fn third_party_routes() -> Router<App> {
@@ -264,7 +273,10 @@ fn encryption_routes() -> Router<App> {
             dehydrated,
             get(to_device::dehydrated).put(to_device::dehydrate).delete(to_device::delete_dehydrated),
         )
-        .route(&format!("{dehydrated}/{{device}}/events"), post(to_device::dehydrated_events))
+        .route(
+            &format!("{dehydrated}/{{device}}/events"),
+            get(to_device::get_dehydrated_events).post(to_device::dehydrated_events),
+        )
 }
 
 fn room_routes() -> Router<App> {
@@ -302,7 +314,9 @@ fn room_routes() -> Router<App> {
 /// `r0` was the version of all stable paths before v1.1 of the specification.
 ///
 /// Media IDs in advance are `v1` only, and the oldest spelling of everything else of media is `v1` too.
-const ALIASES: [(&str, &str); 4] = [
+const ALIASES: [(&str, &str); 5] = [
+    // Aliases of rooms.
+    ("/_matrix/client/unstable/org.matrix.msc2432/", "/_matrix/client/v3/"),
     ("/_matrix/client/r0/", "/_matrix/client/v3/"),
     ("/_matrix/client/unstable/", "/_matrix/client/v3/"),
     ("/_matrix/media/r0/", "/_matrix/media/v3/"),

@@ -189,8 +189,7 @@ fn listen(options: &mut Options) -> anyhow::Result<(Front, Option<Acme>)> {
         metrics.push(Listener::bind(*address, None)?);
     }
     let (settings, conversation) = (&options.settings, &options.conversation);
-    let well_known = settings.well_known.clone();
-    let about = About::new(well_known, conversation.delay_max, conversation.thread_subscriptions);
+    let about = About::new(settings, conversation.delay_max, conversation.thread_subscriptions);
     Ok((Front::open(matrix, metrics, about, &settings.trusted_proxies)?, acme))
 }
 

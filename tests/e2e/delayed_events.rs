@@ -80,6 +80,49 @@ async fn events_wait_are_sent_put_off_and_cancelled() {
     act(&alice, &now, "explode").await.is(400, "M_INVALID_PARAM");
 }
 
+/// By the names of the present draft, and in lists as matrix-js-sdk reads them.
+#[tokio::test]
+async fn a_list_says_what_waits_and_what_became_of_the_rest() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({})).await;
+    let soon = delay(&alice, &room, "1", "soon", 1).await;
+    let over = eventually("the event is sent", async || {
+        let one = alice.get(&format!("{BASE}/delayed_events/{soon}")).await.ok();
+        one["finalised"].is_object().then_some(one)
+    })
+    .await;
+    assert!(
+        over["finalised"]["event_id"].is_string() && over["finalised"]["finalised_ts"].is_u64(),
+        "{over}"
+    );
+    let waits = delay(&alice, &room, "2", "waits", 3_600_000).await;
+    let now = delay(&alice, &room, "3", "now", 3_600_000).await;
+    let never = delay(&alice, &room, "4", "never", 3_600_000).await;
+    act(&alice, &now, "send").await.ok();
+    act(&alice, &never, "cancel").await.ok();
+    let list = async |query: &str| alice.get(&format!("{BASE}/delayed_events{query}")).await.ok();
+    let all = list("").await;
+    let [waiting] = &all["scheduled"].as_array().unwrap()[..] else { panic!("{all}") };
+    assert_eq!((&waiting["delay_id"], &waiting["delay_ms"]), (&json!(waits), &json!(3_600_000)));
+    assert!(waiting["delayed_since_ts"].is_u64() && waiting["finalised"].is_null(), "{waiting}");
+    assert_eq!(all["delayed_events"], all["scheduled"]);
+    let ends = all["finalised"].as_array().unwrap();
+    for (id, outcome, reason) in
+        [(&soon, "send", "delay"), (&now, "send", "action"), (&never, "cancel", "action")]
+    {
+        let end = ends.iter().find(|end| end["delayed_event"]["delay_id"] == *id).unwrap();
+        assert_eq!((&end["outcome"], &end["reason"]), (&json!(outcome), &json!(reason)), "{end}");
+        assert_eq!(end["event_id"].is_string(), outcome == "send", "{end}");
+    }
+    assert_eq!(ends.len(), 3);
+    let scheduled = list("?status=scheduled").await;
+    assert_eq!((&scheduled["scheduled"], &scheduled["finalised"]), (&all["scheduled"], &Value::Null));
+    let finalised = list("?status=finalised").await;
+    assert_eq!((&finalised["scheduled"], &finalised["finalised"]), (&Value::Null, &all["finalised"]));
+    alice.get(&format!("{BASE}/delayed_events?status=lost")).await.is(400, "M_INVALID_PARAM");
+}
+
 #[tokio::test]
 async fn the_older_endpoints_and_state_events_work() {
     let server = Server::start().await;
@@ -114,6 +157,11 @@ async fn the_older_endpoints_and_state_events_work() {
     assert_eq!(alice.state(&room, "m.room.topic", "").await.ok()["topic"], "bob's");
     let over = alice.get(&format!("{BASE}/delayed_events/{third}")).await.ok();
     assert!(over["error"].is_object() && over["event_id"].is_null(), "{over}");
+    assert!(over["finalised"]["error"].is_object(), "{over}");
+    let list = alice.get(&format!("{BASE}/delayed_events?status=finalised")).await.ok();
+    let ends = list["finalised"].as_array().unwrap();
+    let end = ends.iter().find(|end| end["delayed_event"]["delay_id"] == third).unwrap();
+    assert_eq!((&end["outcome"], &end["reason"]), (&json!("cancel"), &json!("error")));
     assert_eq!(bodies(&alice, &room).await, ["later"]);
     bob.get(&format!("{BASE}/delayed_events/{third}")).await.is(404, "M_NOT_FOUND");
 }

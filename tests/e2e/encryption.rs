@@ -6,7 +6,6 @@ use tests::{Client, Server, by_password, segment};
 
 const KEYS: &str = "/_matrix/client/v3/keys";
 const BACKUP: &str = "/_matrix/client/v3/room_keys";
-const DEHYDRATED: &str = "/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device";
 
 fn device_keys(user: &str, device: &str) -> Value {
     json!({
@@ -458,33 +457,6 @@ async fn cross_signing_keys_are_replaced_only_with_the_password() {
 }
 
 #[tokio::test]
-async fn a_dehydrated_device_gets_messages() {
-    let server = Server::start().await;
-    let [alice, bob] = server.clients(["alice", "bob"]).await;
-    alice.get(DEHYDRATED).await.is(404, "M_NOT_FOUND");
-    let body = json!({
-        "device_id": "DRY",
-        "device_data": { "algorithm": "m.dehydration.v2" },
-        "device_keys": device_keys(&alice.user_id, "DRY"),
-        "one_time_keys": { "signed_curve25519:AAAA": { "key": "a" } },
-    });
-    assert_eq!(alice.put(DEHYDRATED, &body).await.ok()["device_id"], "DRY");
-    assert_eq!(alice.get(DEHYDRATED).await.ok()["device_data"]["algorithm"], "m.dehydration.v2");
-    let message = json!({ "messages": { &alice.user_id: { "DRY": { "n": 1 } } } });
-    bob.put(&to_device("1"), &message).await.ok();
-    let events = format!("{DEHYDRATED}/DRY/events");
-    let page = alice.post(&events, &json!({})).await.ok();
-    assert_eq!(page["events"][0]["content"]["n"], 1);
-    let rest = alice.post(&events, &json!({ "next_batch": page["next_batch"] })).await.ok();
-    assert_eq!(rest["events"], json!([]));
-    bob.post(&events, &json!({})).await.is(403, "M_FORBIDDEN");
-    assert_eq!(alice.delete(DEHYDRATED, &json!({})).await.ok()["device_id"], "DRY");
-    alice.get(DEHYDRATED).await.is(404, "M_NOT_FOUND");
-    let found = query(&bob, &alice.user_id).await;
-    assert_eq!(found["device_keys"][&alice.user_id], json!({}));
-}
-
-#[tokio::test]
 async fn sliding_sync_has_messages_and_key_counts() {
     let server = Server::start().await;
     let [alice, bob] = server.clients(["alice", "bob"]).await;
@@ -503,6 +475,7 @@ async fn sliding_sync_has_messages_and_key_counts() {
     assert_eq!(next["extensions"]["e2ee"]["device_one_time_keys_count"]["signed_curve25519"], 1);
 }
 
+mod dehydrated;
 mod federation;
 mod js;
 mod sdk;

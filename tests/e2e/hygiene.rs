@@ -91,9 +91,26 @@ async fn browsers_and_old_clients_are_let_in() {
 async fn a_client_finds_out_what_the_server_can_do() {
     let server = Server::start().await;
     let alice = server.client("alice").await;
-    let versions = server.anonymous().get("/_matrix/client/versions").await.ok();
-    let versions = versions["versions"].as_array().unwrap();
-    assert!(versions.contains(&json!("v1.11")) && versions.contains(&json!("v1.1")), "{versions:?}");
+    let told = server.anonymous().get("/_matrix/client/versions").await.ok();
+    let versions = told["versions"].as_array().unwrap();
+    for version in ["r0.5.0", "r0.6.0", "r0.6.1", "v1.1", "v1.11"] {
+        assert!(versions.contains(&json!(version)), "{version}: {versions:?}");
+    }
+    // Clients look for these, whatever the versions are.
+    for feature in [
+        "org.matrix.e2e_cross_signing",
+        "org.matrix.msc2285.stable",
+        "org.matrix.msc3440.stable",
+        "org.matrix.msc3771",
+        "org.matrix.msc3827.stable",
+        "org.matrix.msc3981",
+        "uk.tcpip.msc4133.stable",
+        "uk.half-shot.msc2666.query_mutual_rooms.stable",
+    ] {
+        assert_eq!(told["unstable_features"][feature], true, "{feature}");
+    }
+    // They would offer to sign in with a QR code, and find no authorization server.
+    assert_eq!(told["unstable_features"]["org.matrix.msc4108"], serde_json::Value::Null);
     let capabilities = alice.get("/_matrix/client/v3/capabilities").await.ok()["capabilities"].clone();
     let rooms = &capabilities["m.room_versions"];
     assert_eq!(rooms["default"], "12");
@@ -118,12 +135,14 @@ async fn well_known_documents_say_what_was_configured() {
     }
     let server = Server::start_with(
         "[well_known]\nclient_base_url = \"https://chat.example.org\"\nserver = \"chat.example.org:443\"\n\
-         support_user = \"@alice:localhost\"\nsupport_page = \"https://example.org/help\"",
+         support_user = \"@alice:localhost\"\nsupport_page = \"https://example.org/help\"\n\
+         [well_known.client_extra]\n\"m.identity_server\" = { base_url = \"https://id.example.org\" }",
     )
     .await;
     let nobody = server.anonymous();
     let client = nobody.get("/.well-known/matrix/client").await.ok();
     assert_eq!(client["m.homeserver"]["base_url"], "https://chat.example.org");
+    assert_eq!(client["m.identity_server"]["base_url"], "https://id.example.org");
     let alice = server.client("alice").await;
     let login = by_password(&alice.user_id, &alice.password());
     let logged_in = nobody.post("/_matrix/client/v3/login", &login).await.ok();
@@ -133,6 +152,37 @@ async fn well_known_documents_say_what_was_configured() {
     let support = nobody.get("/.well-known/matrix/support").await.ok();
     assert_eq!(support["contacts"][0]["matrix_id"], "@alice:localhost");
     assert_eq!(support["support_page"], "https://example.org/help");
+}
+
+/// Spec: MSC4143.
+#[tokio::test]
+async fn clients_find_what_carries_group_calls() {
+    const PATH: &str = "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports";
+    let feature = async |client: &Client| {
+        let told = client.get("/_matrix/client/versions").await.ok();
+        told["unstable_features"]["org.matrix.msc4143"].clone()
+    };
+    let nothing = Server::start_with("").await;
+    let alice = nothing.client("alice").await;
+    assert_eq!(alice.get(PATH).await.ok(), json!({ "rtc_transports": [] }));
+    assert_eq!(feature(&alice).await, serde_json::Value::Null);
+    let server = Server::start_with(
+        "[well_known]\nclient_base_url = \"https://chat.example.org\"\n\
+         client_extra = { \"io.element.e2ee\" = { default = false } }\n[matrix_rtc]\n\
+         transports = [{ type = \"livekit\", livekit_service_url = \"https://rtc.example.org\" }]",
+    )
+    .await;
+    let bob = server.client("bob").await;
+    server.anonymous().get(PATH).await.is(401, "M_MISSING_TOKEN");
+    let transports = json!([{ "type": "livekit", "livekit_service_url": "https://rtc.example.org" }]);
+    assert_eq!(bob.get(PATH).await.ok()["rtc_transports"], transports);
+    assert_eq!(feature(&bob).await, true);
+    let expected = json!({
+        "m.homeserver": { "base_url": "https://chat.example.org" },
+        "org.matrix.msc4143.rtc_foci": transports,
+        "io.element.e2ee": { "default": false },
+    });
+    assert_eq!(server.anonymous().get("/.well-known/matrix/client").await.ok(), expected);
 }
 
 #[tokio::test]

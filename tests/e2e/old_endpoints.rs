@@ -24,6 +24,32 @@ async fn stable_paths_answer_under_their_former_spellings() {
     }
 }
 
+/// Relations and aliases of rooms had other spellings before they were specified.
+#[tokio::test]
+async fn endpoints_answer_where_their_drafts_had_them() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({ "room_alias_name": "tea" })).await;
+    let said = alice.say(&room, "1", "tea?").await;
+    let about = |of: &str| json!({ "rel_type": "m.annotation", "event_id": of, "key": "yes" });
+    let mut sent = vec![said.clone()];
+    for txn in ["2", "3"] {
+        let content = json!({ "m.relates_to": about(sent.last().unwrap()) });
+        let answer = alice.send(&room, "m.reaction", txn, &content).await.ok();
+        sent.push(answer["event_id"].as_str().unwrap().to_owned());
+    }
+    let unstable = format!("/_matrix/client/unstable/rooms/{}/relations/{}", segment(&room), segment(&said));
+    for rest in ["", "/m.annotation", "/m.annotation/m.reaction"] {
+        let found = alice.get(&format!("{unstable}{rest}")).await.ok();
+        assert_eq!(found["chunk"].as_array().unwrap().len(), 1, "{rest}: {found}");
+        assert_eq!(found["chunk"][0]["event_id"], sent[1]);
+        let deep = alice.get(&format!("{unstable}{rest}?org.matrix.msc3981.recurse=true")).await.ok();
+        assert_eq!(deep["chunk"].as_array().unwrap().len(), 2, "{rest}: {deep}");
+    }
+    let aliases = format!("/_matrix/client/unstable/org.matrix.msc2432/rooms/{}/aliases", segment(&room));
+    assert_eq!(alice.get(&aliases).await.ok(), json!({ "aliases": ["#tea:localhost"] }));
+}
+
 #[tokio::test]
 async fn initial_sync_has_all_rooms_and_their_last_messages() {
     let server = Server::start().await;

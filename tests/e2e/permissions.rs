@@ -77,6 +77,8 @@ const WITH_TOKEN: &[(&str, &str)] = &[
     ("GET", "/v1/rooms/{room}/relations/{event}/m.thread"),
     ("GET", "/v1/rooms/{room}/relations/{event}/m.thread/m.room.message"),
     ("GET", "/v1/rooms/{room}/threads"),
+    ("GET", "/unstable/org.matrix.msc4143/rtc/transports"),
+    ("GET", "/unstable/org.matrix.msc3814.v1/dehydrated_device/DEVICE/events"),
     ("POST", "/v3/user_directory/search"),
     ("GET", "/v1/mutual_rooms?user_id={user}"),
     ("GET", "/v1/rooms/{room}/hierarchy"),

@@ -191,6 +191,7 @@ async fn the_directory_lists_public_rooms() {
     };
     assert_eq!(ids(&all), [tea.clone(), space.clone()]);
     assert_eq!(all["chunk"][0]["num_joined_members"], 2);
+    assert_eq!(all["chunk"][0]["join_rule"], "public", "the usual rule is said, too");
     let search = async |filter: Value| {
         bob.post("/_matrix/client/v3/publicRooms", &json!({ "filter": filter })).await.ok()
     };

@@ -46,6 +46,7 @@ async fn a_space_is_walked_depth_first_in_its_order() {
     assert_eq!(rooms(&all), expected);
     assert_eq!(all["next_batch"], Value::Null);
     let root = &all["rooms"][0];
+    assert_eq!(root["join_rule"], "public", "the usual rule is said, too");
     assert_eq!(root["room_type"], "m.space");
     let children = root["children_state"].as_array().unwrap();
     let keys: Vec<_> = children.iter().map(|child| child["state_key"].as_str().unwrap()).collect();
@@ -104,7 +105,15 @@ async fn a_space_shows_the_rooms_that_a_user_may_know_of() {
     let his = bob.get(&hierarchy(&top, "")).await.ok();
     assert_eq!(rooms(&his), [&top, &invited, &knock, &members, &readable]);
     assert_eq!(his["rooms"][3]["allowed_room_ids"], json!([top]));
+    let rules: Vec<_> = his["rooms"].as_array().unwrap().iter().map(|room| &room["join_rule"]).collect();
+    assert_eq!(rules, ["public", "invite", "knock", "restricted", "invite"]);
     let summary = |room: &str| format!("/_matrix/client/v1/room_summary/{}", segment(room));
+    let told = bob.get(&summary(&top)).await.ok();
+    assert_eq!((&told["join_rule"], &told["membership"]), (&json!("public"), &json!("join")));
+    let former =
+        bob.get(&format!("/_matrix/client/unstable/im.nheko.summary/summary/{}", segment(&top))).await.ok();
+    assert_eq!(former["join_rule"], "public");
+    assert_eq!(former["im.nheko.summary.room_version"], former["room_version"]);
     for banning in [&knock, &readable, &top] {
         alice.moderate("ban", banning, &bob.user_id).await.ok();
         let may_know = banning == &readable;

@@ -5,11 +5,14 @@
 use std::time::Duration;
 
 use actors::delayed::{Delayed, DelayedAction, DelayedEvent};
-use axum::{Json, extract::State};
+use axum::{
+    Json,
+    extract::{RawQuery, State},
+};
 use engine::pdu::Draft;
 use ruma::{OwnedRoomId, RoomId};
 use serde_json::{Map, Value, json, value::RawValue};
-use storage::schema::DelayedStage;
+use storage::schema::{DelayedEventRecord, DelayedStage};
 
 use super::{content::content_of, events::room_of};
 use crate::{
@@ -67,16 +70,46 @@ pub async fn put(
     Ok(Json(json!({ "delay_id": delay_id })))
 }
 
+/// Which of a user's delayed events are listed.
+enum Wanted {
+    All,
+    Scheduled,
+    Finalised,
+}
+
+impl Wanted {
+    fn of(query: Option<&str>) -> ApiResult<Self> {
+        match form_value(query.unwrap_or_default(), "status").as_deref() {
+            None => Ok(Self::All),
+            Some("scheduled") => Ok(Self::Scheduled),
+            Some("finalised") => Ok(Self::Finalised),
+            Some(_) => Err(ApiError::invalid_param("a status is scheduled or finalised")),
+        }
+    }
+}
+
 /// `GET /_matrix/client/unstable/org.matrix.msc4140/delayed_events`
-pub async fn list(State(app): State<App>, requester: Requester) -> ApiResult<Json<Value>> {
+///
+/// Clients look for those that wait under two names: `delayed_events` in the first drafts, then `scheduled`.
+pub async fn list(
+    State(app): State<App>,
+    requester: Requester,
+    RawQuery(query): RawQuery,
+) -> ApiResult<Json<Value>> {
+    let wanted = Wanted::of(query.as_deref())?;
     let events = app.homeserver().delayed_events(&requester.user_id).await;
     let events = events.map_err(|error| ApiError::internal(&error))?;
-    let (open, over): (Vec<_>, Vec<_>) = events
-        .into_iter()
-        .partition(|(_, record)| matches!(record.stage, DelayedStage::Scheduled | DelayedStage::Sending));
-    let open: Vec<_> = open.iter().map(show).collect();
-    let over: Vec<_> = over.iter().map(show).collect();
-    Ok(Json(json!({ "delayed_events": open, "scheduled": open, "finalised": over })))
+    let (over, open): (Vec<_>, Vec<_>) = events.iter().partition(|(_, record)| is_over(record));
+    let mut list = json!({});
+    if !matches!(wanted, Wanted::Finalised) {
+        let open: Vec<_> = open.into_iter().map(show).collect();
+        list["delayed_events"] = json!(open);
+        list["scheduled"] = open.into();
+    }
+    if !matches!(wanted, Wanted::Scheduled) {
+        list["finalised"] = over.into_iter().map(show_finalised).collect();
+    }
+    Ok(Json(list))
 }
 
 /// `GET /_matrix/client/unstable/org.matrix.msc4140/delayed_events/{delayId}`
@@ -92,6 +125,11 @@ pub async fn get(
     Ok(Json(show(event)))
 }
 
+fn is_over(record: &DelayedEventRecord) -> bool {
+    !matches!(record.stage, DelayedStage::Scheduled | DelayedStage::Sending)
+}
+
+/// A delayed event by the names of all drafts: `delay_ms`, `delayed_since_ts` and `finalised` are those of today.
 fn show((id, record): &DelayedEvent) -> Value {
     let content = std::str::from_utf8(&record.content).unwrap_or("{}").to_owned();
     let content = RawValue::from_string(content).ok();
@@ -101,24 +139,58 @@ fn show((id, record): &DelayedEvent) -> Value {
         "type": record.kind,
         "content": content,
         "delay": record.delay_ms,
+        "delay_ms": record.delay_ms,
         "running_since": record.since_ms,
+        "delayed_since_ts": record.since_ms,
     });
     if let Some(state_key) = &record.state_key {
         shown["state_key"] = state_key.as_str().into();
     }
-    match &record.stage {
-        DelayedStage::Scheduled | DelayedStage::Sending => {}
+    if let Some(end) = end_of(record) {
+        for (name, value) in &end {
+            shown[name] = value.clone();
+        }
+        shown["finalised"] = end.into();
+    }
+    shown
+}
+
+/// How it ended with a delayed event, if it has.
+fn end_of(record: &DelayedEventRecord) -> Option<Map<String, Value>> {
+    let mut end = Map::new();
+    let at_ms = match &record.stage {
+        DelayedStage::Scheduled | DelayedStage::Sending => return None,
         DelayedStage::Sent { event_id, at_ms } => {
-            shown["event_id"] = event_id.as_str().into();
-            shown["finalised_ts"] = (*at_ms).into();
+            end.insert("event_id".to_owned(), event_id.as_str().into());
+            at_ms
         }
         DelayedStage::Cancelled { at_ms, reason } => {
-            shown["finalised_ts"] = (*at_ms).into();
             if let Some(reason) = reason {
-                shown["error"] = json!({ "errcode": "M_FORBIDDEN", "error": reason });
+                end.insert("error".to_owned(), json!({ "errcode": "M_FORBIDDEN", "error": reason }));
             }
+            at_ms
         }
-    }
+    };
+    end.insert("finalised_ts".to_owned(), (*at_ms).into());
+    Some(end)
+}
+
+/// A delayed event that is over, as lists have it.
+fn show_finalised(event: &DelayedEvent) -> Value {
+    let record = &event.1;
+    let mut shown = Value::Object(end_of(record).unwrap_or_default());
+    let (outcome, reason) = match &record.stage {
+        DelayedStage::Sent { at_ms, .. } => {
+            shown["origin_server_ts"] = (*at_ms).into();
+            let is_due = record.since_ms.saturating_add(record.delay_ms) <= *at_ms;
+            ("send", if is_due { "delay" } else { "action" })
+        }
+        DelayedStage::Cancelled { reason: Some(_), .. } => ("cancel", "error"),
+        _ => ("cancel", "action"),
+    };
+    shown["outcome"] = outcome.into();
+    shown["reason"] = reason.into();
+    shown["delayed_event"] = show(event);
     shown
 }
 

@@ -32,6 +32,7 @@ use crate::{
     app::App,
     error::{ApiError, ApiResult},
     extract::{Authenticated, JsonBody, Matrix, Open, Path, Requester},
+    told::Told,
 };
 
 /// Rooms that one page of the directory holds if the client names no limit, and at most.
@@ -211,7 +212,7 @@ async fn remote_page(app: &App, server: &ServerName, query: Value) -> ApiResult<
 /// A page of the directory.
 #[derive(Serialize)]
 pub struct PublicRooms {
-    chunk: Vec<PublicRoomsChunk>,
+    chunk: Vec<Told<PublicRoomsChunk>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     next_batch: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -285,7 +286,7 @@ pub async fn page(
         next_batch: rooms[range.clone()].last().filter(|_| has_more).map(|last| token('n', last)),
         prev_batch: rooms[range.clone()].first().filter(|_| range.start > 0).map(|first| token('p', first)),
         total_room_count_estimate: UInt::new_saturating(rooms.len() as u64),
-        chunk: rooms.into_iter().skip(range.start).take(range.len()).map(chunk).collect(),
+        chunk: rooms.into_iter().skip(range.start).take(range.len()).map(|room| chunk(room).into()).collect(),
     })
 }
 

@@ -11,10 +11,7 @@ use ruma::{
         session::{
             get_login_token,
             get_login_types::{self, v3::LoginType},
-            login::{
-                self,
-                v3::{DiscoveryInfo, HomeserverInfo, LoginInfo},
-            },
+            login::{self, v3::LoginInfo},
             logout, logout_all, refresh_token,
         },
         uiaa::UserIdentifier,
@@ -63,8 +60,7 @@ pub async fn login(
     let mut response = login::v3::Response::new(user_id, logged_in.access_token, logged_in.device_id);
     response.refresh_token = logged_in.refresh_token;
     response.expires_in = logged_in.expires_in;
-    let base_url = app.settings().well_known.client_base_url.clone();
-    response.well_known = base_url.map(|url| DiscoveryInfo::new(HomeserverInfo::new(url)));
+    response.well_known = app.settings().well_known.discovery();
     Ok(Matrix(response))
 }
 

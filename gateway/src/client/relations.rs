@@ -6,7 +6,7 @@ use actors::{
     room::{Page, PageDirection, RECURSION_DEPTH, RelationQuery, RoomError},
     token::Token,
 };
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use engine::{id::TimelineIndex, pdu::client::RoomIdField};
 use ruma::{
     OwnedEventId, OwnedRoomId, UInt,
@@ -30,7 +30,7 @@ use super::{
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::{Authenticated, Matrix, Requester},
+    extract::{Authenticated, Matrix, Requester, form_value},
 };
 
 /// Events of a page for which the client names no limit.
@@ -54,7 +54,7 @@ struct Query {
 
 /// What one of the three endpoints is asked: ruma has a type of the same fields for each.
 macro_rules! query {
-    ($request:ident, $rel_type:expr, $kind:expr) => {
+    ($request:ident, $raw:ident, $rel_type:expr, $kind:expr) => {
         Query {
             room_id: $request.room_id,
             event_id: $request.event_id,
@@ -64,7 +64,7 @@ macro_rules! query {
             to: $request.to,
             direction: $request.dir,
             limit: $request.limit,
-            recurse: $request.recurse,
+            recurse: $request.recurse || recurses($raw.as_deref()),
         }
     };
 }
@@ -72,29 +72,39 @@ macro_rules! query {
 /// `GET /_matrix/client/v1/rooms/{roomId}/relations/{eventId}`
 pub async fn relations(
     State(app): State<App>,
+    RawQuery(raw): RawQuery,
     Authenticated { requester, request }: Authenticated<get_relating_events::v1::Request>,
 ) -> ApiResult<Matrix<get_relating_events::v1::Response>> {
-    find(&app, requester, query!(request, None, None)).await
+    find(&app, requester, query!(request, raw, None, None)).await
 }
 
 /// `GET /_matrix/client/v1/rooms/{roomId}/relations/{eventId}/{relType}`
 pub async fn relations_of_type(
     State(app): State<App>,
+    RawQuery(raw): RawQuery,
     Authenticated { requester, request }: Authenticated<get_relating_events_with_rel_type::v1::Request>,
 ) -> ApiResult<Matrix<get_relating_events::v1::Response>> {
     let rel_type = Some(request.rel_type.to_string());
-    find(&app, requester, query!(request, rel_type, None)).await
+    find(&app, requester, query!(request, raw, rel_type, None)).await
 }
 
 /// `GET /_matrix/client/v1/rooms/{roomId}/relations/{eventId}/{relType}/{eventType}`
 pub async fn relations_of_event_type(
     State(app): State<App>,
+    RawQuery(raw): RawQuery,
     Authenticated { requester, request }: Authenticated<
         get_relating_events_with_rel_type_and_event_type::v1::Request,
     >,
 ) -> ApiResult<Matrix<get_relating_events::v1::Response>> {
     let (rel_type, kind) = (Some(request.rel_type.to_string()), Some(request.event_type.to_string()));
-    find(&app, requester, query!(request, rel_type, kind)).await
+    find(&app, requester, query!(request, raw, rel_type, kind)).await
+}
+
+/// Whether a query asks for relations of relations by the name that this had before it was specified.
+///
+/// Spec: MSC3981, "Unstable prefix".
+fn recurses(query: Option<&str>) -> bool {
+    form_value(query.unwrap_or_default(), "org.matrix.msc3981.recurse").as_deref() == Some("true")
 }
 
 /// Answers the three endpoints, whose answers are alike.

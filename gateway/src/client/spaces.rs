@@ -2,28 +2,34 @@
 //!
 //! Spec: client-server API, "Spaces".
 
-use actors::spaces::{SpaceQuery, SpaceRoom};
-use axum::extract::State;
-use ruma::{
-    UInt,
-    api::client::space::{SpaceHierarchyRoomsChunk, get_hierarchy},
-    serde::Raw,
-};
+use actors::spaces::SpaceQuery;
+use axum::{Json, extract::State};
+use ruma::{UInt, api::client::space::get_hierarchy};
+use serde::Serialize;
 
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::{Authenticated, Matrix},
+    extract::Authenticated,
+    told::ToldSpace,
 };
 
 /// Rooms of a page for which the client names no limit, and at most.
 const LIMIT: usize = 50;
 
+/// A part of a space's tree.
+#[derive(Serialize)]
+pub struct Hierarchy {
+    rooms: Vec<ToldSpace>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_batch: Option<String>,
+}
+
 /// `GET /_matrix/client/v1/rooms/{roomId}/hierarchy`
 pub async fn hierarchy(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<get_hierarchy::v1::Request>,
-) -> ApiResult<Matrix<get_hierarchy::v1::Response>> {
+) -> ApiResult<Json<Hierarchy>> {
     let limit = match request.limit {
         Some(UInt::MIN) => return Err(ApiError::invalid_param("limit must be greater than zero")),
         limit => limit.map_or(LIMIT, number).min(LIMIT),
@@ -40,19 +46,12 @@ pub async fn hierarchy(
         limit,
     };
     let page = app.homeserver().space(&query, app.homeserver()).await?;
-    let mut response = get_hierarchy::v1::Response::new();
-    response.next_batch = page.has_more.then(|| terms.token(skip + page.rooms.len()));
-    response.rooms = page.rooms.into_iter().map(chunk).collect();
-    Ok(Matrix(response))
+    let next_batch = page.has_more.then(|| terms.token(skip + page.rooms.len()));
+    Ok(Json(Hierarchy { rooms: page.rooms.into_iter().map(ToldSpace::from).collect(), next_batch }))
 }
 
 fn number(number: UInt) -> usize {
     usize::try_from(u64::from(number)).unwrap_or(usize::MAX)
-}
-
-fn chunk(room: SpaceRoom) -> SpaceHierarchyRoomsChunk {
-    let children = room.children.into_iter().map(|child| Raw::from_json(child.event));
-    SpaceHierarchyRoomsChunk::new(room.summary, children.collect())
 }
 
 /// What must be the same for all pages of a walk.

@@ -2,10 +2,14 @@
 //!
 //! Spec: client-server API, "Send-to-Device messaging"; MSC3814.
 
-use actors::{encryption::Messages, session::SessionChange, token::Token};
+use actors::{
+    encryption::Messages,
+    session::{INBOX_PAGE, SessionChange, SessionHandle},
+    token::Token,
+};
 use axum::{Json, extract::State};
 use engine::id::Position;
-use ruma::{OwnedDeviceId, OwnedTransactionId};
+use ruma::{DeviceId, OwnedDeviceId, OwnedTransactionId};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -16,7 +20,7 @@ use super::{
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::{JsonBody, Path, Requester},
+    extract::{JsonBody, Path, Query, Requester},
 };
 
 /// Bytes of an event type, as in rooms.
@@ -94,6 +98,52 @@ pub async fn delete_dehydrated(State(app): State<App>, requester: Requester) -> 
     Ok(Json(json!({ "device_id": session.delete_dehydrated().await? })))
 }
 
+/// The session of a user whose dehydrated device this is.
+async fn dehydrated_session(
+    app: &App,
+    requester: &Requester,
+    device_id: &DeviceId,
+) -> ApiResult<SessionHandle> {
+    let session = app.homeserver().session(&requester.user_id).await?;
+    let is_known = session.data().keys().dehydrated().is_some_and(|(known, _)| known == device_id);
+    is_known.then_some(session).ok_or_else(|| ApiError::forbidden("this is not the dehydrated device"))
+}
+
+/// Which page of a dehydrated device's messages is read.
+#[derive(Deserialize)]
+pub struct EventsQuery {
+    from: Option<String>,
+    limit: Option<usize>,
+}
+
+/// `GET /_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device/{deviceId}/events`
+///
+/// Clients read until there is no `next_batch`. Nothing is let go of meanwhile: that happens with the device.
+pub async fn get_dehydrated_events(
+    State(app): State<App>,
+    Path(device_id): Path<OwnedDeviceId>,
+    requester: Requester,
+    Query(EventsQuery { from, limit }): Query<EventsQuery>,
+) -> ApiResult<Json<Value>> {
+    if limit == Some(0) {
+        return Err(ApiError::invalid_param("limit must be greater than zero"));
+    }
+    let from = from.as_deref().filter(|from| !from.is_empty());
+    let after = from.map(parse_since).transpose()?.map_or(Position(0), |(after, _)| after);
+    let session = dehydrated_session(&app, &requester, &device_id).await?;
+    let data = session.data();
+    let inbox = data.keys().inbox(&device_id);
+    let later = inbox.into_iter().flatten().copied().filter(|position| *position > after);
+    let upto = later.take(limit.unwrap_or(INBOX_PAGE)).last().unwrap_or(after);
+    let waiting = session.waiting(&device_id, after, upto).await?;
+    let end = waiting.more_after.unwrap_or(upto);
+    let mut page = json!({ "events": waiting.messages });
+    if inbox.and_then(|inbox| inbox.get_max()).is_some_and(|last| *last > end) {
+        page["next_batch"] = Token::Sync(end).to_string().into();
+    }
+    Ok(Json(page))
+}
+
 #[derive(Deserialize)]
 struct EventsBody {
     next_batch: Option<String>,
@@ -108,11 +158,8 @@ pub async fn dehydrated_events(
 ) -> ApiResult<Json<Value>> {
     let EventsBody { next_batch } = parse(body)?;
     let after = next_batch.as_deref().map(parse_since).transpose()?.map_or(Position(0), |(after, _)| after);
-    let session = app.homeserver().session(&requester.user_id).await?;
+    let session = dehydrated_session(&app, &requester, &device_id).await?;
     let data = session.data();
-    if data.keys().dehydrated().is_none_or(|(known, _)| known != device_id) {
-        return Err(ApiError::forbidden("this is not the dehydrated device"));
-    }
     let last = data.keys().inbox(&device_id).and_then(|inbox| inbox.get_max().copied()).unwrap_or(after);
     let waiting = session.waiting(&device_id, after, last).await?;
     let next = Token::Sync(waiting.more_after.unwrap_or(last));

@@ -75,11 +75,13 @@ pub const KEYS: &[&str] = &[
     "turn.secret",
     "turn.ttl",
     "turn.guests",
+    "matrix_rtc.transports",
     "push.allow_private_addresses",
     "search.enabled",
     "access.query_tokens",
     "access.trusted_proxies",
     "well_known.client_base_url",
+    "well_known.client_extra",
     "well_known.server",
     "well_known.support_user",
     "well_known.support_email",
@@ -88,6 +90,9 @@ pub const KEYS: &[&str] = &[
     "logging.format",
     "logging.level",
 ];
+
+/// The keys whose values are tables of the operator's own making.
+pub(super) const FREE: &[&str] = &["well_known.client_extra"];
 
 /// The key that is spelled most like this one.
 pub(super) fn nearest(key: &str) -> &'static str {

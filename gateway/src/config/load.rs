@@ -6,8 +6,8 @@ use ruma::ServerName;
 use toml::{Table, Value};
 
 use super::{
-    Config, Tls,
-    keys::{self, KEYS},
+    Config, RTC_FOCI, Tls,
+    keys::{self, FREE, KEYS},
 };
 
 /// Why there is no usable configuration.
@@ -113,7 +113,25 @@ impl Config {
                 "retention.interval is 0: set retention.enabled to false to keep all messages".to_owned()
             );
         }
+        self.matrix_rtc.check()?;
+        self.check_client_extra()?;
         self.tls.as_ref().map_or(Ok(()), |tls| self.check_tls(tls))
+    }
+
+    /// Refuses what clients would not find where they look for it.
+    fn check_client_extra(&self) -> Result<(), String> {
+        let extra = &self.well_known.client_extra;
+        let refuse = |name: &str, why: &str| Err(format!("well_known.client_extra: `{name}` {why}"));
+        if let Some(name) = extra.keys().find(|name| !name.contains('.')) {
+            return refuse(name, "is no name of a setting; names with dots in them are quoted");
+        }
+        if extra.contains_key("m.homeserver") {
+            return refuse("m.homeserver", "comes from well_known.client_base_url");
+        }
+        if extra.contains_key(RTC_FOCI) && !self.matrix_rtc.transports.is_empty() {
+            return refuse(RTC_FOCI, "comes from matrix_rtc.transports");
+        }
+        Ok(())
     }
 
     fn check_tls(&self, tls: &Tls) -> Result<(), String> {
@@ -170,6 +188,7 @@ fn check_table(table: &Table, prefix: &str, origin: &str) -> Result<(), ConfigEr
     for (name, value) in table {
         let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
         match value {
+            Value::Table(_) if FREE.contains(&key.as_str()) => {}
             Value::Table(inner) if !inner.is_empty() => {
                 check_table(inner, &key, origin)?;
             }

@@ -77,6 +77,23 @@ fn what_is_not_to_be_had_is_refused() {
         ("[tls]\nprivate_key = 'b.pem'", Some("tls.certificate")),
         ("[tls]\ncertificate = 'a.pem'\nprivate_key = 'b.pem'", None),
         ("[actors]\nbacklog_max = 0", Some("actors.backlog_max")),
+        ("[matrix_rtc]\ntransports = [{ livekit_service_url = 'https://a.example' }]", Some("a `type`")),
+        ("[matrix_rtc]\ntransports = [{ type = 'livekit' }]", Some("livekit_service_url")),
+        (
+            "[[matrix_rtc.transports]]\ntype = 'livekit'\nlivekit_service_url = 'a.example'",
+            Some("livekit_service_url"),
+        ),
+        ("[[matrix_rtc.transports]]\ntype = 'org.example.pigeons'\nspeed = 3", None),
+        (
+            "[well_known.client_extra]\n'm.homeserver' = { base_url = 'https://b.example' }",
+            Some("m.homeserver"),
+        ),
+        ("[well_known.client_extra]\nm.identity_server = {}", Some("quoted")),
+        (
+            "[well_known.client_extra]\n'org.matrix.msc4143.rtc_foci' = []\n[matrix_rtc]\n\
+             transports = [{ type = 'x' }]",
+            Some("matrix_rtc.transports"),
+        ),
         ("[retention]\ninterval = '0s'", Some("retention.interval")),
         ("[tls]\nacme = {}\ncertificate = 'a.pem'\nprivate_key = 'b.pem'", Some("exclude each other")),
     ] {
@@ -92,6 +109,23 @@ fn what_is_not_to_be_had_is_refused() {
     assert!(matches!(nameless, Err(ConfigError::Unusable(_))), "localhost gets no certificate");
     let misspelled = load("[tls]\nacme = { domain = ['a.example'] }", &[], Flags::default());
     assert!(matches!(misspelled, Err(ConfigError::UnknownKey { nearest: "tls.acme.domains", .. })));
+}
+
+#[test]
+fn clients_settings_have_any_keys_and_values() {
+    let name = "GANGLION__WELL_KNOWN__CLIENT_EXTRA";
+    let values = "{ 'org.example.a' = { list = [1, true, 'x'], table = {} }, 'm.tile_server' = {} }";
+    let expected = serde_json::json!({
+        "org.example.a": { "list": [1, true, "x"], "table": {} }, "m.tile_server": {},
+    });
+    let text = format!("[well_known]\nclient_extra = {values}");
+    for config in [load(&text, &[], Flags::default()), load("", &[(name, values)], Flags::default())] {
+        let config = config.unwrap();
+        assert_eq!(serde_json::Value::Object(config.well_known.client_extra.clone()), expected);
+        assert_eq!(config.without_effect(), ["well_known.client_extra"]);
+    }
+    let deeper = load("", &[("GANGLION__WELL_KNOWN__CLIENT_EXTRA__A", "1")], Flags::default());
+    assert!(matches!(deeper, Err(ConfigError::UnknownKey { .. })));
 }
 
 #[test]

@@ -176,6 +176,7 @@ impl Options {
                     lifetime: config.turn.ttl.0,
                     guests: config.turn.guests,
                 },
+                rtc_transports: config.matrix_rtc.transports.clone(),
                 registration: app::Registration {
                     enabled: config.registration.enabled,
                     tokens: config.registration.tokens.iter().map(secret).collect(),
@@ -275,6 +276,7 @@ fn pages(settings: &config::Media) -> anyhow::Result<Pages> {
 fn well_known(settings: &config::WellKnown) -> WellKnown {
     WellKnown {
         client_base_url: settings.client_base_url.clone(),
+        client_extra: settings.client_extra.clone(),
         server: settings.server.clone(),
         support_user: settings.support_user.clone(),
         support_email: settings.support_email.clone(),

@@ -515,6 +515,8 @@ async fn spaces_of_other_servers_are_walked() {
     assert!(answer["room"]["children_state"][0]["origin_server_ts"].is_u64(), "{answer}");
     assert_eq!(answer["children"].as_array().unwrap().len(), 1);
     assert_eq!(answer["children"][0]["room_id"], open);
+    let rules = (&answer["room"]["join_rule"], &answer["children"][0]["join_rule"]);
+    assert_eq!(rules, (&json!("public"), &json!("public")));
     assert_eq!(answer["inaccessible_children"], json!([closed]));
     assert_eq!(error(&stranger.get(&server, &uri(&closed)).await), (404, Some("M_NOT_FOUND")));
 }
@@ -569,8 +571,7 @@ async fn a_summary_of_a_room_comes_from_a_server_that_is_in_it() {
     let told = bob.get(&summary(&open)).await.ok();
     assert_eq!((&told["name"], &told["membership"]), (&json!("tea"), &json!("leave")));
     assert_eq!((&told["num_joined_members"], &told["world_readable"]), (&json!(1), &json!(false)));
-    // A room without a rule is public.
-    assert!(told["join_rule"].is_null() || told["join_rule"] == "public", "{told}");
+    assert_eq!(told["join_rule"], "public");
     bob.get(&summary(&closed)).await.is(404, "M_NOT_FOUND");
     bob.get(&summary("!nowhere:localhost")).await.is(404, "M_NOT_FOUND");
     // Who is invited may know where to.

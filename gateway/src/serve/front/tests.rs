@@ -2,10 +2,10 @@ use axum::body::Body;
 use http::StatusCode;
 
 use super::*;
-use crate::client::well_known::WellKnown;
+use crate::app::Settings;
 
 fn about() -> About {
-    About::new(WellKnown::default(), Duration::ZERO, false)
+    About::new(&Settings::default(), Duration::ZERO, false)
 }
 
 fn says(text: &'static str) -> Router {
