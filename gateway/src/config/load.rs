@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ruma::ServerName;
+use ruma::{MxcUri, ServerName};
 use toml::{Table, Value};
 
 use super::{
@@ -112,6 +112,11 @@ impl Config {
             return Err(
                 "retention.interval is 0: set retention.enabled to false to keep all messages".to_owned()
             );
+        }
+        let avatar = self.server_notices.avatar_url.as_deref().unwrap_or_default();
+        let is_media = <&MxcUri>::from(avatar).media_id().is_ok_and(|media_id| !media_id.is_empty());
+        if !avatar.is_empty() && !is_media {
+            return Err("server_notices.avatar_url has to be an mxc:// URI".to_owned());
         }
         self.tls.as_ref().map_or(Ok(()), |tls| self.check_tls(tls))
     }
