@@ -29,6 +29,7 @@ mod members;
 mod membership;
 mod mend;
 mod message;
+mod near;
 mod page;
 mod partial;
 mod pending;

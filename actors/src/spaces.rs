@@ -2,7 +2,10 @@
 //!
 //! Spec: client-server API, "Spaces".
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use engine::pdu::client;
 use futures_util::future::BoxFuture;
@@ -23,6 +26,9 @@ use crate::{
 
 /// Rooms that a walk through a space looks at, at most.
 const WALK_MAX: usize = 2000;
+
+/// Children that a walk goes to once more, at most, since a shorter way leads to them: there can be many ways.
+const AGAIN_MAX: usize = 10 * WALK_MAX;
 
 /// How deep a walk goes, at most.
 const DEPTH_MAX: usize = 20;
@@ -105,12 +111,68 @@ pub struct SpacePage {
 }
 
 /// A room that a walk has yet to look at.
+#[derive(Clone)]
 struct Step {
     room_id: OwnedRoomId,
     via: Vec<OwnedServerName>,
     depth: usize,
     /// What another server said of it along with its parent.
     told: Option<RoomSummary>,
+}
+
+/// A room that a walk has been to.
+struct Visit {
+    /// How deep it was when its children were last gone to.
+    depth: usize,
+    /// Its children, the last one first.
+    children: Vec<Step>,
+}
+
+/// Where a walk has been and where it has yet to go.
+struct Walk {
+    max_depth: usize,
+    /// The next step is the last one.
+    steps: Vec<Step>,
+    visits: BTreeMap<OwnedRoomId, Visit>,
+    /// Children that may still be gone to once more.
+    again: usize,
+}
+
+impl Walk {
+    /// The next room to look at.
+    ///
+    /// One that was seen before is not looked at again; but if it is less deep this time, more of what is below it
+    /// is within reach.
+    fn next(&mut self) -> Option<Step> {
+        while let Some(step) = self.steps.pop() {
+            let Some(visit) = self.visits.get_mut(&step.room_id) else {
+                if self.visits.len() < WALK_MAX {
+                    return Some(step);
+                }
+                continue;
+            };
+            if step.depth < visit.depth && visit.children.len() <= self.again {
+                self.again -= visit.children.len();
+                visit.depth = step.depth;
+                Self::descend(&mut self.steps, visit, self.max_depth);
+            }
+        }
+        None
+    }
+
+    /// Notes what was found, and goes on to the children.
+    fn visit(&mut self, room_id: OwnedRoomId, depth: usize, children: Vec<Step>) {
+        let visit = Visit { depth, children };
+        Self::descend(&mut self.steps, &visit, self.max_depth);
+        self.visits.insert(room_id, visit);
+    }
+
+    fn descend(steps: &mut Vec<Step>, visit: &Visit, max_depth: usize) {
+        if visit.depth < max_depth {
+            let depth = visit.depth + 1;
+            steps.extend(visit.children.iter().map(|child| Step { depth, ..child.clone() }));
+        }
+    }
 }
 
 impl Homeserver {
@@ -126,16 +188,12 @@ impl Homeserver {
         // Whoever invited the user can say what the space is.
         let via = self.ways_in(query.user_id, query.room_id, &[]).await?;
         let root = Step { room_id: query.room_id.to_owned(), via, depth: 0, told: None };
-        let mut steps = vec![root];
-        let mut seen = BTreeSet::new();
+        let mut walk = Walk { max_depth, steps: vec![root], visits: BTreeMap::new(), again: AGAIN_MAX };
         // Children that another server has called inaccessible, which are not asked for again.
         let mut closed = BTreeSet::new();
         let mut page = SpacePage { rooms: Vec::new(), has_more: false };
         let mut skipped = 0;
-        while let Some(step) = steps.pop() {
-            if seen.len() >= WALK_MAX || !seen.insert(step.room_id.clone()) {
-                continue;
-            }
+        while let Some(step) = walk.next() {
             let (room, told) = match self.local_space_room(&step.room_id, query.suggested_only).await? {
                 Some(room) => (Some(room), Vec::new()),
                 None if closed.contains(&step.room_id) => (None, Vec::new()),
@@ -156,19 +214,18 @@ impl Homeserver {
                 _ if step.depth == 0 => {
                     return Err(RoomError::NotAllowed("you may not view this room".to_owned()));
                 }
-                _ => continue,
-            };
-            if step.depth < max_depth {
-                for child in room.children.iter().rev() {
-                    let told = told.iter().find(|summary| summary.room_id == child.room_id);
-                    steps.push(Step {
-                        room_id: child.room_id.clone(),
-                        via: child.via.clone(),
-                        depth: step.depth + 1,
-                        told: told.cloned(),
-                    });
+                _ => {
+                    walk.visit(step.room_id, step.depth, Vec::new());
+                    continue;
                 }
-            }
+            };
+            let children = room.children.iter().rev().map(|child| Step {
+                room_id: child.room_id.clone(),
+                via: child.via.clone(),
+                depth: step.depth + 1,
+                told: told.iter().find(|summary| summary.room_id == child.room_id).cloned(),
+            });
+            walk.visit(step.room_id, step.depth, children.collect());
             if skipped < query.skip {
                 skipped += 1;
             } else if page.rooms.len() == query.limit {

@@ -195,7 +195,7 @@ impl FromRequestParts<App> for Anybody {
 }
 
 fn object(body: &[u8]) -> ApiResult<serde_json::Map<String, serde_json::Value>> {
-    serde_json::from_slice(body).map_err(|_| ApiError::bad_json("the body must be a JSON object"))
+    serde_json::from_slice(body).map_err(|_| not_an_object())
 }
 
 async fn authenticate(parts: &Parts, app: &App) -> ApiResult<Requester> {
@@ -253,7 +253,7 @@ async fn parse<R: IncomingRequest>(
     app: &App,
 ) -> ApiResult<R> {
     let has_body = parts.method != Method::GET && parts.method != Method::HEAD;
-    let body = if has_body { read_json(&parts.method, body, body_max).await? } else { Bytes::new() };
+    let body = if has_body { read_object(&parts.method, body, body_max).await? } else { Bytes::new() };
     parse_read(parts, body, app).await
 }
 
@@ -298,6 +298,16 @@ async fn read_json(method: &Method, body: Body, max: usize) -> ApiResult<Bytes> 
     serde_json::from_str::<IgnoredAny>(text)
         .map_err(|error| ApiError::bad_request("M_NOT_JSON", format!("the body is not JSON: {error}")))?;
     Ok(body)
+}
+
+/// As [`read_json`], for what has to be an object: serde would take an array for one, value by value.
+async fn read_object(method: &Method, body: Body, max: usize) -> ApiResult<Bytes> {
+    let body = read_json(method, body, max).await?;
+    if body.trim_ascii_start().starts_with(b"{") { Ok(body) } else { Err(not_an_object()) }
+}
+
+fn not_an_object() -> ApiError {
+    ApiError::bad_json("the body must be a JSON object")
 }
 
 /// How deep the brackets of JSON text are nested, in one pass without recursion.

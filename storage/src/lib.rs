@@ -208,6 +208,11 @@ impl Storage {
         self.sequencer.watermark()
     }
 
+    /// The highest position handed out so far: no row that can be read by now came with a higher one.
+    pub fn issued(&self) -> Position {
+        self.sequencer.issued()
+    }
+
     /// Waits until the watermark has reached a position; none if it does not get there any more, since a commit failed.
     pub async fn reached(&self, position: Position) -> Option<Position> {
         let mut watermark = self.watermark_changed();

@@ -82,6 +82,11 @@ impl Sequencer {
         Position(self.watermark.load(Ordering::Acquire))
     }
 
+    /// The highest position handed out so far.
+    pub(crate) fn issued(&self) -> Position {
+        Position(self.lock().last)
+    }
+
     /// A watcher of the watermark.
     pub(crate) fn changed(&self) -> Watcher<Position> {
         self.changed.watch()

@@ -65,6 +65,9 @@ async fn initial_sync_has_all_rooms_and_their_last_messages() {
     let of = |id: &str| rooms.iter().find(|room| room["room_id"] == id).unwrap();
     assert_eq!(of(&room)["membership"], "join");
     assert_eq!(of(&invited)["membership"], "invite");
+    let invite = &of(&invited)["invite"];
+    assert_eq!((&invite["room_id"], &invite["state_key"]), (&json!(invited), &json!(alice.user_id)));
+    assert!(invite["event_id"].is_string() && invite["origin_server_ts"].is_u64(), "{invite}");
     let chunk = of(&room)["messages"]["chunk"].as_array().unwrap();
     let bodies: Vec<_> = chunk.iter().filter_map(|event| event["content"]["body"].as_str()).collect();
     assert_eq!(bodies, ["2", "3", "4"]);
@@ -84,6 +87,45 @@ async fn initial_sync_has_all_rooms_and_their_last_messages() {
     let archived = bob.get("/_matrix/client/v3/initialSync?archived=true").await.ok();
     let rooms = archived["rooms"].as_array().unwrap();
     assert_eq!(rooms.iter().find(|known| known["room_id"] == room).unwrap()["membership"], "ban");
+}
+
+/// What is nested in an event has the form of the event: here with the room's ID, in `/sync` without.
+#[tokio::test]
+async fn nested_events_have_the_form_of_the_outer_one() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let room = alice.create_room(json!({})).await;
+    let root = alice.say(&room, "1", "rot").await;
+    let relates = |rel_type: &str| json!({ "rel_type": rel_type, "event_id": root });
+    let reply = json!({ "msgtype": "m.text", "body": "reply", "m.relates_to": relates("m.thread") });
+    alice.send(&room, "m.room.message", "2", &reply).await.ok();
+    let new = json!({ "msgtype": "m.text", "body": "root" });
+    let edit = json!({
+        "msgtype": "m.text", "body": "root", "m.new_content": new, "m.relates_to": relates("m.replace"),
+    });
+    alice.send(&room, "m.room.message", "3", &edit).await.ok();
+    let gone = alice.say(&room, "4", "gone").await;
+    let path = Client::room(&room, &format!("redact/{}/5", segment(&gone)));
+    alice.put(&path, &json!({})).await.ok();
+    let nested = |events: &Value| {
+        let events = events.as_array().unwrap();
+        let unsigned = |id: &str| &events.iter().find(|event| event["event_id"] == id).unwrap()["unsigned"];
+        let relations = &unsigned(&root)["m.relations"];
+        let because = &unsigned(&gone)["redacted_because"];
+        let nested = [&relations["m.thread"]["latest_event"], &relations["m.replace"], because];
+        assert!(nested.iter().all(|event| event["event_id"].is_string()), "{nested:?}");
+        nested.map(|event| event["room_id"].clone())
+    };
+    let with = [json!(room), json!(room), json!(room)];
+    let all = alice.get("/_matrix/client/v3/initialSync?limit=20").await.ok();
+    assert_eq!(nested(&all["rooms"][0]["messages"]["chunk"]), with);
+    let one = alice.get(&Client::room(&room, "initialSync?limit=20")).await.ok();
+    assert_eq!(nested(&one["messages"]["chunk"]), with);
+    let page = alice.get(&Client::room(&room, "messages?dir=b&limit=20")).await.ok();
+    assert_eq!(nested(&page["chunk"]), with);
+    let synced = alice.sync("timeout=0").await;
+    let events = &synced["rooms"]["join"][&room]["timeline"]["events"];
+    assert_eq!(nested(events), [Value::Null, Value::Null, Value::Null]);
 }
 
 #[tokio::test]

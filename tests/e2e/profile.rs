@@ -28,6 +28,16 @@ async fn anybody_reads_a_profile_and_its_owner_changes_it() {
     assert_eq!(nobody.get(&name).await.ok(), json!({ "displayname": "Alice" }));
     alice.put(&name, &json!({ "displayname": "" })).await.ok();
     nobody.get(&name).await.is(404, "M_NOT_FOUND");
+    for avatar_url in ["https://localhost/face", "mxc://localhost", "mxc://localhost/", "face"] {
+        alice.put(&avatar, &json!({ "avatar_url": avatar_url })).await.is(400, "M_INVALID_PARAM");
+    }
+    alice.put(&avatar, &json!({ "avatar_url": "mxc://localhost/face" })).await.ok();
+    alice.put(&avatar, &json!({ "avatar_url": "" })).await.ok();
+    nobody.get(&avatar).await.is(404, "M_NOT_FOUND");
+    for field in ["/nickname", "/BAD%20KEY"] {
+        let field = path(&alice.user_id, field);
+        alice.delete(&field, &json!({})).await.is(400, "M_INVALID_PARAM");
+    }
     let unknown = format!("@nobody-at-all:{}", alice.server_name());
     nobody.get(&path(&unknown, "")).await.is(404, "M_NOT_FOUND");
     nobody.get(&path(&unknown, "/displayname")).await.is(404, "M_NOT_FOUND");

@@ -77,6 +77,7 @@ async fn receipts_of_threads_stand_beside_each_other() {
             }
         }
     }
+    bob.post(&receipt(&room, "m.read", &root), &json!([])).await.is(400, "M_BAD_JSON");
     let kind = bob.post(&receipt(&room, "org.example.read", &root), &json!({})).await;
     assert_eq!(kind.status, 400, "{kind:?}");
 }

@@ -77,6 +77,51 @@ async fn a_space_is_walked_depth_first_in_its_order() {
     alice.get(&hierarchy(&top, "?limit=0")).await.is(400, "M_INVALID_PARAM");
 }
 
+/// A room that is first met where the walk ends is gone into if a shorter way leads to it, too.
+#[tokio::test]
+async fn the_shortest_way_decides_how_deep_a_room_is() {
+    let server = Server::start().await;
+    let alice = server.client("alice").await;
+    let [top, a, b, shared] = [
+        space(&alice, "top").await,
+        space(&alice, "a").await,
+        space(&alice, "b").await,
+        space(&alice, "shared").await,
+    ];
+    let below = space(&alice, "below").await;
+    let leaf = alice.create_room(json!({ "name": "leaf", "preset": "public_chat" })).await;
+    for (parent, child, order) in [
+        (&top, &a, "a"),
+        (&top, &shared, "b"),
+        (&a, &b, "a"),
+        (&b, &shared, "a"),
+        (&shared, &below, "a"),
+        (&below, &leaf, "a"),
+    ] {
+        add(&alice, parent, child, json!({ "order": order })).await;
+    }
+    for (depth, expected) in [
+        (1, vec![&top, &a, &shared]),
+        (2, vec![&top, &a, &b, &shared, &below]),
+        (3, vec![&top, &a, &b, &shared, &below, &leaf]),
+        (4, vec![&top, &a, &b, &shared, &below, &leaf]),
+    ] {
+        let found = alice.get(&hierarchy(&top, &format!("?max_depth={depth}"))).await.ok();
+        assert_eq!(rooms(&found), expected, "{depth}");
+    }
+    let mut paged = Vec::new();
+    let mut from = String::new();
+    loop {
+        let page = alice.get(&hierarchy(&top, &format!("?max_depth=3&limit=2{from}"))).await.ok();
+        paged.extend(rooms(&page).into_iter().map(ToOwned::to_owned));
+        match page["next_batch"].as_str() {
+            Some(next) => from = format!("&from={next}"),
+            None => break,
+        }
+    }
+    assert_eq!(paged, [top, a, b, shared, below, leaf]);
+}
+
 #[tokio::test]
 async fn a_space_shows_the_rooms_that_a_user_may_know_of() {
     let server = Server::start().await;

@@ -184,7 +184,7 @@ impl Completion {
         }
         let room_id = self.snapshot.room_id.clone();
         let room = self.snapshot.room;
-        self.published.related.change(self.relations);
+        self.published.related.change(self.relations, self.position);
         let root = self.snapshot.head.root;
         let state = self.published.snapshot.swap(self.snapshot).head.root != root;
         if state {

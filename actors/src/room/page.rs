@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use engine::id::{ShortEventId, ShortRoomId, TimelineIndex};
-use ruma::{MilliSecondsSinceUnixEpoch, UserId, api::client::filter::RoomEventFilter};
-use storage::{Direction, KeyRange, schema};
+use engine::id::TimelineIndex;
+use ruma::{UserId, api::client::filter::RoomEventFilter};
 
 use super::{RoomError, RoomHandle, StoredEvent, read::Sights};
 use crate::filter;
@@ -95,61 +94,5 @@ impl RoomHandle {
             }
         }
         Ok(Page { events, end: Some(boundary) })
-    }
-
-    /// The event closest to a moment, looking in one direction, whoever may see it.
-    pub async fn any_event_near(
-        &self,
-        moment: MilliSecondsSinceUnixEpoch,
-        direction: PageDirection,
-    ) -> Result<Option<Arc<StoredEvent>>, RoomError> {
-        let (range, order) = around(self.snapshot().room, moment, direction);
-        let rows = self.storage().range(&schema::EVENTS_BY_TIME, range, order, 1).await?;
-        let shorts: Vec<_> = rows.iter().map(|((_, _, short), ())| *short).collect();
-        Ok(self.events(&shorts).await?.into_iter().next())
-    }
-
-    /// The event closest to a moment, looking in one direction.
-    ///
-    /// Spec: client-server API, `GET /_matrix/client/v1/rooms/{roomId}/timestamp_to_event`.
-    pub async fn event_near(
-        &self,
-        user_id: &UserId,
-        moment: MilliSecondsSinceUnixEpoch,
-        direction: PageDirection,
-    ) -> Result<Option<Arc<StoredEvent>>, RoomError> {
-        let (mut range, order) = around(self.snapshot().room, moment, direction);
-        let access = self.access(user_id).await?;
-        for _ in 0..SCAN_MAX / 100 {
-            let rows = self.storage().range(&schema::EVENTS_BY_TIME, range.clone(), order, 100).await?;
-            let Some(&(last, ())) = rows.last() else { return Ok(None) };
-            let shorts: Vec<_> = rows.iter().map(|((_, _, short), ())| *short).collect();
-            let mut events = self.events(&shorts).await?;
-            events.retain(|event| event.index.is_some_and(|index| index <= self.snapshot().head.latest));
-            if let Some(event) = self.visible_to(user_id, &access, events).await?.into_iter().next() {
-                return Ok(Some(event));
-            }
-            range = match direction {
-                PageDirection::Forward => range.after(&last),
-                PageDirection::Backward => range.before(&last),
-            };
-        }
-        Ok(None)
-    }
-}
-
-/// The rows of `EVENTS_BY_TIME` from a moment on in one direction, and in which order they are read.
-fn around(
-    room: ShortRoomId,
-    moment: MilliSecondsSinceUnixEpoch,
-    direction: PageDirection,
-) -> (KeyRange<(ShortRoomId, u64, ShortEventId)>, Direction) {
-    let all = KeyRange::prefix(&(room,));
-    let moment = u64::from(moment.get());
-    match direction {
-        PageDirection::Forward => (all.from(&(room, moment, ShortEventId(0))), Direction::Ascending),
-        PageDirection::Backward => {
-            (all.up_to(&(room, moment, ShortEventId(u64::MAX))), Direction::Descending)
-        }
     }
 }

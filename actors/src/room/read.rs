@@ -214,6 +214,17 @@ impl RoomHandle {
         Ok(self.sight(root, user_id, sights).await?.presence())
     }
 
+    /// What decides, at an event, on what a user may see: the events that set the visibility and the membership.
+    pub(super) async fn view_of(
+        &self,
+        user_id: &UserId,
+        event: &StoredEvent,
+        sights: &mut Sights,
+    ) -> Result<(Option<ShortEventId>, Option<ShortEventId>), RoomError> {
+        let sight = self.sight(event.before, user_id, sights).await?;
+        Ok((sight.visible_since, sight.membership.map(|event| event.short)))
+    }
+
     async fn sight(
         &self,
         root: StateRoot,
@@ -406,7 +417,7 @@ fn render_one(
     let shown = replaced.filter(|_| extra.shows_replaced);
     let because = find(event.redacted_by).map(|redaction| {
         let redaction = (&**redaction, rules);
-        render_one(redaction, viewer, RoomIdField::Present, &BTreeMap::new(), Extra::default(), now_ms)
+        render_one(redaction, viewer, room_id, &BTreeMap::new(), Extra::default(), now_ms)
     });
     let own_txn = event.sent_by.as_ref().filter(|sent_by| {
         *event.pdu.sender() == viewer.user_id && Some(&sent_by.device_id) == viewer.device_id.as_ref()

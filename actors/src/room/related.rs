@@ -2,41 +2,28 @@
 //!
 //! Spec: client-server API, "Aggregations of child events".
 
+mod bundle;
 mod cache;
+mod thread;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Write,
-    sync::Arc,
-};
+use std::collections::BTreeSet;
 
-use engine::{
-    id::{ShortEventId, TimelineIndex},
-    pdu::client::RoomIdField,
-    room::relation::{ANNOTATION, REFERENCE, REPLACE, Relation, THREAD},
-};
+use engine::id::{ShortEventId, TimelineIndex};
 use ruma::{OwnedEventId, UserId};
-use serde_json::{json, value::RawValue};
 use storage::{Direction, KeyRange, schema};
 
-use self::cache::Related;
+use self::bundle::{Hidden, Reader};
 pub use self::cache::RelatedCache;
-use super::{
-    Access, Page, PageDirection, RoomError, RoomHandle, StoredEvent, Viewer, read::Sights,
-    relations::RelationRow,
-};
+use super::{Page, PageDirection, RoomError, RoomHandle, StoredEvent, read::Sights};
 
-/// Rows that are read of what relates to one event, to bundle it; older ones are not counted.
-const ROWS_MAX: usize = 4096;
-
-/// Edits, or messages of a thread, that are tried to find one that the reader may see.
-const CANDIDATES_MAX: usize = 20;
-
-/// References that are listed with an event.
-const REFERENCES_MAX: usize = 100;
+/// Ways to relate to an event that are told apart where all are asked for, at most.
+const TYPES_MAX: usize = 20;
 
 /// Rows that are looked at, at most, to fill a page.
 const SCAN_MAX: usize = 2000;
+
+/// Threads that are looked at together, once the first of them did not fill the page.
+const REFILL: usize = 100;
 
 /// Events that a recursive query looks through, at most.
 const RECURSION_MAX: usize = 1000;
@@ -178,7 +165,7 @@ impl RoomHandle {
         let room = self.snapshot().room;
         let mut range = KeyRange::prefix(&(room, target.clone()));
         let mut found = Vec::new();
-        while found.len() < CANDIDATES_MAX {
+        while found.len() < TYPES_MAX {
             let rows =
                 self.storage().range(&schema::RELATIONS, range.clone(), Direction::Ascending, 1).await?;
             let Some(((_, _, rel_type, _), _)) = rows.into_iter().next() else { break };
@@ -235,203 +222,47 @@ impl RoomHandle {
         let access = self.access(user_id).await?;
         let snapshot = self.snapshot();
         let room = snapshot.room;
+        let reader = Reader { user_id, access: &access, latest: snapshot.head.latest };
         let newest = from.unwrap_or(snapshot.head.latest).min(snapshot.head.latest);
         let mut range = KeyRange::prefix(&(room,)).up_to(&(room, newest));
-        let mut sights = Sights::default();
-        let mut events = Vec::new();
-        for _ in 0..=SCAN_MAX / (limit + 1) {
-            let rows = self
-                .storage()
-                .range(&schema::THREADS, range.clone(), Direction::Descending, limit + 1)
-                .await?;
-            let is_last = rows.len() <= limit;
+        let (mut sights, mut hidden) = (Sights::default(), Hidden::default());
+        let mut page = Page { events: Vec::new(), end: None };
+        let mut scanned = 0;
+        loop {
+            let wanted = if scanned == 0 { limit + 1 } else { REFILL };
+            let rows =
+                self.storage().range(&schema::THREADS, range.clone(), Direction::Descending, wanted).await?;
+            let is_last = rows.len() < wanted;
+            scanned += rows.len();
             for ((_, index), root) in rows {
-                if events.len() == limit {
-                    return Ok(Page { events, end: Some(index) });
+                if page.events.len() == limit {
+                    page.end = Some(index);
+                    return Ok(page);
                 }
                 range = range.before(&(room, index));
+                page.end = Some(TimelineIndex(index.0.saturating_sub(1)));
                 let Some(event) = self.event(&root).await? else { continue };
                 if !self.is_permitted(user_id, &access, &event, &mut sights).await? {
                     continue;
                 }
-                if !only_participated || self.participates(user_id, &event).await? {
-                    // The thread is there, its first message is not for this reader.
-                    let is_hidden = access.ignored.hides(&event.pdu);
-                    events.push(if is_hidden { self.redacted(&event)? } else { event });
+                let related = self.related_to(&event, &reader).await?;
+                let participates = event.pdu.sender() == user_id || related.thread.has_sender(user_id);
+                if (only_participated && !participates)
+                    || self.latest_reply(&event, &related, &reader, &mut hidden).await?.is_none()
+                {
+                    continue;
                 }
+                // The thread is there, its first message is not for this reader.
+                let is_hidden = access.ignored.hides(&event.pdu);
+                page.events.push(if is_hidden { self.redacted(&event)? } else { event });
             }
             if is_last {
-                break;
+                page.end = None;
+                return Ok(page);
+            }
+            if scanned > SCAN_MAX {
+                return Ok(page);
             }
         }
-        Ok(Page { events, end: None })
-    }
-
-    async fn participates(&self, user_id: &UserId, root: &StoredEvent) -> Result<bool, RoomError> {
-        if root.pdu.sender() == user_id {
-            return Ok(true);
-        }
-        let related = self.related_to(root.pdu.event_id()).await?;
-        Ok(related.thread.values().any(|row| row.record.sender == user_id))
-    }
-
-    /// What relates to an event, from the cache or with one read.
-    async fn related_to(&self, target: &OwnedEventId) -> Result<Arc<Related>, RoomError> {
-        let changes = match self.related_cache().get(target) {
-            Ok(related) => return Ok(related),
-            Err(changes) => changes,
-        };
-        let room = self.snapshot().room;
-        // Annotations, which can be many, are not bundled: they come before the others.
-        let edge = |rel_type: &str| (room, target.clone(), rel_type.to_owned(), TimelineIndex(i64::MAX));
-        let range = KeyRange::prefix(&(room, target.clone())).after(&edge(ANNOTATION)).up_to(&edge(THREAD));
-        let rows = self.storage().range(&schema::RELATIONS, range, Direction::Descending, ROWS_MAX).await?;
-        let mut related = Related::default();
-        for ((_, _, rel_type, index), record) in rows {
-            related.add(Arc::new(RelationRow { rel_type, index, record }));
-        }
-        let related = Arc::new(related);
-        self.related_cache().keep(target, related.clone(), changes);
-        Ok(related)
-    }
-
-    /// What is bundled with events, by event: the member `m.relations` of their `unsigned` parts.
-    pub(super) async fn bundles(
-        &self,
-        events: &[Arc<StoredEvent>],
-        viewer: &Viewer,
-        room_id: RoomIdField,
-        is_nested: bool,
-    ) -> Result<BTreeMap<ShortEventId, String>, RoomError> {
-        let mut bundles = BTreeMap::new();
-        let mut access = None;
-        // State events get none.
-        for event in events.iter().filter(|event| event.has_relations && event.pdu.state_key().is_none()) {
-            let access = match &access {
-                Some(access) => access,
-                None => &*access.insert(self.access(&viewer.user_id).await?),
-            };
-            let related = self.related_to(event.pdu.event_id()).await?;
-            let reader = Reader { viewer, access, room_id, latest: self.snapshot().head.latest };
-            let mut members = Vec::new();
-            if let Some(edit) = self.latest_edit(event, &related, &reader).await? {
-                members.push(format!("\"{REPLACE}\":{}", edit.get()));
-            }
-            if let Some(chunk) = self.references(&related, &reader).await? {
-                members.push(format!("\"{REFERENCE}\":{chunk}"));
-            }
-            if !is_nested && let Some(thread) = self.thread_summary(event, &related, &reader).await? {
-                members.push(format!("\"{THREAD}\":{thread}"));
-            }
-            if !members.is_empty() {
-                bundles.insert(event.short, format!("\"m.relations\":{{{}}}", members.join(",")));
-            }
-        }
-        Ok(bundles)
-    }
-
-    /// Spec: client-server API, "Server-side aggregation of `m.replace` relationships".
-    async fn latest_edit(
-        &self,
-        event: &StoredEvent,
-        related: &Related,
-        reader: &Reader<'_>,
-    ) -> Result<Option<Box<RawValue>>, RoomError> {
-        let is_edit = Relation::of(&event.pdu).is_some_and(|relation| relation.rel_type == REPLACE);
-        if event.redacted_by.is_some() || is_edit {
-            return Ok(None);
-        }
-        let valid = related.edits.values().rev().filter(|row| {
-            let record = &row.record;
-            record.can_replace && record.kind == event.pdu.kind() && record.sender == event.pdu.sender()
-        });
-        self.first_visible(valid, reader).await
-    }
-
-    /// The count is that of the server, as far as the reader was there: it may hold events that they may not see.
-    ///
-    /// Spec: client-server API, "Server-side aggregation of `m.thread` relationships".
-    async fn thread_summary(
-        &self,
-        root: &StoredEvent,
-        related: &Related,
-        reader: &Reader<'_>,
-    ) -> Result<Option<String>, RoomError> {
-        if related.thread.is_empty() || Relation::of(&root.pdu).is_some() {
-            return Ok(None);
-        }
-        let Some(latest) = self.first_visible(related.thread.values().rev(), reader).await? else {
-            return Ok(None);
-        };
-        let user_id = &reader.viewer.user_id;
-        let mut count = 0_u64;
-        let mut participated = root.pdu.sender() == user_id;
-        for row in related.thread.values().filter(|row| reader.knows(row)) {
-            count += 1;
-            participated |= row.record.sender == *user_id;
-        }
-        let mut summary = String::new();
-        let _ = write!(
-            summary,
-            "{{\"latest_event\":{},\"count\":{count},\"current_user_participated\":{participated}}}",
-            latest.get()
-        );
-        Ok(Some(summary))
-    }
-
-    /// Spec: client-server API, "Server-side aggregation of `m.reference`".
-    async fn references(&self, related: &Related, reader: &Reader<'_>) -> Result<Option<String>, RoomError> {
-        let Reader { viewer, access, .. } = reader;
-        let mut chunk = Vec::new();
-        let mut sights = Sights::default();
-        for row in related.references.values().filter(|row| reader.knows(row)).take(REFERENCES_MAX) {
-            // What came during the reader's present stay they may see: it need not be fetched.
-            let is_visible = if access.joined_from.is_some_and(|from| row.index >= from) {
-                true
-            } else {
-                let event = self.events(&[row.record.event]).await?.swap_remove(0);
-                self.is_visible(&viewer.user_id, access, &event, &mut sights).await?
-            };
-            if is_visible {
-                chunk.push(json!({ "event_id": row.record.event_id }));
-            }
-        }
-        Ok((!chunk.is_empty()).then(|| json!({ "chunk": chunk }).to_string()))
-    }
-
-    /// The first of some events that the reader may see, in client format.
-    async fn first_visible(
-        &self,
-        rows: impl Iterator<Item = &Arc<RelationRow>>,
-        reader: &Reader<'_>,
-    ) -> Result<Option<Box<RawValue>>, RoomError> {
-        let Reader { viewer, access, room_id, .. } = reader;
-        let known = rows.filter(|row| reader.knows(row)).take(CANDIDATES_MAX);
-        for short in known.map(|row| row.record.event) {
-            let events = self.visible_to(&viewer.user_id, access, self.events(&[short]).await?).await?;
-            if !events.is_empty() {
-                // What is bundled with a bundled event is one level deep: it ends there.
-                let rendered = Box::pin(self.render_nested(&events, viewer, *room_id, true)).await?;
-                return Ok(rendered.into_iter().next());
-            }
-        }
-        Ok(None)
-    }
-}
-
-/// Who looks at a bundle.
-struct Reader<'a> {
-    viewer: &'a Viewer,
-    access: &'a Access,
-    room_id: RoomIdField,
-    latest: TimelineIndex,
-}
-
-impl Reader<'_> {
-    /// Whether the reader wants to see the event, and it came before they left, if they did.
-    fn knows(&self, row: &RelationRow) -> bool {
-        row.index <= self.latest
-            && self.access.joined_until.is_none_or(|until| row.index <= until)
-            && !self.access.ignored.contains(&row.record.sender)
     }
 }

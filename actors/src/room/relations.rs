@@ -36,8 +36,32 @@ pub(super) struct RelationRow {
 pub(super) enum RelationChange {
     /// Another event relates to this one.
     Added(OwnedEventId, Arc<RelationRow>),
-    /// An event that related to this one was redacted.
-    Removed(OwnedEventId),
+    /// An event that related to this one does so no more: it was redacted, say.
+    Removed(OwnedEventId, Arc<RelationRow>),
+}
+
+impl RelationChange {
+    /// What the other event relates, or related, to.
+    pub(super) fn target(&self) -> &OwnedEventId {
+        match self {
+            Self::Added(target, _) | Self::Removed(target, _) => target,
+        }
+    }
+}
+
+impl RelationRow {
+    fn new(event: &StoredEvent, relation: &Relation, index: TimelineIndex) -> Self {
+        let is_encrypted = event.pdu.kind() == "m.room.encrypted";
+        let record = RelationRecord {
+            event: event.short,
+            event_id: event.pdu.event_id().clone(),
+            kind: event.pdu.kind().to_owned(),
+            sender: event.pdu.sender().to_owned(),
+            sent_ms: u64::from(event.pdu.origin_server_ts().get()),
+            can_replace: event.pdu.state_key().is_none() && (is_encrypted || relation.has_new_content),
+        };
+        Self { rel_type: relation.rel_type.clone(), index, record }
+    }
 }
 
 impl ActiveRoom {
@@ -78,19 +102,11 @@ impl ActiveRoom {
     /// Indexes an event of the timeline under the event that it relates to.
     pub(super) async fn relate(&self, change: &mut Change, event: &StoredEvent) -> Result<(), RoomError> {
         let (Some(relation), Some(index)) = (Relation::of(&event.pdu), event.index) else { return Ok(()) };
-        let is_encrypted = event.pdu.kind() == "m.room.encrypted";
-        let record = RelationRecord {
-            event: event.short,
-            event_id: event.pdu.event_id().clone(),
-            kind: event.pdu.kind().to_owned(),
-            sender: event.pdu.sender().to_owned(),
-            sent_ms: u64::from(event.pdu.origin_server_ts().get()),
-            can_replace: event.pdu.state_key().is_none() && (is_encrypted || relation.has_new_content),
-        };
+        let row = RelationRow::new(event, &relation, index);
         let key = (self.room, relation.target.clone(), relation.rel_type.clone(), index);
-        change.batch.put(&schema::RELATIONS, &key, &record);
+        change.batch.put(&schema::RELATIONS, &key, &row.record);
         if let Some(annotation) = relation.annotation(event.pdu.kind()) {
-            let key = (self.room, relation.target.clone(), record.sender.clone(), annotation);
+            let key = (self.room, relation.target.clone(), row.record.sender.clone(), annotation);
             change.batch.put(&schema::ANNOTATIONS, &key, &event.short);
         }
         let target = self.known_event(change, &relation.target).await?;
@@ -106,7 +122,6 @@ impl ActiveRoom {
                 self.move_thread(change, &relation.target, before, Some(index));
             }
         }
-        let row = RelationRow { rel_type: relation.rel_type, index, record };
         change.relations.push(RelationChange::Added(relation.target, Arc::new(row)));
         Ok(())
     }
@@ -126,7 +141,8 @@ impl ActiveRoom {
                 self.move_thread(change, &relation.target, Some(index), after);
             }
         }
-        change.relations.push(RelationChange::Removed(relation.target));
+        let row = RelationRow::new(event, &relation, index);
+        change.relations.push(RelationChange::Removed(relation.target, Arc::new(row)));
         Ok(())
     }
 

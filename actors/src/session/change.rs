@@ -342,9 +342,7 @@ impl Draft {
         if is_in_rooms(&name) {
             self.ask_for(Effect::Profile);
         }
-        if let Some(value) = &value {
-            profile::check(&name, value)?;
-        }
+        profile::check(&name, value.as_deref())?;
         if name == "displayname" {
             let name = value.as_deref().and_then(|value| serde_json::from_str::<String>(value.get()).ok());
             self.index_name(name.as_deref());

@@ -2,6 +2,7 @@
 //!
 //! Spec: client-server API, "Profiles".
 
+use ruma::MxcUri;
 use serde_json::value::RawValue;
 use storage::schema;
 
@@ -13,18 +14,31 @@ pub(super) const SIZE_MAX: usize = 64 * 1024;
 
 const KEY_MAX: usize = 255;
 
-/// Refuses fields that no profile may have.
-pub(super) fn check(name: &str, value: &RawValue) -> Result<(), SessionError> {
+/// Refuses fields that no profile may have; `None` removes one.
+///
+/// Spec: client-server API, `PUT /_matrix/client/v3/profile/{userId}/{keyName}`.
+pub(super) fn check(name: &str, value: Option<&RawValue>) -> Result<(), SessionError> {
     if name.len() > KEY_MAX {
         return Err(SessionError::ProfileKeyTooLarge);
     }
     if !is_name(name) {
         return Err(SessionError::InvalidProfileKey);
     }
-    if is_text_field(name) && serde_json::from_str::<String>(value.get()).is_err() {
+    let Some(value) = value.filter(|_| is_text_field(name)) else { return Ok(()) };
+    let Ok(text) = serde_json::from_str::<String>(value.get()) else {
         return Err(SessionError::Invalid(format!("{name} must be a string")));
+    };
+    if name == "avatar_url" && !is_avatar(&text) {
+        return Err(SessionError::Invalid("avatar_url must be an mxc:// URI".to_owned()));
     }
     Ok(())
+}
+
+/// Whether a text is the URI of some media.
+///
+/// Spec: client-server API, "Matrix Content (`mxc://`) URIs".
+fn is_avatar(text: &str) -> bool {
+    <&MxcUri>::from(text).media_id().is_ok_and(|media_id| !media_id.is_empty())
 }
 
 /// Whether a field is a string in every profile.

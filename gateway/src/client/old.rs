@@ -21,7 +21,7 @@ use ruma::{
     api::client::filter::{FilterDefinition, RoomEventFilter},
 };
 use serde::Deserialize;
-use serde_json::{Map, Value, json, value::RawValue};
+use serde_json::{Value, json, value::RawValue};
 
 use super::events::{event_not_found, room_of, viewer};
 use crate::{
@@ -65,6 +65,9 @@ pub async fn initial_sync(
     for (section, membership) in [("join", "join"), ("invite", "invite"), ("leave", "leave")] {
         for (room_id, room) in sync["rooms"][section].as_object().into_iter().flatten() {
             let mut info = room_info(&app, room_id, membership, room, &sync["next_batch"]).await?;
+            if membership == "invite" {
+                info["invite"] = own_membership(&app, &requester, room_id).await?.unwrap_or_default();
+            }
             if membership == "leave" && is_banned(&app, &requester, room_id).await? {
                 info["membership"] = "ban".into();
             }
@@ -97,9 +100,6 @@ async fn room_info(
     let visibility = if app.homeserver().is_public(&id).await? { "public" } else { "private" };
     let mut info = json!({ "room_id": room_id, "membership": membership, "visibility": visibility });
     if membership == "invite" {
-        let events = list(&room["invite_state"]["events"]);
-        let is_own = |event: &&Value| event["content"]["membership"] == "invite";
-        info["invite"] = events.iter().rfind(is_own).cloned().unwrap_or_default();
         return Ok(info);
     }
     info["messages"] = json!({
@@ -285,14 +285,24 @@ fn list(events: &Value) -> Vec<Value> {
     events.as_array().cloned().unwrap_or_default()
 }
 
+/// Where an event's `unsigned` part holds other events.
+const NESTED: [&str; 3] =
+    ["/redacted_because", "/m.relations/m.replace", "/m.relations/m.thread/latest_event"];
+
 /// Events of a `/sync` response, with the room's ID that they lack there.
 fn in_room(events: &Value, room_id: &str) -> Value {
-    let add = |mut event: Value| {
-        if let Some(event) = event.as_object_mut() {
-            let fields: &mut Map<String, Value> = event;
-            fields.insert("room_id".to_owned(), room_id.into());
+    let mut events = list(events);
+    events.iter_mut().for_each(|event| add_room_id(event, room_id));
+    events.into()
+}
+
+fn add_room_id(event: &mut Value, room_id: &str) {
+    let Some(fields) = event.as_object_mut() else { return };
+    fields.insert("room_id".to_owned(), room_id.into());
+    let Some(unsigned) = fields.get_mut("unsigned") else { return };
+    for path in NESTED {
+        if let Some(nested) = unsigned.pointer_mut(path) {
+            add_room_id(nested, room_id);
         }
-        event
-    };
-    list(events).into_iter().map(add).collect::<Vec<_>>().into()
+    }
 }

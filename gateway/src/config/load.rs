@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ruma::ServerName;
+use ruma::{MxcUri, ServerName};
 use toml::{Table, Value};
 
 use super::{
@@ -115,6 +115,11 @@ impl Config {
         }
         self.matrix_rtc.check()?;
         self.check_client_extra()?;
+        let avatar = self.server_notices.avatar_url.as_deref().unwrap_or_default();
+        let is_media = <&MxcUri>::from(avatar).media_id().is_ok_and(|media_id| !media_id.is_empty());
+        if !avatar.is_empty() && !is_media {
+            return Err("server_notices.avatar_url has to be an mxc:// URI".to_owned());
+        }
         self.tls.as_ref().map_or(Ok(()), |tls| self.check_tls(tls))
     }
 

@@ -95,6 +95,8 @@ fn what_is_not_to_be_had_is_refused() {
             Some("matrix_rtc.transports"),
         ),
         ("[retention]\ninterval = '0s'", Some("retention.interval")),
+        ("[server_notices]\navatar_url = 'https://a.example/a.png'", Some("server_notices.avatar_url")),
+        ("[server_notices]\navatar_url = 'mxc://a.example/a'", None),
         ("[tls]\nacme = {}\ncertificate = 'a.pem'\nprivate_key = 'b.pem'", Some("exclude each other")),
     ] {
         match (load(&format!("{name}{text}"), &[], Flags::default()), expected) {

@@ -4,7 +4,7 @@ use axum::extract::{FromRequest, Request};
 use ruma::{RoomVersionId, api::IncomingRequest};
 use serde_json::{Map, Value};
 
-use super::{Authenticated, BODY_MAX, authenticate, parse_read, read_json};
+use super::{Authenticated, BODY_MAX, authenticate, parse_read, read_object};
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
@@ -28,7 +28,7 @@ impl<R: NamesVersion + Send> FromRequest<App> for Versioned<R> {
     async fn from_request(request: Request, app: &App) -> ApiResult<Self> {
         let (mut parts, body) = request.into_parts();
         let requester = authenticate(&parts, app).await?;
-        let body = read_json(&parts.method, body, BODY_MAX).await?;
+        let body = read_object(&parts.method, body, BODY_MAX).await?;
         check_version(R::FIELD, &body)?;
         let request = parse_read(&mut parts, body, app).await?;
         Ok(Self(Authenticated { requester, request }))

@@ -237,7 +237,7 @@ fn conversation(config: &Config) -> ConversationConfig {
         notices: notices.user.clone().map(|user| NoticeConfig {
             user,
             display_name: notices.display_name.clone(),
-            avatar_url: notices.avatar_url.clone(),
+            avatar_url: notices.avatar_url.clone().filter(|url| !url.is_empty()),
             room_name: notices.room_name.clone(),
         }),
         retention: RetentionConfig {

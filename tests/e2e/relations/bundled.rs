@@ -207,3 +207,25 @@ async fn references_that_a_reader_may_not_see_are_not_named() {
     assert_eq!(bundle(&alice, &room, &hello).await, named(&[&notes[0], &notes[1], &notes[2]]));
     assert_eq!(bundle(&bob, &room, &hello).await, named(&[&notes[0], &notes[2]]));
 }
+
+#[tokio::test]
+async fn a_thread_of_ignored_users_alone_is_no_thread() {
+    let server = Server::start().await;
+    let [alice, bob, mallory] = server.clients(["alice", "bob", "mallory"]).await;
+    let room = alice.create_room(json!({ "preset": "public_chat" })).await;
+    for client in [&bob, &mallory] {
+        client.join(&room).await.ok();
+    }
+    let [noisy, busy] = [alice.say(&room, "1", "noisy").await, alice.say(&room, "2", "busy").await];
+    send(&mallory, &room, "m.room.message", "3", reply(&noisy, "noise")).await;
+    send(&bob, &room, "m.room.message", "4", reply(&busy, "work")).await;
+    send(&mallory, &room, "m.room.message", "5", reply(&busy, "noise")).await;
+    let ignore = json!({ "ignored_users": { mallory.user_id.clone(): {} } });
+    let path =
+        format!("/_matrix/client/v3/user/{}/account_data/m.ignored_user_list", segment(&alice.user_id));
+    alice.put(&path, &ignore).await.ok();
+    let list = alice.get(&threads(&room, "")).await.ok();
+    assert_eq!(super::ids(&list), [busy.as_str()]);
+    assert_eq!(list["chunk"][0]["unsigned"]["m.relations"]["m.thread"]["count"], 1);
+    assert_eq!(super::ids(&bob.get(&threads(&room, "")).await.ok()).len(), 2);
+}
