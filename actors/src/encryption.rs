@@ -166,7 +166,7 @@ impl Homeserver {
         messages: Messages,
     ) -> Result<(), SessionError> {
         let session = self.session(&requester.user_id).await?;
-        if session.has_sent(&requester.device_id, kind, txn_id) {
+        if session.has_sent(&requester.device_key(), kind, txn_id) {
             return Ok(());
         }
         check_size(&messages)?;
@@ -174,7 +174,7 @@ impl Homeserver {
             messages.into_iter().partition(|(user_id, _)| self.is_local(user_id));
         self.send_to_remote_devices(requester, kind, txn_id.as_str(), remote).await?;
         self.deliver_to_device(&requester.user_id, kind, local, None).await?;
-        session.note_sent(requester.device_id.clone(), kind, txn_id).await
+        session.note_sent(requester.device_key(), kind, txn_id).await
     }
 
     /// Puts messages into the inboxes of local devices; returns when they are durable.

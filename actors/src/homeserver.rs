@@ -16,6 +16,7 @@ use storage::{Signal, Storage, StoreError, schema};
 use tokio::sync::mpsc;
 
 use crate::{
+    appservice::{Following, Services},
     background::outlive_panics,
     delayed::DelayedEvents,
     destination::{DestinationActor, DestinationShared, Outbox},
@@ -68,6 +69,8 @@ pub struct HomeserverConfig {
     pub push: Arc<dyn PushGateway>,
     /// The full-text index; none if messages are not searched.
     pub search: Option<Arc<TextIndex>>,
+    /// The application services.
+    pub services: Services,
 }
 
 /// What a server does in rooms on its own, or for users who are away.
@@ -120,6 +123,8 @@ struct Inner {
     resuming: Resuming,
     conversation: ConversationConfig,
     searching: Arc<Searching>,
+    services: Services,
+    following: Following,
 }
 
 impl Homeserver {
@@ -197,7 +202,11 @@ impl Homeserver {
             resuming: Resuming::new(),
             conversation: config.conversation,
             searching,
+            services: config.services,
+            following: Following::default(),
         }));
+        homeserver.register_senders().await;
+        homeserver.0.following.start(&homeserver);
         homeserver.0.pushing.start(&homeserver).await;
         tokio::spawn(effects::follow_guest_access(homeserver.downgrade(), closed));
         homeserver.resume();
@@ -299,6 +308,16 @@ impl Homeserver {
     /// What this server searches with.
     pub(crate) fn searching(&self) -> &Searching {
         &self.0.searching
+    }
+
+    /// The application services of this server.
+    pub fn services(&self) -> &Services {
+        &self.0.services
+    }
+
+    /// The tasks that push to the application services.
+    pub(crate) fn following(&self) -> &Following {
+        &self.0.following
     }
 
     /// What this server pushes with.
@@ -416,6 +435,7 @@ impl Homeserver {
         self.0.storage.metrics().register(registry);
         self.0.metrics.register(registry);
         self.pushing().metrics().register(registry);
+        self.services().metrics().register(registry);
         // Weak: whoever serves metrics does not keep the server alive.
         let server = self.downgrade();
         let classes = move || {
@@ -457,6 +477,7 @@ impl Homeserver {
         self.0.resuming.stop().await;
         self.0.delayed.stop().await;
         self.0.pushing.stop().await;
+        self.0.following.stop().await;
         self.0.retention.stop().await;
         self.0.room_shared.txns.stop().await;
         self.0.searching.stop().await;

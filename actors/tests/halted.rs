@@ -93,6 +93,7 @@ async fn server() -> (Homeserver, Arc<Counted>, Storage, OwnedRoomId) {
         },
         push: Arc::new(actors::push::NoPushGateways),
         search: None,
+        services: actors::appservice::Services::default(),
     };
     let store = Arc::new(Counted::default());
     let storage = Storage::open(store.clone(), Durability::Always).await.unwrap();
@@ -123,6 +124,7 @@ fn message() -> Draft {
         state_key: None,
         content: to_raw_value(&json!({ "body": "tea" })).unwrap(),
         redacts: None,
+        dated: None,
     }
 }
 

@@ -59,6 +59,7 @@ async fn homeserver(room_memory: u64) -> (Homeserver, Arc<FaultyClock>) {
         conversation: ConversationConfig::default(),
         push: std::sync::Arc::new(actors::push::NoPushGateways),
         search: None,
+        services: actors::appservice::Services::default(),
     };
     let storage = Storage::open(Arc::new(MemoryStore::new()), Durability::Always).await.unwrap();
     (Homeserver::start(config, env, storage).await, clock)
@@ -87,6 +88,7 @@ async fn say(homeserver: &Homeserver, room_id: &RoomId, body: &str) -> Result<Ow
         state_key: None,
         content: to_raw_value(&json!({ "body": body })).unwrap(),
         redacts: None,
+        dated: None,
     };
     let sender = user_id!("@alice:example.org").to_owned();
     homeserver.room(room_id).await?.send(Send { sender, draft, sent_by: None }).await

@@ -102,6 +102,7 @@ fn config(key: SigningKey) -> Result<HomeserverConfig> {
         conversation: ConversationConfig::default(),
         push: Arc::new(actors::push::NoPushGateways),
         search: None,
+        services: actors::appservice::Services::default(),
     })
 }
 
@@ -135,7 +136,7 @@ async fn join(homeserver: &Homeserver, room_id: &OwnedRoomId, number: usize) -> 
 
 async fn say(homeserver: &Homeserver, room_id: &OwnedRoomId, sender: &UserId, number: usize) -> Result<()> {
     let content = to_raw_value(&json!({ "msgtype": "m.text", "body": format!("message number {number}") }))?;
-    let draft = Draft { kind: "m.room.message".into(), state_key: None, content, redacts: None };
+    let draft = Draft { kind: "m.room.message".into(), state_key: None, content, redacts: None, dated: None };
     homeserver.room(room_id).await?.send(Send { sender: sender.to_owned(), draft, sent_by: None }).await?;
     Ok(())
 }

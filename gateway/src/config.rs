@@ -5,6 +5,7 @@
 
 mod keys;
 mod load;
+mod registration;
 mod units;
 
 use std::{fmt, net::SocketAddr, path::PathBuf};
@@ -15,6 +16,7 @@ use serde::Deserialize;
 pub use self::{
     keys::KEYS,
     load::{ConfigError, Flags},
+    registration::{RegistrationError, load as registrations},
     units::{Size, Span},
 };
 

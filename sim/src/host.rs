@@ -384,6 +384,7 @@ impl Host {
             conversation: ConversationConfig::default(),
             push: Arc::new(NoPushGateways),
             search: None,
+            services: actors::appservice::Services::default(),
         }
     }
 

@@ -49,6 +49,7 @@ impl World {
             conversation: ConversationConfig::default(),
             push: std::sync::Arc::new(crate::push::NoPushGateways),
             search: None,
+            services: crate::appservice::Services::default(),
         };
         let env = Env { clock: clock.clone(), entropy: Arc::new(SeededEntropy::new(clock_seed(&clock))) };
         Self { homeserver: Homeserver::start(config, env, storage).await, clock, store }
@@ -114,6 +115,7 @@ impl World {
             state_key: None,
             content: serde_json::value::to_raw_value(&content).unwrap(),
             redacts: None,
+            dated: None,
         };
         let room = self.homeserver.room(room_id).await.unwrap();
         room.send(Send { sender: sender.to_owned(), draft, sent_by: None }).await.unwrap()
@@ -527,6 +529,7 @@ async fn unread_counts_follow_receipts_and_rules() {
         state_key: None,
         content: serde_json::value::to_raw_value(&json!({})).unwrap(),
         redacts: Some(three),
+        dated: None,
     };
     let room = world.homeserver.room(&room_id).await.unwrap();
     room.send(Send { sender: alice_id().to_owned(), draft: redaction, sent_by: None }).await.unwrap();

@@ -43,6 +43,7 @@ pub(crate) async fn homeserver() -> Result<Homeserver> {
         conversation: ConversationConfig::default(),
         push: Arc::new(NoPushGateways),
         search: None,
+        services: actors::appservice::Services::default(),
     };
     let storage = Storage::open(Arc::new(MemoryStore::new()), Durability::Always).await?;
     let homeserver = Homeserver::start(config, env, storage).await;
@@ -78,7 +79,7 @@ pub(crate) async fn room(homeserver: &Homeserver) -> Result<OwnedRoomId> {
 /// Sends a message.
 pub(crate) async fn say(homeserver: &Homeserver, room_id: &OwnedRoomId, number: usize) -> Result<()> {
     let content = to_raw_value(&json!({ "msgtype": "m.text", "body": format!("message {number}") }))?;
-    let draft = Draft { kind: "m.room.message".into(), state_key: None, content, redacts: None };
+    let draft = Draft { kind: "m.room.message".into(), state_key: None, content, redacts: None, dated: None };
     homeserver.room(room_id).await?.send(Send { sender: alice(), draft, sent_by: None }).await?;
     Ok(())
 }

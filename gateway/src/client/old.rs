@@ -267,7 +267,7 @@ async fn sync(
 ) -> ApiResult<Value> {
     let request = SyncRequest {
         user_id: requester.user_id.clone(),
-        device_id: requester.device_id.clone(),
+        device_id: requester.device_key(),
         since,
         inbox_since: None,
         // None of these endpoints has a place for them.

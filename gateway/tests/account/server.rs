@@ -59,6 +59,7 @@ impl Server {
             conversation: ConversationConfig::default(),
             push: std::sync::Arc::new(actors::push::NoPushGateways),
             search: None,
+            services: actors::appservice::Services::default(),
         };
         let cost = PasswordCost { memory_kib: 64, iterations: 1, lanes: 1 };
         let passwords = Passwords::new(cost, env.entropy.clone()).unwrap();
