@@ -2,7 +2,7 @@
 //!
 //! Spec: client-server API, "Room aliases" and "Published room directory".
 
-use std::{cmp::Reverse, sync::Arc};
+use std::{cmp::Reverse, collections::BTreeSet, sync::Arc};
 
 use dashmap::DashSet;
 use engine::{id::ShortRoomId, state::StateRoot, visibility::HistoryVisibility};
@@ -71,6 +71,26 @@ impl Drop for AliasClaim {
     }
 }
 
+/// Which rooms of the directory are asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// Those that are listed as Matrix rooms.
+    Matrix,
+    /// Those of all networks.
+    All,
+    /// Those that an application service lists for a network, by its `instance_id`.
+    Of(String),
+}
+
+/// Whose an alias is that is to be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AliasOwner {
+    /// A user's, perhaps: that is looked at.
+    User,
+    /// An application service's, in whose namespace it is.
+    Service,
+}
+
 impl Homeserver {
     /// Keeps others from making an alias; an error if somebody does so already.
     pub(crate) fn claim_alias(&self, alias: &RoomAliasId) -> Result<AliasClaim, RoomError> {
@@ -102,13 +122,21 @@ impl Homeserver {
         self.storage().commit(batch).await.map_err(|error| match error {
             CommitError::Refused(_) => RoomError::AliasInUse,
             error => RoomError::Commit(error),
-        })
+        })?;
+        self.room_shared().hub.services.aliases_changed();
+        Ok(())
     }
 
-    /// Removes an alias, if the user made it or may set the room's main alias.
-    pub async fn delete_alias(&self, alias: &RoomAliasId, user_id: &UserId) -> Result<(), RoomError> {
+    /// Removes an alias, if the user made it or may set the room's main alias, or acts for the service that has it.
+    pub async fn delete_alias(
+        &self,
+        alias: &RoomAliasId,
+        user_id: &UserId,
+        owner: AliasOwner,
+    ) -> Result<(), RoomError> {
         let record = self.resolve_alias(alias).await?.ok_or(RoomError::NotFound)?;
-        if record.creator != *user_id && !self.may_publish(&record.room_id, user_id).await? {
+        let is_users = owner == AliasOwner::User;
+        if is_users && record.creator != *user_id && !self.may_publish(&record.room_id, user_id).await? {
             return Err(RoomError::NotAllowed("you may not remove this alias".to_owned()));
         }
         let mut batch = Batch::new();
@@ -120,6 +148,7 @@ impl Homeserver {
             CommitError::Refused(_) => RoomError::NotFound,
             error => RoomError::Commit(error),
         })?;
+        self.room_shared().hub.services.aliases_changed();
         if let Err(error) = self.unname(&record.room_id, alias, user_id).await {
             // The alias is gone all the same: whoever made it need not have the power to say so in the room.
             tracing::debug!(%error, room.id = %record.room_id, "the room still names an alias that is gone");
@@ -149,7 +178,9 @@ impl Homeserver {
         batch.delete(&schema::ROOM_ALIASES, &(&*record.room_id, alias));
         batch.put(&schema::ROOM_ALIASES, &(to, alias), &());
         batch.put(&schema::ALIASES, alias, &AliasRecord { room_id: to.to_owned(), ..record });
-        self.storage().commit(batch).await.map_err(RoomError::Commit)
+        self.storage().commit(batch).await.map_err(RoomError::Commit)?;
+        self.room_shared().hub.services.aliases_changed();
+        Ok(())
     }
 
     /// The local aliases of a room.
@@ -189,14 +220,14 @@ impl Homeserver {
     /// No room is activated: what is said of a room is kept, and read anew once the room's state is another one.
     pub async fn public_rooms(
         &self,
+        network: &Network,
         wanted: impl Fn(&PublicRoom) -> bool,
     ) -> Result<Vec<PublicRoom>, RoomError> {
         let storage = self.storage();
-        let all = KeyRange::all();
-        let listed = storage.range(&schema::PUBLIC_ROOMS, all, Direction::Ascending, SEARCH_MAX).await?;
-        let shorts = storage.get_many(&schema::ROOM_IDS, listed.iter().map(|(room_id, ())| room_id)).await?;
+        let listed = self.listed_rooms(network).await?;
+        let shorts = storage.get_many(&schema::ROOM_IDS, listed.iter()).await?;
         let known: Vec<_> =
-            listed.into_iter().zip(shorts).filter_map(|((id, ()), room)| Some((id, room?))).collect();
+            listed.into_iter().zip(shorts).filter_map(|(id, room)| Some((id, room?))).collect();
         let heads = storage.get_many(&schema::ROOMS, known.iter().map(|(_, room)| *room)).await?;
         let faces = storage.get_many(&schema::PUBLIC_FACES, known.iter().map(|(_, room)| *room)).await?;
         let mut rooms = Vec::with_capacity(known.len());
@@ -223,6 +254,26 @@ impl Homeserver {
         }
         rooms.sort_by(|a, b| a.place().cmp(&b.place()));
         Ok(rooms)
+    }
+
+    /// The rooms that are listed for a network, in the order of their IDs.
+    async fn listed_rooms(&self, network: &Network) -> Result<BTreeSet<OwnedRoomId>, RoomError> {
+        let storage = self.storage();
+        let mut listed = BTreeSet::new();
+        if !matches!(network, Network::Of(_)) {
+            let rows = storage
+                .range(&schema::PUBLIC_ROOMS, KeyRange::all(), Direction::Ascending, SEARCH_MAX)
+                .await?;
+            listed.extend(rows.into_iter().map(|(room_id, ())| room_id));
+        }
+        let range = match network {
+            Network::Matrix => return Ok(listed),
+            Network::All => KeyRange::all(),
+            Network::Of(instance_id) => KeyRange::prefix(&(instance_id.as_str(),)),
+        };
+        let rows = storage.range(&schema::SERVICE_ROOMS, range, Direction::Ascending, SEARCH_MAX).await?;
+        listed.extend(rows.into_iter().map(|((_, room_id), ())| room_id));
+        Ok(listed)
     }
 
     /// Keeps what a room says to everyone, unless an event has come since: it may redact what was read.

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 pub use self::config::{ConversationConfig, HomeserverConfig};
 use crate::{
     aliases::AliasClaims,
+    appservice::{Following, Services},
     background::outlive_panics,
     delayed::DelayedEvents,
     destination::{DestinationActor, DestinationShared, Outbox},
@@ -83,6 +84,8 @@ struct Inner {
     conversation: ConversationConfig,
     searching: Arc<Searching>,
     upgrading: Flights,
+    services: Services,
+    following: Following,
 }
 
 impl Homeserver {
@@ -163,7 +166,11 @@ impl Homeserver {
             conversation: config.conversation,
             searching,
             upgrading: Flights::default(),
+            services: config.services,
+            following: Following::default(),
         }));
+        homeserver.register_senders().await;
+        homeserver.0.following.start(&homeserver);
         homeserver.0.pushing.start(&homeserver).await;
         tokio::spawn(effects::follow_guest_access(homeserver.downgrade(), closed));
         homeserver.resume();
@@ -274,6 +281,16 @@ impl Homeserver {
     /// Upgrades of rooms that are under way, by the old room.
     pub(crate) fn upgrading(&self) -> &Flights {
         &self.0.upgrading
+    }
+
+    /// The application services of this server.
+    pub fn services(&self) -> &Services {
+        &self.0.services
+    }
+
+    /// The tasks that push to the application services.
+    pub(crate) fn following(&self) -> &Following {
+        &self.0.following
     }
 
     /// What this server pushes with.
@@ -391,6 +408,7 @@ impl Homeserver {
         self.0.storage.metrics().register(registry);
         self.0.metrics.register(registry);
         self.pushing().metrics().register(registry);
+        self.services().metrics().register(registry);
         // Weak: whoever serves metrics does not keep the server alive.
         let server = self.downgrade();
         let classes = move || {
@@ -432,6 +450,7 @@ impl Homeserver {
         self.0.resuming.stop().await;
         self.0.delayed.stop().await;
         self.0.pushing.stop().await;
+        self.0.following.stop().await;
         self.0.retention.stop().await;
         self.0.room_shared.txns.stop().await;
         self.0.searching.stop().await;

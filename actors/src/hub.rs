@@ -16,6 +16,7 @@ use ruma::{OwnedUserId, RoomId, UserId};
 pub use self::news::Changed;
 pub(crate) use self::news::{Latest, RoomNews};
 use crate::{
+    appservice::ServiceWatch,
     push::PushWatch,
     session::{RoomEntry, SessionView},
 };
@@ -37,6 +38,8 @@ pub struct Hub {
     rooms: DashMap<ShortRoomId, Members>,
     /// The users with pushers, active or not.
     pub push: PushWatch,
+    /// What application services are told of beside events.
+    pub services: ServiceWatch,
 }
 
 impl Hub {

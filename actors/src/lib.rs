@@ -2,6 +2,7 @@
 
 mod admission;
 pub mod aliases;
+pub mod appservice;
 mod background;
 mod budget;
 pub mod delayed;

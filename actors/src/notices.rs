@@ -91,6 +91,7 @@ impl Homeserver {
             state_key: None,
             content: to_raw_value(&content).map_err(|error| RoomError::Invalid(error.to_string()))?,
             redacts: None,
+            dated: None,
         };
         Ok(room.send(Send { sender, draft, sent_by: None }).await?)
     }

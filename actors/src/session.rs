@@ -86,6 +86,7 @@ pub(crate) use self::{
     ignored::IGNORED_USERS, keys::merge_signatures, moderation::own_membership, profile::is_text_field,
 };
 use crate::{
+    appservice::EphemeralNews,
     directory::{DirectoryActor, Meter},
     encryption::Sending,
     env::Env,
@@ -136,6 +137,11 @@ impl SessionShared {
         self.background.spawn(task);
     }
 
+    /// The account of a user whose session is active.
+    pub(crate) fn data(&self, user_id: &UserId) -> Option<Arc<SessionData>> {
+        self.published.get(user_id).map(|published| published.data.load_full())
+    }
+
     fn hub(&self) -> &Hub {
         &self.rooms.hub
     }
@@ -182,6 +188,7 @@ impl SessionShared {
 
     /// Has the syncs of those who share a room with a user say what the user's presence is.
     fn mark_presence(&self, user_id: &UserId) {
+        self.hub().services.tell(|| EphemeralNews::Presence(user_id.to_owned()));
         let Some(view) = self.hub().session(user_id) else { return };
         // Not durable: the position only orders the change among what sync clients have seen.
         let ticket = self.storage.reserve(1);

@@ -380,8 +380,13 @@ async fn silence(old: &RoomHandle, user_id: &UserId) -> Result<(), RoomError> {
 
 /// A state event without a state key.
 pub(crate) fn state_event(sender: &UserId, kind: &str, content: &Value) -> Result<Send, RoomError> {
-    let draft =
-        Draft { kind: kind.into(), state_key: Some(String::new()), content: raw(content)?, redacts: None };
+    let draft = Draft {
+        kind: kind.into(),
+        state_key: Some(String::new()),
+        content: raw(content)?,
+        redacts: None,
+        dated: None,
+    };
     Ok(Send { sender: sender.to_owned(), draft, sent_by: None })
 }
 

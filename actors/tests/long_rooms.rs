@@ -51,19 +51,20 @@ async fn homeserver(store: &Arc<MemoryStore>) -> Homeserver {
         conversation: ConversationConfig::default(),
         push: Arc::new(actors::push::NoPushGateways),
         search: None,
+        services: actors::appservice::Services::default(),
     };
     let storage = Storage::open(store.clone(), Durability::Always).await.unwrap();
     Homeserver::start(config, env, storage).await
 }
 
-struct Room {
+struct World {
     store: Arc<MemoryStore>,
     room_id: OwnedRoomId,
     room: RoomHandle,
     _homeserver: Homeserver,
 }
 
-impl Room {
+impl World {
     /// A room of Alice's that anybody may join, and that they see as long as they are there.
     async fn new() -> Self {
         let store = Arc::new(MemoryStore::new());
@@ -114,7 +115,8 @@ impl Room {
 
     async fn say(&self, user: &UserId, content: Value) -> OwnedEventId {
         let content = to_raw_value(&content).unwrap();
-        let draft = Draft { kind: "m.room.message".into(), state_key: None, content, redacts: None };
+        let draft =
+            Draft { kind: "m.room.message".into(), state_key: None, content, redacts: None, dated: None };
         self.room.send(Send { sender: user.to_owned(), draft, sent_by: None }).await.unwrap()
     }
 
@@ -125,6 +127,7 @@ impl Room {
             state_key: None,
             content,
             redacts: Some(event.to_owned()),
+            dated: None,
         };
         self.room.send(Send { sender: user.to_owned(), draft, sent_by: None }).await.unwrap();
     }
@@ -167,7 +170,7 @@ fn reply(root: &EventId) -> Value {
 #[tokio::test]
 async fn a_long_thread_keeps_its_edit_its_count_and_its_members() {
     const REPLIES: usize = 4200;
-    let room = Room::new().await;
+    let room = World::new().await;
     room.join(bob()).await;
     room.join(carol()).await;
     let root = room.say(alice(), json!({ "body": "rot" })).await;
@@ -183,7 +186,7 @@ async fn a_long_thread_keeps_its_edit_its_count_and_its_members() {
     room.say_often(10, &reply(&root)).await;
     room.leave(bob()).await;
     room.say_often(REPLIES, &reply(&root)).await;
-    let check = async |room: &Room, count: u64| {
+    let check = async |room: &World, count: u64| {
         let bundle = room.bundle(carol(), &root).await;
         assert_eq!(bundle["m.replace"]["event_id"], edit.as_str());
         assert_eq!(bundle["m.reference"]["chunk"], json!([{ "event_id": reference }]));
@@ -210,7 +213,7 @@ async fn a_long_thread_keeps_its_edit_its_count_and_its_members() {
 
 #[tokio::test]
 async fn a_page_of_threads_that_comes_to_nothing_says_where_to_go_on() {
-    let room = Room::new().await;
+    let room = World::new().await;
     room.join(bob()).await;
     let own = room.say(bob(), json!({ "body": "mine" })).await;
     room.say(alice(), reply(&own)).await;
@@ -228,7 +231,7 @@ async fn a_page_of_threads_that_comes_to_nothing_says_where_to_go_on() {
 
 #[tokio::test]
 async fn a_moment_leads_past_whatever_a_user_may_not_see() {
-    let room = Room::new().await;
+    let room = World::new().await;
     room.join(bob()).await;
     room.leave(bob()).await;
     let first = room.say(alice(), json!({ "body": "hidden" })).await;
@@ -249,7 +252,7 @@ async fn a_moment_leads_past_whatever_a_user_may_not_see() {
 
 #[tokio::test]
 async fn a_thread_shows_the_newest_message_that_its_reader_may_see() {
-    let room = Room::new().await;
+    let room = World::new().await;
     room.join(bob()).await;
     let root = room.say(alice(), json!({ "body": "root" })).await;
     let edit = |text: &str| {
@@ -274,7 +277,7 @@ async fn a_thread_shows_the_newest_message_that_its_reader_may_see() {
 
 #[tokio::test]
 async fn references_are_listed_by_the_hundred_and_the_newest_always() {
-    let room = Room::new().await;
+    let room = World::new().await;
     let root = room.say(alice(), json!({ "body": "poll" })).await;
     let reference = json!({ "m.relates_to": { "rel_type": "m.reference", "event_id": root } });
     room.say_often(998, &reference).await;

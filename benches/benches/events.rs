@@ -45,7 +45,7 @@ impl Room {
     fn build(&self, kind: &str, state_key: Option<&str>, content: &Value) -> Pdu {
         let content = to_raw_value(content).expect("JSON");
         let state_key = state_key.map(ToOwned::to_owned);
-        let draft = Draft { kind: kind.into(), state_key, content, redacts: None };
+        let draft = Draft { kind: kind.into(), state_key, content, redacts: None, dated: None };
         let room_id: &RoomId = room_id!("!room:example.org");
         let context = BuildContext {
             room_id: Some(room_id),

@@ -109,6 +109,7 @@ pub async fn run(config: Result<Config, ConfigError>, file: Option<&Path>) -> Re
     };
     configuration(&mut report, &config, file);
     files::check(&mut report, &config, file);
+    files::registrations(&mut report, &config);
     files::descriptors(&mut report);
     certificate::check(&mut report, &config, now_s());
     let is_running = control::is_running(&config.data_dir).await;

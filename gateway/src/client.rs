@@ -3,6 +3,7 @@
 pub mod about;
 pub mod account;
 pub mod account_data;
+pub mod appservice;
 mod content;
 pub mod delayed_events;
 pub mod devices;

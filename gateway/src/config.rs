@@ -5,6 +5,7 @@
 
 mod keys;
 mod load;
+mod registration;
 mod rtc;
 mod units;
 
@@ -17,6 +18,7 @@ use serde_json::Value;
 pub use self::{
     keys::KEYS,
     load::{ConfigError, Flags},
+    registration::{RegistrationError, load as registrations},
     rtc::{MatrixRtc, RTC_FOCI},
     units::{Size, Span},
 };

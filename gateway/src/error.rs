@@ -5,6 +5,7 @@
 use std::{borrow::Cow, time::Duration};
 
 use actors::{
+    appservice::AssertionError,
     delayed::DelayedError,
     directory::{ActivateError, CallError},
     federation::FederationError,
@@ -75,6 +76,13 @@ impl ApiError {
     pub fn suspended() -> Self {
         let message = "you cannot do this while you are suspended";
         Self::new(StatusCode::FORBIDDEN, "M_USER_SUSPENDED", message)
+    }
+
+    /// 400 `M_EXCLUSIVE`.
+    ///
+    /// Spec: application service API, "Server admin style permissions".
+    pub fn exclusive(message: impl Into<String>) -> Self {
+        Self::bad_request("M_EXCLUSIVE", message)
     }
 
     /// 404 `M_NOT_FOUND`.
@@ -163,6 +171,16 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
+    }
+}
+
+impl From<AssertionError> for ApiError {
+    fn from(error: AssertionError) -> Self {
+        match error {
+            AssertionError::Foreign | AssertionError::NotRegistered => Self::forbidden(error.to_string()),
+            AssertionError::UnknownDevice => Self::bad_request("M_UNKNOWN_DEVICE", error.to_string()),
+            AssertionError::Store(error) => Self::internal(&error),
+        }
     }
 }
 

@@ -2,8 +2,12 @@
 
 mod versioned;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
+use actors::appservice::Service;
 pub use actors::session::{Requester, Restriction};
 use axum::{
     body::{Body, Bytes},
@@ -11,9 +15,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, Method, StatusCode, header, request::Parts};
-use ruma::api::{
-    IncomingRequest, IncomingRequestExt, OutgoingResponse, OutgoingResponseExt,
-    error::{DeserializationError, FromHttpRequestError},
+use ruma::{
+    OwnedDeviceId, OwnedUserId,
+    api::{
+        IncomingRequest, IncomingRequestExt, OutgoingResponse, OutgoingResponseExt,
+        error::{DeserializationError, FromHttpRequestError},
+    },
 };
 use serde::{
     Deserialize,
@@ -86,6 +93,10 @@ impl<R: IncomingRequest + Send> FromRequest<App> for Open<R> {
 }
 
 fn check_address(parts: &Parts, app: &App) -> ApiResult<()> {
+    // A bridge registers its users one after the other.
+    if service(parts, app).is_ok() {
+        return Ok(());
+    }
     match parts.extensions.get() {
         Some(ClientIp(address)) => app.rate_limits().check_address(*address, route(parts)),
         None => Ok(()),
@@ -194,14 +205,60 @@ impl FromRequestParts<App> for Anybody {
     }
 }
 
+/// The device that a request comes from, for what only a device can do.
+pub fn device_of(requester: &Requester) -> ApiResult<OwnedDeviceId> {
+    let missing =
+        || ApiError::missing_param("device_id is missing: an application service names one for this");
+    requester.device_id.clone().ok_or_else(missing)
+}
+
 fn object(body: &[u8]) -> ApiResult<serde_json::Map<String, serde_json::Value>> {
     serde_json::from_slice(body).map_err(|_| not_an_object())
+}
+
+/// The application service that a request comes from, for requests that need no account; an error if it comes from none.
+pub struct OfService(pub ApiResult<Arc<Service>>);
+
+impl FromRequestParts<App> for OfService {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> ApiResult<Self> {
+        Ok(Self(service(parts, app)))
+    }
+}
+
+/// The application service whose token a request has.
+fn service(parts: &Parts, app: &App) -> ApiResult<Arc<Service>> {
+    let unknown = || ApiError::new(StatusCode::UNAUTHORIZED, "M_UNKNOWN_TOKEN", "unknown access token");
+    let services = app.homeserver().services();
+    let token = token(&parts.headers, parts.uri.query(), app.settings().query_tokens)?;
+    services.of_token(&token).cloned().ok_or_else(unknown)
+}
+
+/// Whom a service's request is of, by its query.
+///
+/// Spec: application service API, "Identity assertion"; MSC4326 for the former name of the device's parameter.
+async fn asserted(service: &Arc<Service>, query: Option<&str>, app: &App) -> ApiResult<Requester> {
+    let query = query.unwrap_or_default();
+    let user_id = match form_value(query, "user_id") {
+        Some(text) => {
+            let invalid = |_| ApiError::invalid_param("user_id is not a user ID");
+            Some(OwnedUserId::try_from(text).map_err(invalid)?)
+        }
+        None => None,
+    };
+    let device_id =
+        form_value(query, "device_id").or_else(|| form_value(query, "org.matrix.msc3202.device_id"));
+    Ok(app.homeserver().assert_identity(service, user_id, device_id.map(Into::into)).await?)
 }
 
 async fn authenticate(parts: &Parts, app: &App) -> ApiResult<Requester> {
     let token = token(&parts.headers, parts.uri.query(), app.settings().query_tokens)?;
     let ip = parts.extensions.get::<ClientIp>().map(|ip| ip.0.to_string());
-    let requester = app.authenticate(&token, ip.as_deref()).await?;
+    let requester = match app.homeserver().services().of_token(&token) {
+        Some(service) => asserted(service, parts.uri.query(), app).await?,
+        None => app.authenticate(&token, ip.as_deref()).await?,
+    };
     let route = route(parts);
     match requester.restriction {
         Some(Restriction::Lock) if !LEFT_TO_LOCKED.contains(&route) => return Err(ApiError::locked()),
@@ -213,7 +270,11 @@ async fn authenticate(parts: &Parts, app: &App) -> ApiResult<Requester> {
     if requester.is_guest && !guests::may(&parts.method, route) {
         return Err(ApiError::guests_may_not());
     }
-    app.rate_limits().check_user(&requester.user_id, &parts.method, route)?;
+    let is_unlimited =
+        |service: &Arc<Service>| !service.is_rate_limited || service.sender == requester.user_id;
+    if !requester.service.as_ref().is_some_and(is_unlimited) {
+        app.rate_limits().check_user(&requester.user_id, &parts.method, route)?;
+    }
     Ok(requester)
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Spec: server-server API, "Server discovery", "Request Authentication".
 
+pub mod appservice;
 pub mod guard;
 pub mod pages;
 pub mod push;

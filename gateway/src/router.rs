@@ -16,11 +16,11 @@ use crate::{
     bodies,
     client::{
         about::{self, About},
-        account, account_data, delayed_events, devices, directory, ephemeral, events, filters, key_backup,
-        keys, login, login_page, media, membership, moderation, old, openid, presence, profile, push_rules,
-        pushers, register, relations, rendezvous, reporting, rooms, rtc, search, sliding_sync, spaces,
-        summary, sync, third_party_ids, third_party_networks, threads, timeline, to_device, uia_fallback,
-        user_directory, voip,
+        account, account_data, appservice, delayed_events, devices, directory, ephemeral, events, filters,
+        key_backup, keys, login, login_page, media, membership, moderation, old, openid, presence, profile,
+        push_rules, pushers, register, relations, rendezvous, reporting, rooms, rtc, search, sliding_sync,
+        spaces, summary, sync, third_party_ids, third_party_networks, threads, timeline, to_device,
+        uia_fallback, user_directory, voip,
     },
     error::ApiError,
     federation, metrics,
@@ -100,6 +100,7 @@ fn client_routes() -> Router<App> {
         .merge(encryption_routes());
     let v1 = Router::new()
         .route("/login/get_token", post(login::login_token))
+        .route("/appservice/{id}/ping", post(appservice::ping))
         .route("/register/m.login.registration_token/validity", get(register::token_validity))
         .route("/mutual_rooms", get(user_directory::mutual_rooms))
         .route("/admin/lock/{user}", get(moderation::get_lock).put(moderation::set_lock))

@@ -12,6 +12,7 @@ use std::{
 };
 
 use actors::{
+    appservice::Services,
     env::{Clock, Entropy, Env},
     federation::FederationConfig,
     homeserver::{Homeserver, HomeserverConfig},
@@ -30,8 +31,8 @@ pub use self::options::{Certificate, FederationOptions, Options, StoreKind};
 use crate::{
     app::App,
     client::about::About,
-    control, metrics,
-    outbound::{Outbound, push::PushClient},
+    config, control, metrics,
+    outbound::{Outbound, appservice::ServiceHttp, push::PushClient},
     password::Passwords,
     router, signing,
     tls::{Acme, Tls},
@@ -115,6 +116,8 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
         .with_context(|| format!("cannot create the data directory {}", options.data_dir.display()))?;
     close_to_others(&options.data_dir);
     let is_silent = options.is_silent();
+    // Before anything is begun: what is wrong with them is the operator's to correct.
+    let services = if is_silent { Services::default() } else { services(&options)? };
     let (front, acme) = listen(&mut options)?;
     let env = Env { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy) };
     let storage = Storage::open(open_store(&options).await?, options.durability).await?;
@@ -156,6 +159,7 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
         conversation: options.conversation,
         push: Arc::new(PushClient::new(options.push.allow_private_addresses)?),
         search,
+        services,
     };
     let passwords = Passwords::new(options.password_cost, env.entropy.clone())?;
     let homeserver = Homeserver::start(config, env, storage).await;
@@ -163,6 +167,17 @@ pub async fn start(mut options: Options) -> anyhow::Result<Running> {
     let control = if is_silent { None } else { bind_control(&options.data_dir) };
     front.start(router::router(app.clone()), metrics::router(app.clone()));
     Ok(Running { app, front, control, acme })
+}
+
+/// The application services that are registered, and how they are reached.
+fn services(options: &Options) -> anyhow::Result<Services> {
+    let registered = config::registrations(&options.registrations, &options.server_name)
+        .context("an application service is not registered as it has to be")?;
+    for service in &registered {
+        let url = service.url.as_deref().unwrap_or("no URL");
+        tracing::info!(service = service.id, url, sender = %service.sender, "an application service is registered");
+    }
+    Ok(Services::new(registered, Arc::new(ServiceHttp::new()?)))
 }
 
 /// Begins to take connections.

@@ -32,6 +32,7 @@ fn options(data_dir: &Path) -> Options {
         media: gateway::config::Media::default(),
         conversation: actors::homeserver::ConversationConfig::default(),
         push: gateway::config::Push::default(),
+        registrations: Vec::new(),
         search: false,
         password_cost: PasswordCost { memory_kib: 64, iterations: 1, lanes: 1 },
         settings: Settings::default(),

@@ -16,11 +16,14 @@ mod media;
 mod push;
 mod reports;
 mod rooms;
+mod services;
 mod users;
 
 use crate::{key::EventIdHash, store::StoreError, verify::read_row};
 
-pub use self::{delayed::*, federation::*, keys::*, media::*, push::*, reports::*, rooms::*, users::*};
+pub use self::{
+    delayed::*, federation::*, keys::*, media::*, push::*, reports::*, rooms::*, services::*, users::*,
+};
 
 /// The number of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -625,6 +628,27 @@ tables! {
     ///
     /// Key: moment. Writer: the sweep of old EDUs. Changes: append; deletion of what is older than is needed.
     107 => EDU_DATES: u64 => Position;
+
+    /// How far each application service has come.
+    ///
+    /// Key: the service's ID. Writer: the service's task. Changes: overwritten.
+    108 => SERVICE_CURSORS: String => ServiceCursorRecord;
+
+    /// The transaction of each application service that it has not acknowledged.
+    ///
+    /// Key: the service's ID. Writer: the service's task. Changes: deletion, in the batch that moves its cursor.
+    109 => SERVICE_TXNS: String => ServiceTxnRecord;
+
+    /// Events that got their place in a timeline later than their number, while there are application services.
+    ///
+    /// Key: the position of the place. Writer: `RoomActor`, in the same batch as `TIMELINE`. Changes: deletion, by the task
+    /// of the service that is the last to pass it.
+    112 => LATE_EVENTS: Position => ShortEventId;
+
+    /// The rooms that application services list for their networks.
+    ///
+    /// Key: the network's `instance_id`, room ID. Writer: the directory handlers. Changes: deletion.
+    111 => SERVICE_ROOMS: (String, OwnedRoomId) => ();
 
     /// What users reported to the administrators.
     ///

@@ -43,7 +43,7 @@ async fn a_login_token_lets_one_client_in_once() {
         "type": "m.login.application_service",
         "identifier": { "type": "m.id.user", "user": "alice" },
     });
-    anonymous.post("/_matrix/client/v3/login", &bridge).await.is(403, "M_FORBIDDEN");
+    anonymous.post("/_matrix/client/v3/login", &bridge).await.is(401, "M_MISSING_TOKEN");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 
 mod account_data;
 mod accounts;
+mod appservices;
 mod check;
 mod clients;
 mod damage;

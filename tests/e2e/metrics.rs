@@ -23,6 +23,14 @@ async fn what_the_server_does_is_counted_and_documented() {
     let port = free_port();
     let mut server = Server::start_federating("").await;
     server.set("listen.metrics", &format!("['127.0.0.1:{port}']"));
+    // A service of which nothing is known but that it is registered.
+    let registration = json!({
+        "id": "irc", "url": "http://localhost:1", "as_token": "as", "hs_token": "hs", "sender_localpart": "irc",
+        "namespaces": {},
+    });
+    let file = server.data_dir().join("irc.yaml");
+    std::fs::write(&file, registration.to_string()).unwrap();
+    server.set("appservices.registrations", &format!("['{}']", file.display()));
     server.restart().await;
     let alice = server.client("alice").await;
     let room = alice.create_room(json!({})).await;
@@ -58,6 +66,7 @@ async fn what_the_server_does_is_counted_and_documented() {
     assert_eq!(value(failed), "1");
     assert_eq!(value("ganglion_push_requests_total{kind=\"event\"}"), "0");
     assert_eq!(value("ganglion_pushers_waiting"), "0");
+    assert_eq!(value("ganglion_appservice_sent_events_total{service=\"irc\"}"), "0");
     assert!(number("ganglion_process_memory_bytes") > f64::from(1 << 20));
     assert!(number("ganglion_process_descriptors") < number("ganglion_process_descriptors_max"));
     assert!(number("ganglion_store_bytes") > 0.0);

@@ -21,6 +21,8 @@ pub enum PeerKind {
     Nio,
     /// mautrix (Python).
     Mautrix,
+    /// An application service made with mautrix (Python).
+    MautrixBridge,
     /// matrix-js-sdk (`JavaScript`).
     Js,
 }
@@ -43,6 +45,7 @@ impl Peer {
         match kind {
             PeerKind::Nio => Self::python(kind, "nio/client.py", url),
             PeerKind::Mautrix => Self::python(kind, "mautrix/client.py", url),
+            PeerKind::MautrixBridge => Self::python(kind, "mautrix/bridge.py", url),
             PeerKind::Js => {
                 let mut command = Command::new("node");
                 command.arg("client.mjs").arg(url).current_dir(environment::node());

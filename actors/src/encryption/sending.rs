@@ -81,7 +81,7 @@ impl Homeserver {
         messages: Messages,
     ) -> Result<(), SessionError> {
         let session = self.session(&requester.user_id).await?;
-        if session.has_sent(&requester.device_id, kind, txn_id) {
+        if session.has_sent(&requester.device_key(), kind, txn_id) {
             return Ok(());
         }
         check_size(&messages)?;
@@ -105,7 +105,7 @@ impl Homeserver {
         let sending = &self.session_shared().sending;
         let id = self.own_id(requester, kind, txn_id);
         let _turn = sending.flights.board(id.message_id.clone()).await;
-        if session.has_sent(&requester.device_id, kind, txn_id) {
+        if session.has_sent(&requester.device_key(), kind, txn_id) {
             return Ok(());
         }
         let (mut local, remote): (Messages, Messages) =
@@ -117,8 +117,7 @@ impl Homeserver {
         }
         let sent = async {
             self.deliver_to_device(&requester.user_id, kind, local, &id).await?;
-            let device_id = requester.device_id.clone();
-            session.note_sent(device_id, kind, txn_id, id.message_id.clone(), recipients).await
+            session.note_sent(requester.device_key(), kind, txn_id, id.message_id.clone(), recipients).await
         };
         let result = sent.await;
         sending.ended(&id, &result);

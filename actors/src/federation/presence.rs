@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::{json, value::to_raw_value};
 
 use crate::{
+    appservice::EphemeralNews,
     destination::{Ephemeral, EphemeralContent, PresenceNews},
     homeserver::Homeserver,
     presence::UserPresence,
@@ -79,6 +80,8 @@ impl Homeserver {
                 currently_active: pushed.currently_active,
             };
             self.session_shared().presence.set_remote(presence, self.env().clock.now_ms());
+            let hub = &self.room_shared().hub;
+            hub.services.tell(|| EphemeralNews::Presence(user_id.clone()));
             // Not durable: the position only orders the change among what sync clients have seen.
             let ticket = self.storage().reserve(1);
             for view in views {

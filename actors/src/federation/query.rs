@@ -91,7 +91,11 @@ impl Homeserver {
     ) -> Result<Option<(OwnedRoomId, Vec<OwnedServerName>)>, RoomError> {
         let server = alias.server_name();
         if server == self.server_name() {
-            let Some(record) = self.resolve_alias(alias).await? else { return Ok(None) };
+            let record = match self.resolve_alias(alias).await? {
+                None if self.summon_alias(alias).await => self.resolve_alias(alias).await?,
+                record => record,
+            };
+            let Some(record) = record else { return Ok(None) };
             let servers = self.servers_of(&record.room_id).await?;
             return Ok(Some((record.room_id, servers)));
         }

@@ -60,14 +60,13 @@ impl Homeserver {
         for (user_id, devices) in messages {
             by_server.entry(user_id.server_name().to_owned()).or_default().insert(user_id, devices);
         }
+        let device_id = requester.device_key();
         let mut batch = Batch::default();
         let servers: Vec<_> = by_server.keys().cloned().collect();
         for (server, messages) in by_server {
             for (number, part) in parts(messages).into_iter().enumerate() {
-                let seed = format!(
-                    "{}\0{}\0{kind}\0{txn_id}\0{server}\0{number}",
-                    requester.user_id, requester.device_id
-                );
+                let seed =
+                    format!("{}\0{}\0{kind}\0{txn_id}\0{server}\0{number}", requester.user_id, device_id);
                 let content = json!({
                     "sender": requester.user_id,
                     "type": kind,
@@ -85,7 +84,7 @@ impl Homeserver {
 
     /// By what a transaction of a local device is known to the inboxes of this server.
     pub(crate) fn own_id(&self, requester: &Requester, kind: &str, txn_id: &TransactionId) -> ReceivedId {
-        let seed = format!("{}\0{}\0{kind}\0{txn_id}", requester.user_id, requester.device_id);
+        let seed = format!("{}\0{}\0{kind}\0{txn_id}", requester.user_id, requester.device_key());
         ReceivedId { origin: self.server_name().to_owned(), message_id: message_id(&seed) }
     }
 

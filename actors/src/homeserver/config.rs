@@ -6,6 +6,7 @@ use engine::{pdu::SigningKey, room_version};
 use ruma::{OwnedServerName, RoomVersionId};
 
 use crate::{
+    appservice::Services,
     directory::ClassConfig,
     federation::{FederationConfig, OldKey},
     media::MediaConfig,
@@ -41,6 +42,8 @@ pub struct HomeserverConfig {
     pub push: Arc<dyn PushGateway>,
     /// The full-text index; none if messages are not searched.
     pub search: Option<Arc<TextIndex>>,
+    /// The application services.
+    pub services: Services,
 }
 
 impl HomeserverConfig {
@@ -59,6 +62,7 @@ impl HomeserverConfig {
             conversation: ConversationConfig::default(),
             push: Arc::new(NoPushGateways),
             search: None,
+            services: Services::default(),
         }
     }
 }

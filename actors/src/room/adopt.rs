@@ -221,8 +221,13 @@ impl ActiveRoom {
     fn own_leave(&self, change: &Change, user: &ruma::UserId) -> Result<Pdu, RoomError> {
         let content = serde_json::value::to_raw_value(&serde_json::json!({ "membership": "leave" }))
             .map_err(|error| RoomError::Invalid(error.to_string()))?;
-        let draft =
-            Draft { kind: "m.room.member".into(), state_key: Some(user.to_string()), content, redacts: None };
+        let draft = Draft {
+            kind: "m.room.member".into(),
+            state_key: Some(user.to_string()),
+            content,
+            redacts: None,
+            dated: None,
+        };
         Ok(self.author().build(&self.machine_head(change), (&[], &[]), None, (user, draft))?)
     }
 }

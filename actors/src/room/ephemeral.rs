@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::{ActiveRoom, Receipt, RoomError, RoomMessage};
 use crate::{
+    appservice::EphemeralNews,
     destination::{Ephemeral, EphemeralContent},
     hub::Changed,
 };
@@ -144,7 +145,11 @@ impl ActiveRoom {
     fn publish_typing(&self, moved: impl Iterator<Item = OwnedUserId>) {
         // Not durable: the position only orders the notice among what sync clients have seen.
         let ticket = self.shared.store.storage().reserve(1);
-        let users = self.typists.0.keys().cloned().collect();
+        let users: Vec<_> = self.typists.0.keys().cloned().collect();
+        self.shared
+            .hub
+            .services
+            .tell(|| EphemeralNews::Typing(self.room, self.room_id.clone(), users.iter().cloned().collect()));
         let typing = self.published.typing.load().next(users, moved, ticket.last());
         self.published.typing.store(Arc::new(typing));
         self.shared.hub.room_changed(self.room, Changed::default(), ticket.last());
@@ -182,16 +187,20 @@ impl ActiveRoom {
         let position = receipt.position;
         let reader = receipt.user_id.clone();
         self.send_receipt(&receipt);
+        let told = self.shared.hub.services.is_on().then(|| Arc::new(receipt.clone()));
         self.receipts.set(receipt);
         let receipts = Arc::new(self.receipts.clone());
         let (shared, published) = (self.shared.clone(), self.published.clone());
-        let (room, myself) = (self.room, myself.clone());
+        let (room, room_id, myself) = (self.room, self.room_id.clone(), myself.clone());
         storage.submit(batch, Some(ticket), move |result| {
             match &result {
                 Ok(()) => {
                     published.receipts.store(receipts);
                     shared.hub.room_changed(room, Changed::default(), position);
                     shared.hub.push.nudge(&reader);
+                    if let Some(receipt) = told {
+                        shared.hub.services.tell(|| EphemeralNews::Receipt(room, room_id, receipt));
+                    }
                 }
                 Err(error) => drop(myself.cast(RoomMessage::CommitFailed(error.clone()))),
             }

@@ -154,7 +154,13 @@ impl ActiveRoom {
         sender: &UserId,
         prevs: &[Arc<StoredEvent>],
     ) -> Result<(), RoomError> {
-        let draft = Draft { kind: DUMMY.into(), state_key: None, content: empty_object(), redacts: None };
+        let draft = Draft {
+            kind: DUMMY.into(),
+            state_key: None,
+            content: empty_object(),
+            redacts: None,
+            dated: None,
+        };
         let author = self.author();
         let made = self.decide(change, |room| room.make_after(prevs, sender, &draft, &author)).await?;
         let (pdu, placement) = made?;

@@ -129,6 +129,7 @@ impl ActiveRoom {
             content: serde_json::value::to_raw_value(&content)
                 .map_err(|error| RoomError::Invalid(error.to_string()))?,
             redacts: None,
+            dated: None,
         }))
     }
 

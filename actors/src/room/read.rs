@@ -295,6 +295,32 @@ impl RoomHandle {
         self.render_nested(events, viewer, room_id, false).await
     }
 
+    /// An event in client format as an application service gets it, which may see all of it and of what it replaced; with
+    /// an invite of its user comes what the user is shown of the room.
+    ///
+    /// Spec: application service API, `PUT /_matrix/app/v1/transactions/{txnId}`.
+    pub async fn render_for_service(
+        &self,
+        event: &Arc<StoredEvent>,
+        target: Option<&UserId>,
+    ) -> Result<Box<RawValue>, RoomError> {
+        let related = self.related(std::slice::from_ref(event)).await?;
+        let is_invited = |_: &&UserId| ["invite", "knock"].contains(&membership_of(&event.pdu).as_str());
+        let shown = match target.filter(is_invited) {
+            Some(target) => {
+                let events = self.stripped_state(target, event).await?;
+                let events: Vec<_> = events.iter().map(|event| event.get()).collect();
+                let kind = membership_of(&event.pdu);
+                Some(format!("\"{kind}_room_state\":[{}]", events.join(",")))
+            }
+            None => None,
+        };
+        let extra = Extra { shows_replaced: true, membership: None, bundle: shown.as_deref() };
+        let viewer = Viewer { user_id: event.pdu.sender().to_owned(), device_id: None };
+        let (event, now_ms) = ((&**event, self.snapshot().rules), self.now_ms());
+        Ok(render_one(event, &viewer, RoomIdField::Present, &related, extra, now_ms))
+    }
+
     /// Events in client format; `is_nested` ones are bundled with another event.
     pub(super) async fn render_nested(
         &self,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use engine::{
-    id::ShortRoomId,
+    id::{Position, ShortRoomId, TimelineIndex},
     pdu::{Draft, Pdu},
     room::{
         admit::Placement,
@@ -183,6 +183,10 @@ impl ActiveRoom {
         batch.put(&schema::EVENTS, &event.short, &EventRecord::of(event));
         if let Some(index) = event.index {
             batch.put(&schema::TIMELINE, &(self.room, index), &event.short);
+            // Whoever follows the events by their numbers has passed this one.
+            if index > TimelineIndex::from(Position(event.short.0)) && self.shared.hub.services.is_on() {
+                batch.put(&schema::LATE_EVENTS, &Position::from(index), &event.short);
+            }
             let sent_ms = u64::from(event.pdu.origin_server_ts().get());
             batch.put(&schema::EVENTS_BY_TIME, &(self.room, sent_ms, event.short), &());
         }

@@ -97,6 +97,13 @@ impl Homeserver {
 
     /// Makes an account; of two who want the same user ID one is refused.
     pub async fn register(&self, new: NewAccount) -> Result<SessionHandle, SessionError> {
+        let user_id = new.user_id.clone();
+        self.make_account(new).await?;
+        self.session(&user_id).await
+    }
+
+    /// The same, without the session that nobody needs yet.
+    pub(crate) async fn make_account(&self, new: NewAccount) -> Result<(), SessionError> {
         self.check_username(&new.user_id)?;
         let NewAccount { user_id, password_hash, is_guest, is_admin } = new;
         let created = self.env().clock.now();
@@ -112,11 +119,10 @@ impl Homeserver {
         };
         let mut batch = Batch::new();
         batch.expect_absent(&schema::ACCOUNTS, &user_id).put(&schema::ACCOUNTS, &user_id, &account);
-        match self.storage().commit(batch).await {
-            Ok(()) => self.session(&user_id).await,
-            Err(CommitError::Refused(_)) => Err(SessionError::UserInUse),
-            Err(error) => Err(SessionError::Commit(error)),
-        }
+        self.storage().commit(batch).await.map_err(|error| match error {
+            CommitError::Refused(_) => SessionError::UserInUse,
+            error => SessionError::Commit(error),
+        })
     }
 
     /// Accounts in the order of their IDs, at most `limit` after a user.
@@ -184,7 +190,13 @@ impl Homeserver {
             let data = published.data.load();
             (data.profile().clone(), data.account().is_deactivated)
         } else {
-            let account = self.storage().get(&schema::ACCOUNTS, user_id).await?;
+            let account = match self.storage().get(&schema::ACCOUNTS, user_id).await? {
+                // An application service may make the user just now.
+                None if self.summon_user(user_id).await => {
+                    self.storage().get(&schema::ACCOUNTS, user_id).await?
+                }
+                account => account,
+            };
             let account = account.ok_or(SessionError::NotFound)?;
             (shared.load_profile(&user_id.to_owned()).await?, account.is_deactivated)
         };
@@ -263,8 +275,7 @@ impl Homeserver {
 impl SessionHandle {
     /// Notes the use of a device without waiting for it to be stored.
     fn note_use(&self, requester: &Requester, ip: Option<&str>) {
-        let seen =
-            SessionMessage::Seen { device_id: requester.device_id.clone(), ip: ip.map(ToOwned::to_owned) };
-        self.cast(seen);
+        let Some(device_id) = requester.device_id.clone() else { return };
+        self.cast(SessionMessage::Seen { device_id, ip: ip.map(ToOwned::to_owned) });
     }
 }

@@ -149,6 +149,7 @@ impl Homeserver {
             content: serde_json::value::to_raw_value(&content)
                 .map_err(|error| RoomError::Invalid(error.to_string()))?,
             redacts: None,
+            dated: None,
         };
         let room = self.room(room_id).await?;
         room.send(Send { sender: session.user_id().to_owned(), draft, sent_by: None }).await?;

@@ -55,6 +55,8 @@ pub enum SessionChange {
     },
     /// Name a device.
     RenameDevice(OwnedDeviceId, Option<String>),
+    /// Make a device without tokens, or name it.
+    PutDevice(OwnedDeviceId, Option<String>),
     /// Log out devices and forget them.
     DeleteDevices(Vec<OwnedDeviceId>),
     /// Log out and forget all devices.
@@ -234,6 +236,7 @@ impl Draft {
                 Ok(())
             }
             SessionChange::RenameDevice(device_id, name) => self.rename_device(&device_id, name),
+            SessionChange::PutDevice(device_id, name) => self.put_device_of_service(device_id, name),
             SessionChange::DeleteDevices(device_ids) => {
                 self.delete_devices(&device_ids);
                 Ok(())

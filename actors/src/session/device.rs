@@ -56,12 +56,8 @@ impl Draft {
         if self.data.account.is_locked {
             return Err(SessionError::Locked);
         }
-        if login.device_id.as_ref().is_some_and(|id| self.data.keys.is_cross_signing_key(id.as_str())) {
-            return Err(SessionError::KeyInUse);
-        }
         let device_id = match login.device_id {
-            Some(device_id) if (1..=255).contains(&device_id.as_str().len()) => device_id,
-            Some(_) => return Err(SessionError::InvalidDeviceId),
+            Some(device_id) => self.checked_id(device_id)?,
             None => entropy.token(10).to_ascii_uppercase().into(),
         };
         let device = match self.data.devices.get(&device_id).cloned() {
@@ -69,17 +65,49 @@ impl Draft {
                 self.revoke_tokens(&device);
                 (*device).clone()
             }
-            None if self.data.devices.len() >= DEVICES_MAX => return Err(SessionError::TooMany("devices")),
-            None => DeviceRecord {
-                display_name: login.display_name.map(cut_name),
-                last_seen: Some(self.now),
-                last_seen_ip: None,
-                access_token: None,
-                refresh_token: None,
-                previous_refresh_token: None,
-            },
+            None => self.new_device(login.display_name)?,
         };
         Ok(self.issue(device_id, device, login.wants_refresh_token, entropy))
+    }
+
+    /// A device's ID as somebody chose it, if it may be one.
+    fn checked_id(&self, device_id: OwnedDeviceId) -> Result<OwnedDeviceId, SessionError> {
+        if self.data.keys.is_cross_signing_key(device_id.as_str()) {
+            return Err(SessionError::KeyInUse);
+        }
+        let is_possible = (1..=255).contains(&device_id.as_str().len());
+        if is_possible { Ok(device_id) } else { Err(SessionError::InvalidDeviceId) }
+    }
+
+    fn new_device(&self, name: Option<String>) -> Result<DeviceRecord, SessionError> {
+        if self.data.devices.len() >= DEVICES_MAX {
+            return Err(SessionError::TooMany("devices"));
+        }
+        Ok(DeviceRecord {
+            display_name: name.map(cut_name),
+            last_seen: Some(self.now),
+            last_seen_ip: None,
+            access_token: None,
+            refresh_token: None,
+            previous_refresh_token: None,
+        })
+    }
+
+    /// Makes a device for which an application service acts, without tokens; one that is there is named.
+    ///
+    /// Spec: application service API, "Creating devices".
+    pub(super) fn put_device_of_service(
+        &mut self,
+        device_id: OwnedDeviceId,
+        name: Option<String>,
+    ) -> Result<(), SessionError> {
+        if self.data.devices.contains_key(&device_id) {
+            return if name.is_some() { self.rename_device(&device_id, name) } else { Ok(()) };
+        }
+        let device_id = self.checked_id(device_id)?;
+        let device = self.new_device(name)?;
+        self.put_device(device_id, device);
+        Ok(())
     }
 
     /// Exchanges a refresh token for new tokens.

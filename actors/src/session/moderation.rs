@@ -31,7 +31,7 @@ impl Restriction {
     }
 
     /// The restriction that decides what an account may do, if any does.
-    pub(super) fn of(account: &AccountRecord) -> Option<Self> {
+    pub(crate) fn of(account: &AccountRecord) -> Option<Self> {
         [Self::Lock, Self::Suspension].into_iter().find(|restriction| restriction.is_on(account))
     }
 }

@@ -14,19 +14,28 @@ use storage::{
 };
 
 use super::Restriction;
-use crate::env::Clock;
+use crate::{appservice::Service, env::Clock};
 
 /// Who makes a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Requester {
     /// The user.
     pub user_id: OwnedUserId,
-    /// The device.
-    pub device_id: OwnedDeviceId,
+    /// The device; an application service may act without one.
+    pub device_id: Option<OwnedDeviceId>,
     /// The account is a guest's.
     pub is_guest: bool,
     /// What an administrator has taken from the account.
     pub restriction: Option<Restriction>,
+    /// The application service that acts as the user.
+    pub service: Option<Arc<Service>>,
+}
+
+impl Requester {
+    /// The device, for what is kept by device: those who have none share an ID that no device has.
+    pub fn device_key(&self) -> OwnedDeviceId {
+        self.device_id.clone().unwrap_or_else(|| "".into())
+    }
 }
 
 /// Why a request has no requester.
@@ -117,7 +126,13 @@ fn known(record: TokenRecord, restriction: Option<Restriction>) -> Result<KnownT
     let TokenRecord { user_id, device_id, kind, expires, is_guest } = record;
     match kind {
         TokenKind::Access => Ok(KnownToken {
-            requester: Requester { user_id, device_id, is_guest, restriction },
+            requester: Requester {
+                user_id,
+                device_id: Some(device_id),
+                is_guest,
+                restriction,
+                service: None,
+            },
             expires,
             noted_ms: AtomicU64::new(0),
         }),

@@ -25,6 +25,8 @@ pub struct Draft {
     pub content: Box<RawValue>,
     /// The event to redact, for a redaction.
     pub redacts: Option<OwnedEventId>,
+    /// When it is said to have happened, if that is not when it is sent.
+    pub dated: Option<MilliSecondsSinceUnixEpoch>,
 }
 
 impl Draft {
@@ -34,7 +36,7 @@ impl Draft {
     pub fn new(kind: TimelineEventType, state_key: Option<String>, content: Box<RawValue>) -> Self {
         let is_redaction = kind == TimelineEventType::RoomRedaction;
         let redacts = if is_redaction { content_redacts(&content) } else { None };
-        Self { kind, state_key, content, redacts }
+        Self { kind, state_key, content, redacts, dated: None }
     }
 }
 

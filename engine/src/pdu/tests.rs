@@ -31,7 +31,13 @@ fn make(version: &RoomVersionId, draft: Draft, prev: &[Arc<Pdu>]) -> Pdu {
 
 fn draft(kind: &str, state_key: Option<&str>, content: &Value) -> Draft {
     let content = to_raw_value(content).unwrap();
-    Draft { kind: kind.into(), state_key: state_key.map(ToOwned::to_owned), content, redacts: None }
+    Draft {
+        kind: kind.into(),
+        state_key: state_key.map(ToOwned::to_owned),
+        content,
+        redacts: None,
+        dated: None,
+    }
 }
 
 fn create(version: &RoomVersionId) -> Arc<Pdu> {

@@ -244,6 +244,7 @@ fn initial_state(room: &NewRoom) -> impl Iterator<Item = Draft> + '_ {
             state_key: Some(event.state_key.clone()),
             content: event.content.clone(),
             redacts: None,
+            dated: None,
         },
     )
 }
@@ -258,5 +259,11 @@ fn topic_content(topic: &str) -> Value {
 fn state(kind: &str, state_key: &str, content: &Value) -> Result<Draft, NewRoomError> {
     let content =
         serde_json::value::to_raw_value(content).map_err(|error| NewRoomError::Invalid(error.to_string()))?;
-    Ok(Draft { kind: kind.into(), state_key: Some(state_key.to_owned()), content, redacts: None })
+    Ok(Draft {
+        kind: kind.into(),
+        state_key: Some(state_key.to_owned()),
+        content,
+        redacts: None,
+        dated: None,
+    })
 }

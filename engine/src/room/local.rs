@@ -61,7 +61,7 @@ impl Author<'_> {
         let context = BuildContext {
             room_id: Some(head.id),
             sender,
-            origin_server_ts: date(self.now, replaced, self.server_name),
+            origin_server_ts: draft.dated.unwrap_or_else(|| date(self.now, replaced, self.server_name)),
             prev_events,
             auth_events,
             event_id_localpart: &self.seed,

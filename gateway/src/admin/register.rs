@@ -19,7 +19,7 @@ use sha1::Sha1;
 
 use crate::{
     app::App,
-    client::register::hash,
+    client::register::{check_reserved, hash},
     error::{ApiError, ApiResult},
     extract::JsonBody,
 };
@@ -87,6 +87,7 @@ pub async fn register(State(app): State<App>, JsonBody(body): JsonBody) -> ApiRe
     }
     let user_id = UserId::parse_with_server_name(body.username.to_lowercase(), homeserver.server_name())
         .map_err(|_| ApiError::bad_request("M_INVALID_USERNAME", "not a user name"))?;
+    check_reserved(&app, &user_id, None)?;
     homeserver.check_free(&user_id).await?;
     let password_hash = Some(hash(&app, body.password).await?);
     let new = NewAccount { user_id: user_id.clone(), password_hash, is_guest: false, is_admin: body.admin };

@@ -10,7 +10,12 @@ use std::{
 use actors::env::Entropy;
 
 use super::Report;
-use crate::{config::Config, outbound, serve::OsEntropy, signing};
+use crate::{
+    config::{Config, registrations as registrations_of},
+    outbound,
+    serve::OsEntropy,
+    signing,
+};
 
 /// Descriptors that a small server needs: connections of clients and servers, and the store's files.
 const DESCRIPTORS_MIN: u64 = 4096;
@@ -32,6 +37,27 @@ pub(super) fn check(report: &mut Report, config: &Config, file: Option<&Path>) {
             Ok(roots) => report.fine("files", format!("{} additional trusted roots", roots.len())),
             Err(error) => report.wrong("files", format!("{error:#}"), "correct federation.extra_ca"),
         }
+    }
+}
+
+/// Looks at the registration files of application services.
+pub(super) fn registrations(report: &mut Report, config: &Config) {
+    let files = &config.appservices.registrations;
+    match registrations_of(files, &config.server_name) {
+        Ok(services) => {
+            for service in services {
+                report.fine("appservices", format!("{} acts as {}", service.id, service.sender));
+            }
+        }
+        Err(error) => {
+            report.wrong("appservices", error.to_string(), "correct the file, or appservices.registrations");
+        }
+    }
+    for file in files.iter().filter(|file| mode(file).is_some_and(|mode| mode & 0o007 != 0)) {
+        let name = file.display();
+        let what =
+            format!("all users of this machine can read {name}, which holds an application service's tokens");
+        report.doubtful("appservices", what, format!("chmod o-rwx {name}"));
     }
 }
 

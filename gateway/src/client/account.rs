@@ -5,12 +5,9 @@
 use actors::session::LogOut;
 use axum::{Json, extract::State};
 use engine::room_version;
-use ruma::{
-    OwnedUserId,
-    api::client::{
-        account::{ThirdPartyIdRemovalStatus, change_password, deactivate},
-        uiaa::AuthData,
-    },
+use ruma::api::client::{
+    account::{ThirdPartyIdRemovalStatus, change_password, deactivate},
+    uiaa::AuthData,
 };
 use serde_json::{Map, Value, json};
 
@@ -27,11 +24,10 @@ pub async fn change_password(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<change_password::v3::Request>,
 ) -> Result<Matrix<change_password::v3::Response>, Refusal> {
-    require_password(&app, &requester.user_id, request.auth.as_ref(), "password").await?;
+    require_password(&app, &requester, request.auth.as_ref(), "password").await?;
     let session = app.homeserver().session(&requester.user_id).await?;
     let hash = register::hash(&app, request.new_password).await?;
-    let log_out =
-        if request.logout_devices { LogOut::Others(Some(requester.device_id)) } else { LogOut::Nobody };
+    let log_out = if request.logout_devices { LogOut::Others(requester.device_id) } else { LogOut::Nobody };
     session.set_password(hash, log_out).await?;
     Ok(Matrix(change_password::v3::Response::new()))
 }
@@ -41,19 +37,26 @@ pub async fn deactivate(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<deactivate::v3::Request>,
 ) -> Result<Matrix<deactivate::v3::Response>, Refusal> {
-    require_password(&app, &requester.user_id, request.auth.as_ref(), "deactivate").await?;
+    require_password(&app, &requester, request.auth.as_ref(), "deactivate").await?;
     app.homeserver().deactivate(&requester.user_id, request.erase).await?;
     // Accounts have no third-party identifiers here, and none to unbind is success.
     Ok(Matrix(deactivate::v3::Response::new(ThirdPartyIdRemovalStatus::Success)))
 }
 
 /// Has the user prove to know the password, for what a stolen access token must not do.
+///
+/// An application service has full control of its users, who have no password.
+/// Spec: application service API, "Server admin style permissions", "Deleting devices", "Cross-signing".
 pub(super) async fn require_password(
     app: &App,
-    user_id: &OwnedUserId,
+    requester: &Requester,
     auth: Option<&AuthData>,
     endpoint: &'static str,
 ) -> Result<(), Refusal> {
+    if requester.service.is_some() {
+        return Ok(());
+    }
+    let user_id = &requester.user_id;
     let challenge = Challenge { endpoint, flows: &[&[Stage::Password]], user_id: Some(user_id) };
     uia::pass(app, auth, &challenge).await.map(drop)
 }

@@ -41,7 +41,8 @@ pub(super) async fn schedule(
     if requester.restriction == Some(Restriction::Suspension) {
         room.check_suspended(&requester.user_id, &draft).await?;
     }
-    let Requester { user_id, device_id, .. } = requester;
+    let device_id = requester.device_key();
+    let user_id = requester.user_id;
     let delayed = Delayed { user_id, device_id, txn_id, room_id: room_id.to_owned(), draft, delay };
     Ok(app.homeserver().delay(delayed).await?)
 }

@@ -2,7 +2,13 @@
 //!
 //! Spec: client-server API, "Device Management".
 
-use axum::{Json, extract::State};
+use actors::session::SessionChange;
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use http::StatusCode;
 use ruma::{
     DeviceId,
     api::client::device::{delete_device, delete_devices, get_device, get_devices, update_device},
@@ -38,18 +44,25 @@ pub async fn get_device(
 }
 
 /// `PUT /_matrix/client/v3/devices/{deviceId}`
+///
+/// An application service makes devices so: application service API, "Creating devices".
 pub async fn update_device(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<update_device::v3::Request>,
-) -> ApiResult<Matrix<update_device::v3::Response>> {
+) -> ApiResult<Response> {
     let session = app.homeserver().session(&requester.user_id).await?;
+    let is_known = session.data().device(&request.device_id).is_some();
+    if requester.service.is_some() && !is_known {
+        session.change(SessionChange::PutDevice(request.device_id, request.display_name)).await?;
+        return Ok((StatusCode::CREATED, Json(json!({}))).into_response());
+    }
     match request.display_name {
         Some(name) => session.rename_device(request.device_id, Some(name)).await?,
         // Without a name the request changes nothing, but the device has to exist.
-        None if session.data().device(&request.device_id).is_some() => {}
+        None if is_known => {}
         None => return Err(ApiError::not_found("device not found")),
     }
-    Ok(Matrix(update_device::v3::Response::new()))
+    Ok(Matrix(update_device::v3::Response::new()).into_response())
 }
 
 /// `DELETE /_matrix/client/v3/devices/{deviceId}`
@@ -57,7 +70,7 @@ pub async fn delete_device(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<delete_device::v3::Request>,
 ) -> Result<Matrix<delete_device::v3::Response>, Refusal> {
-    require_password(&app, &requester.user_id, request.auth.as_ref(), "delete_device").await?;
+    require_password(&app, &requester, request.auth.as_ref(), "delete_device").await?;
     let session = app.homeserver().session(&requester.user_id).await?;
     session.delete_devices(vec![request.device_id]).await?;
     Ok(Matrix(delete_device::v3::Response::new()))
@@ -68,7 +81,7 @@ pub async fn delete_devices(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<delete_devices::v3::Request>,
 ) -> Result<Matrix<delete_devices::v3::Response>, Refusal> {
-    require_password(&app, &requester.user_id, request.auth.as_ref(), "delete_devices").await?;
+    require_password(&app, &requester, request.auth.as_ref(), "delete_devices").await?;
     let session = app.homeserver().session(&requester.user_id).await?;
     session.delete_devices(request.devices).await?;
     Ok(Matrix(delete_devices::v3::Response::new()))

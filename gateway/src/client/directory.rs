@@ -5,7 +5,7 @@
 use std::{cmp::Reverse, ops::Range};
 
 use actors::{
-    aliases::{Place, PublicRoom},
+    aliases::{AliasOwner, Network, Place, PublicRoom},
     federation::FederationError,
     room::RoomError,
 };
@@ -54,9 +54,12 @@ pub async fn create_alias(
     Authenticated { requester, request }: Authenticated<create_alias::v3::Request>,
 ) -> ApiResult<Matrix<create_alias::v3::Response>> {
     check_local(&app, &request.room_alias)?;
+    check_namespace(&app, &requester, &request.room_alias)?;
     let homeserver = app.homeserver();
     let room = homeserver.room(&request.room_id).await?;
-    super::events::require_joined(&room, &requester).await?;
+    if requester.service.is_none() {
+        super::events::require_joined(&room, &requester).await?;
+    }
     match homeserver.create_alias(&request.room_alias, &request.room_id, &requester.user_id).await {
         Err(error @ RoomError::AliasInUse) => {
             Err(ApiError::new(StatusCode::CONFLICT, "M_UNKNOWN", error.to_string()))
@@ -70,8 +73,24 @@ pub async fn delete_alias(
     State(app): State<App>,
     Authenticated { requester, request }: Authenticated<delete_alias::v3::Request>,
 ) -> ApiResult<Matrix<delete_alias::v3::Response>> {
-    app.homeserver().delete_alias(&request.room_alias, &requester.user_id).await?;
+    check_namespace(&app, &requester, &request.room_alias)?;
+    let owner = if requester.service.is_some() { AliasOwner::Service } else { AliasOwner::User };
+    app.homeserver().delete_alias(&request.room_alias, &requester.user_id, owner).await?;
     Ok(Matrix(delete_alias::v3::Response::new()))
+}
+
+/// Refuses aliases that an application service has for itself, and to a service those that are not its.
+///
+/// Spec: application service API, "Server admin style permissions".
+pub(super) fn check_namespace(app: &App, requester: &Requester, alias: &RoomAliasId) -> ApiResult<()> {
+    let service = requester.service.as_deref();
+    if service.is_some_and(|service| !service.has_alias(alias)) {
+        return Err(ApiError::exclusive("the alias is in no namespace of this application service"));
+    }
+    if app.homeserver().services().reserves_alias(alias, service) {
+        return Err(ApiError::exclusive("the alias is reserved for an application service"));
+    }
+    Ok(())
 }
 
 fn check_local(app: &App, alias: &RoomAliasId) -> ApiResult<()> {
@@ -144,7 +163,8 @@ pub async fn get_public_rooms(
         let query = json!({ "limit": request.limit, "since": request.since });
         return remote_page(&app, server, query).await;
     }
-    let page = page(&app, &Filter::default(), request.since.as_deref(), request.limit).await?;
+    let page =
+        page(&app, &Network::Matrix, &Filter::default(), request.since.as_deref(), request.limit).await?;
     Ok(Json(page).into_response())
 }
 
@@ -169,20 +189,20 @@ pub async fn search_public_rooms(
         }
         return remote_page(&app, server, query).await;
     }
-    if !is_ours(&request.room_network) {
-        return Ok(Json(PublicRooms::none()).into_response());
-    }
-    let page = page(&app, &request.filter, request.since.as_deref(), request.limit).await?;
+    let network = network(&request.room_network)?;
+    let page = page(&app, &network, &request.filter, request.since.as_deref(), request.limit).await?;
     Ok(Json(page).into_response())
 }
 
-/// Whether a choice of networks covers this server's rooms; no other network's are known here.
-pub fn is_ours(network: &RoomNetwork) -> bool {
+/// The network whose rooms are asked for.
+pub fn network(network: &RoomNetwork) -> ApiResult<Network> {
     match network {
-        RoomNetwork::Matrix | RoomNetwork::All => true,
+        RoomNetwork::Matrix => Ok(Network::Matrix),
+        RoomNetwork::All => Ok(Network::All),
         // Clients that let users choose a network may send an empty one for none.
-        RoomNetwork::ThirdParty(network) => network.is_empty(),
-        _ => false,
+        RoomNetwork::ThirdParty(network) if network.is_empty() => Ok(Network::Matrix),
+        RoomNetwork::ThirdParty(network) => Ok(Network::Of(network.clone())),
+        _ => Err(ApiError::invalid_param("third_party_instance_id names no network")),
     }
 }
 
@@ -218,14 +238,6 @@ pub struct PublicRooms {
     #[serde(skip_serializing_if = "Option::is_none")]
     prev_batch: Option<String>,
     total_room_count_estimate: UInt,
-}
-
-impl PublicRooms {
-    /// A directory without rooms.
-    pub fn none() -> Self {
-        let total_room_count_estimate = UInt::default();
-        Self { chunk: Vec::new(), next_batch: None, prev_batch: None, total_room_count_estimate }
-    }
 }
 
 /// Where a page begins or ends: a place in the directory, which stays where it is while rooms come, grow and go.
@@ -268,6 +280,7 @@ impl Since {
 /// A page of the directory.
 pub async fn page(
     app: &App,
+    network: &Network,
     filter: &Filter,
     since: Option<&str>,
     limit: Option<UInt>,
@@ -278,7 +291,7 @@ pub async fn page(
     // Zero is no limit: server-server API, `GET /_matrix/federation/v1/publicRooms`.
     let limit = limit.map(u64::from).filter(|limit| *limit > 0);
     let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(PAGE_MAX).min(PAGE_MAX);
-    let rooms = app.homeserver().public_rooms(|room| passes(filter, room)).await?;
+    let rooms = app.homeserver().public_rooms(network, |room| passes(filter, room)).await?;
     let range = since.map_or(0..rooms.len().min(limit), |since| since.page(&rooms, limit));
     let token = |letter: char, room: &PublicRoom| format!("{letter}{}_{}", room.joined, room.room_id);
     let has_more = range.end < rooms.len();

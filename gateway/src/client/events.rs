@@ -15,7 +15,8 @@ use axum::{
 };
 use engine::pdu::{Draft, client::RoomIdField};
 use ruma::{
-    EventId, OwnedEventId, OwnedRoomAliasId, OwnedRoomId, RoomAliasId, RoomId,
+    EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomAliasId, OwnedRoomId, RoomAliasId, RoomId,
+    UInt,
     api::client::{
         membership::{get_member_events, joined_members},
         message::send_message_event,
@@ -32,7 +33,7 @@ use super::{content::content_of, delayed_events};
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::{Authenticated, Matrix, Requester, Restriction},
+    extract::{Authenticated, Matrix, Requester, Restriction, form_value},
 };
 
 /// `PUT /_matrix/client/v3/rooms/{roomId}/send/{eventType}/{txnId}`
@@ -45,7 +46,8 @@ pub async fn send_message(
 ) -> ApiResult<Response> {
     let kind = request.event_type.to_string();
     let content = content_of(&kind, request.body.into_json())?;
-    let draft = Draft::new(kind.into(), None, content);
+    let draft =
+        Draft { dated: date(&requester, query.as_deref())?, ..Draft::new(kind.into(), None, content) };
     let txn_id = Some(request.txn_id.to_string());
     if let Some(delay) = delayed_events::of_query(query.as_deref())? {
         return scheduled(&app, requester, &request.room_id, draft, (txn_id, delay)).await;
@@ -68,6 +70,7 @@ pub async fn redact(
         state_key: None,
         content: to_raw_value(&content).map_err(|error| ApiError::internal(&error))?,
         redacts: Some(request.event_id),
+        dated: None,
     };
     let txn_id = Some(request.txn_id.to_string());
     let event_id = send(&app, requester, &request.room_id, draft, txn_id).await?;
@@ -87,12 +90,25 @@ pub async fn send_state(
         require_joined(&room_of(&app, &request.room_id).await?, &requester).await?;
         check_aliases(&app, &request.room_id, &content).await?;
     }
-    let draft = Draft::new(kind.into(), Some(request.state_key), content);
+    let dated = date(&requester, query.as_deref())?;
+    let draft = Draft { dated, ..Draft::new(kind.into(), Some(request.state_key), content) };
     if let Some(delay) = delayed_events::of_query(query.as_deref())? {
         return scheduled(&app, requester, &request.room_id, draft, (None, delay)).await;
     }
     let event_id = send(&app, requester, &request.room_id, draft, None).await?;
     Ok(Matrix(send_state_event::v3::Response::new(event_id)).into_response())
+}
+
+/// When an application service says that something happened.
+///
+/// Spec: application service API, "Timestamp massaging".
+fn date(requester: &Requester, query: Option<&str>) -> ApiResult<Option<MilliSecondsSinceUnixEpoch>> {
+    let Some(text) = form_value(query.unwrap_or_default(), "ts").filter(|_| requester.service.is_some())
+    else {
+        return Ok(None);
+    };
+    let ts: UInt = text.parse().map_err(|_| ApiError::invalid_param("ts is not a time in milliseconds"))?;
+    Ok(Some(MilliSecondsSinceUnixEpoch(ts)))
 }
 
 async fn scheduled(
@@ -114,7 +130,8 @@ async fn send(
     txn_id: Option<String>,
 ) -> ApiResult<OwnedEventId> {
     let room = room_of(app, room_id).await?;
-    let Requester { user_id, device_id, restriction, is_guest, .. } = requester;
+    let device_id = requester.device_key();
+    let Requester { user_id, restriction, is_guest, .. } = requester;
     if restriction == Some(Restriction::Suspension) {
         room.check_suspended(&user_id, &draft).await?;
     }
@@ -341,5 +358,5 @@ pub async fn require_joined(room: &RoomHandle, requester: &Requester) -> ApiResu
 
 /// The requester as a viewer of events.
 pub fn viewer(requester: Requester) -> Viewer {
-    Viewer { user_id: requester.user_id, device_id: Some(requester.device_id) }
+    Viewer { user_id: requester.user_id, device_id: requester.device_id }
 }

@@ -17,7 +17,7 @@ use super::{account::require_password, sync::parse_since};
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::{JsonBody, Query, Requester},
+    extract::{JsonBody, Query, Requester, device_of},
     uia::{self, Refusal},
 };
 
@@ -59,10 +59,11 @@ pub async fn upload(
     requester: Requester,
     JsonBody(body): JsonBody,
 ) -> ApiResult<Json<Value>> {
-    let upload = parse::<KeysBody>(body)?.of(requester.device_id.clone());
+    let device_id = device_of(&requester)?;
+    let upload = parse::<KeysBody>(body)?.of(device_id.clone());
     let session = app.homeserver().session(&requester.user_id).await?;
     session.change(SessionChange::UploadKeys(Box::new(upload))).await?;
-    let counts = session.data().keys().one_time_counts(&requester.device_id);
+    let counts = session.data().keys().one_time_counts(&device_id);
     Ok(Json(json!({ "one_time_key_counts": counts })))
 }
 
@@ -169,7 +170,7 @@ pub async fn device_signing_upload(
         keys.into_iter().filter_map(|(kind, key)| Some((kind.to_owned(), key?))).collect();
     let session = app.homeserver().session(&requester.user_id).await?;
     if session.check_cross_signing(&keys)? {
-        require_password(&app, &requester.user_id, auth.as_ref(), "device_signing").await?;
+        require_password(&app, &requester, auth.as_ref(), "device_signing").await?;
     }
     session.set_cross_signing(keys).await?;
     Ok(Json(json!({})))

@@ -2,7 +2,10 @@
 //!
 //! Spec: client-server API, "Login", "Logout", "Refreshing access tokens".
 
-use actors::session::{Login, Requester, SessionError, SessionHandle};
+use actors::{
+    appservice::Service,
+    session::{Login, Requester, SessionError, SessionHandle},
+};
 use axum::extract::State;
 use ruma::{
     OwnedUserId,
@@ -22,32 +25,35 @@ use super::account;
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::{Authenticated, Matrix, Open, Typed},
+    extract::{Authenticated, Matrix, OfService, Open, Typed, device_of},
     uia::{self, Refusal},
 };
 
 /// `GET /_matrix/client/v3/login`
 pub async fn login_types(
+    State(app): State<App>,
     Open(_): Open<get_login_types::v3::Request>,
 ) -> ApiResult<Matrix<get_login_types::v3::Response>> {
     let mut token = get_login_types::v3::TokenLoginType::new();
     token.get_login_token = true;
     let password = get_login_types::v3::PasswordLoginType::new();
-    let flows = vec![LoginType::Password(password), LoginType::Token(token)];
+    let mut flows = vec![LoginType::Password(password), LoginType::Token(token)];
+    if !app.homeserver().services().is_empty() {
+        flows.push(LoginType::ApplicationService(get_login_types::v3::ApplicationServiceLoginType::new()));
+    }
     Ok(Matrix(get_login_types::v3::Response::new(flows)))
 }
 
 /// `POST /_matrix/client/v3/login`
 pub async fn login(
     State(app): State<App>,
+    OfService(service): OfService,
     Typed(request): Typed<login::v3::Request>,
 ) -> ApiResult<Matrix<login::v3::Response>> {
     let session = match request.login_info {
         LoginInfo::Password(given) => by_password(&app, given).await?,
         LoginInfo::Token(given) => by_token(&app, &given.token).await?,
-        LoginInfo::ApplicationService(_) => {
-            return Err(ApiError::forbidden("the access token belongs to no application service"));
-        }
+        LoginInfo::ApplicationService(given) => by_service(&app, &*service?, given).await?,
         _ => return Err(ApiError::bad_request("M_UNKNOWN", "this way to log in is not supported")),
     };
     let user_id = session.user_id().to_owned();
@@ -82,6 +88,23 @@ async fn by_password(app: &App, given: login::v3::Password) -> ApiResult<Session
     session.filter(|_| matches).ok_or_else(|| ApiError::forbidden("the user or password is wrong"))
 }
 
+/// Spec: application service API, "Server admin style permissions".
+async fn by_service(
+    app: &App,
+    service: &Service,
+    given: login::v3::ApplicationService,
+) -> ApiResult<SessionHandle> {
+    #[expect(deprecated, reason = "services of before r0.4.0 name the user like this")]
+    let user_id = user(app, given.identifier, given.user)?;
+    if !service.has_user(&user_id) {
+        return Err(ApiError::exclusive("the user is in no namespace of this application service"));
+    }
+    match app.homeserver().session(&user_id).await {
+        Err(SessionError::NotFound) => Err(ApiError::forbidden("the user is not registered")),
+        session => Ok(session?),
+    }
+}
+
 async fn by_token(app: &App, token: &str) -> ApiResult<SessionHandle> {
     let session = app.homeserver().redeem_login_token(token).await?;
     session.ok_or_else(|| ApiError::forbidden("the token is unknown, used or has expired"))
@@ -97,7 +120,7 @@ pub async fn login_token(
         let message = "this account has no password to prove that it is you";
         return Err(ApiError::bad_request("M_UNKNOWN", message).into());
     }
-    account::require_password(&app, &requester.user_id, request.auth.as_ref(), "login token").await?;
+    account::require_password(&app, &requester, request.auth.as_ref(), "login token").await?;
     let token = session.login_token().await?;
     Ok(Matrix(get_login_token::v1::Response::new(token.expires_in, token.token)))
 }
@@ -135,7 +158,7 @@ pub async fn logout(
     Authenticated { requester, .. }: Authenticated<logout::v3::Request>,
 ) -> ApiResult<Matrix<logout::v3::Response>> {
     let session = app.homeserver().session(&requester.user_id).await?;
-    session.delete_devices(vec![requester.device_id]).await?;
+    session.delete_devices(vec![device_of(&requester)?]).await?;
     Ok(Matrix(logout::v3::Response::new()))
 }
 
@@ -154,6 +177,6 @@ pub async fn whoami(
 ) -> ApiResult<Matrix<whoami::v3::Response>> {
     let Requester { user_id, device_id, is_guest, .. } = requester;
     let mut response = whoami::v3::Response::new(user_id, is_guest);
-    response.device_id = Some(device_id);
+    response.device_id = device_id;
     Ok(Matrix(response))
 }

@@ -267,7 +267,7 @@ async fn sync(
 ) -> ApiResult<Value> {
     let request = SyncRequest {
         user_id: requester.user_id.clone(),
-        device_id: requester.device_id.clone(),
+        device_id: requester.device_key(),
         since,
         inbox_since: None,
         // None of these endpoints has a place for them.
@@ -292,7 +292,9 @@ const NESTED: [&str; 3] =
 /// Events of a `/sync` response, with the room's ID that they lack there.
 fn in_room(events: &Value, room_id: &str) -> Value {
     let mut events = list(events);
-    events.iter_mut().for_each(|event| add_room_id(event, room_id));
+    for event in &mut events {
+        add_room_id(event, room_id);
+    }
     events.into()
 }
 

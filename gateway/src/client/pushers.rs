@@ -15,7 +15,7 @@ use super::events::viewer;
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::{JsonBody, Requester, form_value},
+    extract::{JsonBody, Requester, device_of, form_value},
 };
 
 /// Bytes of a pushkey, as the specification has it.
@@ -122,7 +122,7 @@ fn parse(body: &Map<String, Value>, requester: &Requester) -> ApiResult<Wanted> 
     };
     let new = NewPusher {
         key,
-        device_id: requester.device_id.clone(),
+        device_id: device_of(requester)?,
         kind,
         app_display_name: text(body, "app_display_name")?,
         device_display_name: text(body, "device_display_name")?,

@@ -2,14 +2,17 @@
 //!
 //! Spec: client-server API, "Account registration".
 
-use actors::session::{Login, NewAccount, SessionChange, SessionHandle};
+use actors::{
+    appservice::Service,
+    session::{Login, NewAccount, SessionChange, SessionHandle},
+};
 use axum::{Json, extract::State};
 use ruma::{
     OwnedUserId, UserId,
     api::client::{
         account::{
             check_registration_token_validity, get_username_availability,
-            register::{self, RegistrationKind},
+            register::{self, LoginType, RegistrationKind},
         },
         uiaa::AuthData,
     },
@@ -19,7 +22,7 @@ use serde_json::{Value, json};
 use crate::{
     app::App,
     error::{ApiError, ApiResult},
-    extract::{Matrix, Open},
+    extract::{Matrix, OfService, Open},
     uia::{self, Challenge, Refusal, Stage},
 };
 
@@ -29,8 +32,12 @@ const PASSWORD_MAX: usize = 512;
 /// `POST /_matrix/client/v3/register`
 pub async fn register(
     State(app): State<App>,
+    OfService(service): OfService,
     Open(request): Open<register::v3::Request>,
 ) -> Result<Json<Value>, Refusal> {
+    if request.login_type == Some(LoginType::ApplicationService) {
+        return for_service(&app, &*service?, request).await;
+    }
     let is_guest = match request.kind {
         RegistrationKind::Guest => true,
         RegistrationKind::User => false,
@@ -51,6 +58,7 @@ pub async fn register(
     };
     let homeserver = app.homeserver();
     if guest.is_none() {
+        check_reserved(&app, &user_id, None)?;
         homeserver.check_free(&user_id).await?;
     }
     let challenge = Challenge { endpoint: "register", flows, user_id: None };
@@ -70,6 +78,34 @@ pub async fn register(
         app.uia().note_registered(passed, session.user_id());
     }
     answer(&session, request).await
+}
+
+/// Registers a user of an application service, who needs no password and passes no stages.
+///
+/// Spec: application service API, "Server admin style permissions".
+async fn for_service(
+    app: &App,
+    service: &Service,
+    request: register::v3::Request,
+) -> Result<Json<Value>, Refusal> {
+    let name = request.username.as_deref().ok_or_else(|| ApiError::missing_param("username is missing"))?;
+    let user_id = chosen_id(app, name)?;
+    if !service.has_user(&user_id) {
+        return Err(ApiError::exclusive("the user is in no namespace of this application service").into());
+    }
+    check_reserved(app, &user_id, Some(service))?;
+    let homeserver = app.homeserver();
+    homeserver.check_free(&user_id).await?;
+    let new = NewAccount { user_id, password_hash: None, is_guest: false, is_admin: false };
+    answer(&homeserver.register(new).await?, request).await
+}
+
+/// Refuses user IDs that an application service has for itself, unless it is the one that asks.
+pub fn check_reserved(app: &App, user_id: &UserId, asker: Option<&Service>) -> ApiResult<()> {
+    if app.homeserver().services().reserves_user(user_id, asker) {
+        return Err(ApiError::exclusive("the user ID is reserved for an application service"));
+    }
+    Ok(())
 }
 
 /// The account that a client has registered with the same session, if it asks again since it may not have got the answer.
@@ -183,6 +219,7 @@ pub async fn available(
 ) -> ApiResult<Matrix<get_username_availability::v3::Response>> {
     let user_id = chosen_id(&app, &request.username)?;
     app.homeserver().check_username(&user_id)?;
+    check_reserved(&app, &user_id, None)?;
     app.homeserver().check_free(&user_id).await?;
     Ok(Matrix(get_username_availability::v3::Response::new(true)))
 }

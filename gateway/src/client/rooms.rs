@@ -19,7 +19,7 @@ use ruma::{
 use serde_json::{Map, Value};
 
 use super::{
-    directory::is_public,
+    directory::{check_namespace, is_public},
     events::{aliases_of, bad_alias},
 };
 use crate::{
@@ -54,6 +54,9 @@ pub async fn create_room(
         return Err(ApiError::invalid_param(format!("a new room may have at most {INVITES_MAX} invites")));
     }
     let homeserver = app.homeserver();
+    if let Some(name) = &request.room_alias_name {
+        check_namespace(&app, &requester, &local_alias(homeserver, name)?)?;
+    }
     let is_direct = request.is_direct;
     let is_public = is_public(&request.visibility)?;
     let new = new_room(homeserver, &requester.user_id, request, is_public).await?;

@@ -72,8 +72,8 @@ async fn answer(app: &App, requester: Requester, query: SyncQuery, body: Body) -
     // While the request waits, the user counts as online (or as what the client says).
     let _connected = session.connect(&presence);
     let request = SlidingRequest {
+        device_id: requester.device_key(),
         user_id: requester.user_id,
-        device_id: requester.device_id,
         pos: query.pos.filter(|pos| !pos.is_empty()),
         timeout: Duration::from_millis(query.timeout.unwrap_or_default()).min(TIMEOUT_MAX),
         body,

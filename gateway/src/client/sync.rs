@@ -38,8 +38,8 @@ pub async fn sync(
     // While the request waits, the user counts as online (or as what the client says).
     let _connected = session.connect(&request.set_presence);
     let request = SyncRequest {
+        device_id: requester.device_key(),
         user_id: requester.user_id,
-        device_id: requester.device_id,
         since,
         inbox_since,
         takes_messages: true,

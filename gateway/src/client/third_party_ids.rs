@@ -47,7 +47,7 @@ pub async fn add(
     secret(&body)?;
     text(&body, "sid")?;
     let auth = uia::take_auth(&mut body)?;
-    require_password(&app, &requester.user_id, auth.as_ref(), "3pid").await?;
+    require_password(&app, &requester, auth.as_ref(), "3pid").await?;
     // No session has ever been begun, so none can have been validated.
     Err(unverified().into())
 }

@@ -98,13 +98,6 @@ impl Config {
 
     /// Refuses what would be left undone without anybody noticing.
     fn check(&self) -> Result<(), String> {
-        if !self.appservices.registrations.is_empty() {
-            return Err(
-                "appservices.registrations: this version does not speak with application services, so that \
-                bridges and bots among them would stay silent; remove the key to start without them"
-                    .to_owned(),
-            );
-        }
         if self.actors.backlog_max == 0 {
             return Err("actors.backlog_max is 0: the server would refuse whatever it is asked".to_owned());
         }

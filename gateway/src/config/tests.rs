@@ -66,8 +66,7 @@ fn paths_are_relative_to_the_file() {
 fn what_is_not_to_be_had_is_refused() {
     let name = "server_name = 'a.example'\n";
     for (text, expected) in [
-        ("[appservices]\nregistrations = ['irc.yaml']", Some("application services")),
-        ("[appservices]\nregistrations = []", None),
+        ("[appservices]\nregistrations = ['irc.yaml']", None),
         ("[tls]\nacme = {}", None),
         ("[tls]\nacme = { contact = 'alice@a.example', domains = ['a.example', 'matrix.a.example'] }", None),
         ("[tls]\nacme = { domains = ['1.2.3.4'] }", Some("no domain name")),

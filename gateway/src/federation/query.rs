@@ -81,10 +81,8 @@ struct Search {
 
 impl Search {
     async fn answer(&self, app: &App) -> ApiResult<directory::PublicRooms> {
-        if !directory::is_ours(&self.network) {
-            return Ok(directory::PublicRooms::none());
-        }
-        directory::page(app, &self.filter, self.since.as_deref(), self.limit).await
+        let network = directory::network(&self.network)?;
+        directory::page(app, &network, &self.filter, self.since.as_deref(), self.limit).await
     }
 }
 

@@ -68,6 +68,8 @@ pub struct Options {
     pub push: config::Push,
     /// How hard password hashes are.
     pub password_cost: PasswordCost,
+    /// The registration files of application services.
+    pub registrations: Vec<PathBuf>,
     /// What handlers need to know.
     pub settings: Settings,
     /// Where it listens with TLS, and with which certificate.
@@ -157,6 +159,7 @@ impl Options {
             sessions: class(actors.session_memory),
             media: config.media.clone(),
             push: config.push.clone(),
+            registrations: config.appservices.registrations.clone(),
             conversation: conversation(config),
             search: config.search.enabled,
             password_cost: PasswordCost {

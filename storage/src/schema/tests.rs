@@ -39,8 +39,25 @@ fn rows() -> Vec<String> {
     rows.extend(media_rows());
     rows.extend(push_rows());
     rows.extend(encryption_rows());
+    rows.extend(service_rows());
     rows.push(row(&PURGED_TEXTS, &EVENT, &()));
     rows
+}
+
+fn service_rows() -> Vec<String> {
+    let cursor = ServiceCursorRecord { upto: Position(701), epoch: "e".to_owned(), begun: 2 };
+    let txn = ServiceTxnRecord {
+        id: "e.2".to_owned(),
+        upto: Position(701),
+        events: 1,
+        body: Bytes::from_static(b"{}"),
+    };
+    vec![
+        row(&SERVICE_CURSORS, &"irc".to_owned(), &cursor),
+        row(&SERVICE_TXNS, &"irc".to_owned(), &txn),
+        row(&LATE_EVENTS, &Position(701), &EVENT),
+        row(&SERVICE_ROOMS, &("irc|net".to_owned(), owned_room_id!("!room:example.org")), &()),
+    ]
 }
 
 fn push_rows() -> Vec<String> {

@@ -5,8 +5,8 @@ use super::*;
 use crate::encryption::Messages;
 
 fn requester(session: &SessionHandle, device_id: &str) -> Requester {
-    let (user_id, device_id) = (session.user_id().to_owned(), device_id.into());
-    Requester { user_id, device_id, is_guest: false, restriction: None }
+    let (user_id, device_id) = (session.user_id().to_owned(), Some(device_id.into()));
+    Requester { user_id, device_id, is_guest: false, restriction: None, service: None }
 }
 
 fn message(to: &[&UserId]) -> Messages {

@@ -109,6 +109,7 @@ async fn unread_counts_follow_receipts_and_rules() {
         state_key: None,
         content: serde_json::value::to_raw_value(&json!({})).unwrap(),
         redacts: Some(three),
+        dated: None,
     };
     let room = world.homeserver.room(&room_id).await.unwrap();
     room.send(Send { sender: alice_id().to_owned(), draft: redaction, sent_by: None }).await.unwrap();

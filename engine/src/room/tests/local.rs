@@ -9,7 +9,13 @@ use crate::{
 
 fn draft(kind: &str, state_key: Option<&str>, content: &Value) -> Draft {
     let state_key = state_key.map(ToOwned::to_owned);
-    Draft { kind: kind.into(), state_key, content: to_raw_value(content).unwrap(), redacts: None }
+    Draft {
+        kind: kind.into(),
+        state_key,
+        content: to_raw_value(content).unwrap(),
+        redacts: None,
+        dated: None,
+    }
 }
 
 fn user(user: &str) -> &UserId {

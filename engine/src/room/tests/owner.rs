@@ -315,5 +315,5 @@ impl Owner {
 pub(super) fn draft(kind: &str, state_key: Option<&str>, content: &Value) -> Draft {
     let state_key = state_key.map(ToOwned::to_owned);
     let content = serde_json::value::to_raw_value(content).unwrap();
-    Draft { kind: kind.into(), state_key, content, redacts: None }
+    Draft { kind: kind.into(), state_key, content, redacts: None, dated: None }
 }
