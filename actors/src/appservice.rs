@@ -12,6 +12,7 @@ mod follower;
 mod following;
 mod identity;
 mod interest;
+mod mail;
 mod metrics;
 mod ping;
 mod query;

@@ -432,6 +432,7 @@ impl ActiveSession {
                 }
                 if is_news {
                     published.view.mark_own(position);
+                    shared.hub().services.mail(published.view.user_id());
                 }
                 if is_news || !rooms.is_empty() {
                     published.view.wake();

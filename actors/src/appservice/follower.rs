@@ -27,12 +27,14 @@ use super::{
     Service, ServiceError,
     ask::Question,
     interest::{Concern, Interest, own_target},
-    watch::EphemeralNews,
+    mail::{self, Mail},
+    watch::{EphemeralNews, Heard},
 };
 use crate::{
     env::Entropy,
     homeserver::Homeserver,
     room::{ReadError, RoomError, is_dummy},
+    session::SessionError,
 };
 
 /// Events of one transaction, at most.
@@ -65,11 +67,24 @@ pub(super) enum FollowError {
     #[error(transparent)]
     Room(#[from] RoomError),
     #[error(transparent)]
+    Session(#[from] SessionError),
+    #[error(transparent)]
     Read(#[from] ReadError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("could not store: {0}")]
     Commit(#[from] CommitError),
+}
+
+impl FollowError {
+    /// Whether it is about one row, which stays as it is: to read it again does not help.
+    fn is_damage(&self) -> bool {
+        match self {
+            Self::Read(error) | Self::Room(RoomError::Read(error)) => error.is_damage(),
+            Self::Store(error) => error.is_damage(),
+            Self::Room(_) | Self::Session(_) | Self::Commit(_) => false,
+        }
+    }
 }
 
 /// What a task does next.
@@ -88,6 +103,7 @@ pub(super) struct Follower {
     homeserver: Homeserver,
     service: Arc<Service>,
     interest: Interest,
+    mail: Mail,
     cursor: ServiceCursorRecord,
     /// Where the store has the cursor.
     stored: Position,
@@ -106,6 +122,10 @@ struct Body<'a> {
     ephemeral: &'a [Box<RawValue>],
     #[serde(rename = "de.sorunome.msc2409.ephemeral", skip_serializing_if = "<[_]>::is_empty")]
     old_ephemeral: &'a [Box<RawValue>],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    to_device: &'a [Box<RawValue>],
+    #[serde(rename = "de.sorunome.msc2409.to_device", skip_serializing_if = "<[_]>::is_empty")]
+    old_to_device: &'a [Box<RawValue>],
 }
 
 /// What is to go into a transaction.
@@ -113,9 +133,15 @@ struct Body<'a> {
 struct Gathered {
     events: Vec<Box<RawValue>>,
     bytes: usize,
+    ephemeral: Vec<Box<RawValue>>,
+    to_device: Vec<Box<RawValue>>,
 }
 
 impl Gathered {
+    fn is_empty(&self) -> bool {
+        self.events.is_empty() && self.ephemeral.is_empty() && self.to_device.is_empty()
+    }
+
     fn is_full(&self) -> bool {
         self.events.len() >= EVENTS_MAX || self.bytes >= BYTES_MAX
     }
@@ -138,9 +164,11 @@ impl Follower {
         // What is in the transaction is passed already.
         let at = txn.as_ref().map_or(cursor.upto, |txn| txn.upto);
         let interest = Interest::load(service, storage, at).await?;
+        let mail =
+            if service.receives_ephemeral { Mail::load(homeserver, service).await? } else { Mail::default() };
         let (homeserver, service) = (homeserver.clone(), service.clone());
         let stored = cursor.upto;
-        Ok(Self { homeserver, service, interest, stored, cursor, txn, failures: 0 })
+        Ok(Self { homeserver, service, interest, mail, stored, cursor, txn, failures: 0 })
     }
 
     /// How many positions the service has not been told of.
@@ -152,28 +180,36 @@ impl Follower {
     pub(super) async fn go_on(
         &mut self,
         upto: Position,
-        news: Option<&mut mpsc::Receiver<EphemeralNews>>,
+        heard: Option<&mut Heard>,
     ) -> Result<Next, FollowError> {
         if let Some(txn) = self.txn.clone() {
             return self.send(&txn).await;
         }
         let mut gathered = Gathered::default();
         let mut read = self.cursor.upto;
-        while read < upto && !gathered.is_full() {
-            read = self.read_on(read, upto, &mut gathered).await?;
-        }
-        let ephemeral = match news {
-            Some(news) => self.ephemeral(news).await?,
-            None => Vec::new(),
+        let (mut waiting, bound) = match &heard {
+            Some(heard) => {
+                self.mail.came(std::mem::take(&mut *heard.mail.lock()));
+                self.mail.waiting(&self.homeserver, read, upto).await?
+            }
+            None => (Vec::new(), upto),
         };
-        if gathered.events.is_empty() && ephemeral.is_empty() {
+        while read < bound && !gathered.is_full() {
+            read = self.read_on(read, bound, &mut gathered).await?;
+        }
+        waiting.retain(|(position, ..)| *position <= read);
+        gathered.to_device = mail::messages(&self.homeserver, waiting).await?;
+        if let Some(heard) = heard {
+            gathered.ephemeral = self.ephemeral(&mut heard.news).await?;
+        }
+        if gathered.is_empty() {
             self.cursor.upto = read;
             if read.0 > self.stored.0 + BEHIND_MAX {
                 self.store_cursor(Batch::default()).await?;
             }
             return Ok(if read < upto { Next::More } else { Next::Idle });
         }
-        self.begin(read, &gathered.events, &ephemeral).await?;
+        self.begin(read, &gathered).await?;
         Ok(Next::More)
     }
 
@@ -211,15 +247,33 @@ impl Follower {
         }
         passed.sort_by_key(|(at, _)| *at);
         for (at, event) in passed {
-            if self.pass(at, &event).await? {
-                gathered.bytes += event.pdu.raw().len();
-                gathered.events.push(self.render(&event).await?);
-                if gathered.is_full() {
-                    return Ok(at);
+            match self.told(at, &event).await {
+                Ok(Some(told)) => {
+                    gathered.bytes += event.pdu.raw().len();
+                    gathered.events.push(told);
+                    if gathered.is_full() {
+                        return Ok(at);
+                    }
                 }
+                Ok(None) => {}
+                // It stays as it is: what comes after it is not to wait for ever.
+                Err(error) if error.is_damage() => {
+                    let service = &self.service.id;
+                    tracing::warn!(service, event.id = %event.pdu.event_id(), %error, "an application service is not told of an event");
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(bound)
+    }
+
+    /// An event as the service is told of it, if it is.
+    async fn told(
+        &mut self,
+        at: Position,
+        event: &Arc<StoredEvent>,
+    ) -> Result<Option<Box<RawValue>>, FollowError> {
+        if self.pass(at, event).await? { self.render(event).await.map(Some) } else { Ok(None) }
     }
 
     /// Whether the service is to be told of an event that was stored, or got its place, at a position.
@@ -250,13 +304,10 @@ impl Follower {
     }
 
     /// Stores the next transaction.
-    async fn begin(
-        &mut self,
-        upto: Position,
-        events: &[Box<RawValue>],
-        ephemeral: &[Box<RawValue>],
-    ) -> Result<(), FollowError> {
-        let body = serde_json::to_vec(&Body { events, ephemeral, old_ephemeral: ephemeral })
+    async fn begin(&mut self, upto: Position, gathered: &Gathered) -> Result<(), FollowError> {
+        let Gathered { events, ephemeral, to_device, .. } = gathered;
+        let (old_ephemeral, old_to_device) = (ephemeral, to_device);
+        let body = serde_json::to_vec(&Body { events, ephemeral, old_ephemeral, to_device, old_to_device })
             .map_err(|error| RoomError::Invalid(error.to_string()))?;
         self.cursor.begun += 1;
         let txn = ServiceTxnRecord {

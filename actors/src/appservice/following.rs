@@ -4,12 +4,12 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use serde_json::{json, value::RawValue};
-use tokio::sync::{Mutex as AsyncMutex, Notify, mpsc};
+use tokio::sync::{Mutex as AsyncMutex, Notify};
 
 use super::{
     Service,
     follower::{FollowError, Follower, Next},
-    watch::EphemeralNews,
+    watch::{EphemeralNews, Heard},
 };
 use crate::{
     background::Background,
@@ -42,7 +42,7 @@ impl Following {
         if services.is_empty() {
             return;
         }
-        let wanting = services.iter().filter(|service| service.receives_ephemeral).count();
+        let wanting = services.iter().filter(|service| service.receives_ephemeral);
         let mut news = homeserver.room_shared().hub.services.start(wanting).into_iter();
         for service in services {
             let news = if service.receives_ephemeral { news.next() } else { None };
@@ -71,7 +71,8 @@ impl Following {
     }
 }
 
-type News = Arc<AsyncMutex<Option<mpsc::Receiver<EphemeralNews>>>>;
+/// What a service is told, for a task that may begin again.
+type News = Arc<AsyncMutex<Option<Heard>>>;
 
 async fn run(homeserver: Homeserver, task: Arc<Task>, news: News) {
     let mut stopping = task.background.stopping();
@@ -84,11 +85,7 @@ async fn run(homeserver: Homeserver, task: Arc<Task>, news: News) {
     }
 }
 
-async fn keep_following(
-    homeserver: &Homeserver,
-    task: &Task,
-    mut news: Option<&mut mpsc::Receiver<EphemeralNews>>,
-) {
+async fn keep_following(homeserver: &Homeserver, task: &Task, mut news: Option<&mut Heard>) {
     loop {
         let Err(error) = follow(homeserver, task, news.as_deref_mut()).await;
         let service = &task.service.id;
@@ -100,7 +97,7 @@ async fn keep_following(
 async fn follow(
     homeserver: &Homeserver,
     task: &Task,
-    mut news: Option<&mut mpsc::Receiver<EphemeralNews>>,
+    mut news: Option<&mut Heard>,
 ) -> Result<Infallible, FollowError> {
     let mut changed = homeserver.storage().watermark_changed();
     let mut follower = Follower::load(homeserver, &task.service).await?;

@@ -3,15 +3,20 @@
 //! Nothing here costs anything while there are no services, and nothing waits: a service that does not keep up misses
 //! typing, receipts and presence, which are out of date by then anyway.
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use engine::id::ShortRoomId;
-use ruma::{OwnedRoomId, OwnedUserId};
+use parking_lot::Mutex;
+use ruma::{OwnedRoomId, OwnedUserId, UserId};
 use tokio::sync::mpsc;
 
+use super::Service;
 use crate::room::Receipt;
 
 /// Ephemeral news that wait for one service.
@@ -28,21 +33,43 @@ pub(crate) enum EphemeralNews {
     Presence(OwnedUserId),
 }
 
+/// A service that is told of what is ephemeral.
+struct Listener {
+    service: Arc<Service>,
+    news: mpsc::Sender<EphemeralNews>,
+    mail: Arc<Mutex<BTreeSet<OwnedUserId>>>,
+}
+
+/// What a service is told.
+pub(super) struct Heard {
+    /// What is ephemeral.
+    pub(super) news: mpsc::Receiver<EphemeralNews>,
+    /// Its users who were sent something to their devices.
+    pub(super) mail: Arc<Mutex<BTreeSet<OwnedUserId>>>,
+}
+
 /// The tasks of the services that are told.
 #[derive(Default)]
 pub struct ServiceWatch {
     /// Set once, when the server starts with services.
-    listeners: OnceLock<Vec<mpsc::Sender<EphemeralNews>>>,
+    listeners: OnceLock<Vec<Listener>>,
     /// How often the aliases of rooms have changed.
     aliases: AtomicU64,
 }
 
 impl ServiceWatch {
-    /// From now on there are services; as many of them as asked are told of ephemeral news.
-    pub(super) fn start(&self, listeners: usize) -> Vec<mpsc::Receiver<EphemeralNews>> {
-        let (senders, receivers) = (0..listeners).map(|_| mpsc::channel(WAITING_MAX)).unzip();
-        let _ = self.listeners.set(senders); // a server starts once
-        receivers
+    /// From now on there are services; these of them are told of ephemeral news.
+    pub(super) fn start<'a>(&self, listeners: impl Iterator<Item = &'a Arc<Service>>) -> Vec<Heard> {
+        let (listeners, heard) = listeners
+            .map(|service| {
+                let (sender, news) = mpsc::channel(WAITING_MAX);
+                let mail = Arc::<Mutex<BTreeSet<OwnedUserId>>>::default();
+                let listener = Listener { service: service.clone(), news: sender, mail: mail.clone() };
+                (listener, Heard { news, mail })
+            })
+            .unzip();
+        let _ = self.listeners.set(listeners); // a server starts once
+        heard
     }
 
     /// Whether there are services.
@@ -55,7 +82,16 @@ impl ServiceWatch {
         let Some(listeners) = self.listeners.get().filter(|listeners| !listeners.is_empty()) else { return };
         let news = news();
         for listener in listeners {
-            let _ = listener.try_send(news.clone()); // see the module
+            let _ = listener.news.try_send(news.clone()); // see the module
+        }
+    }
+
+    /// A local user may have been sent something to a device.
+    pub(crate) fn mail(&self, user_id: &UserId) {
+        for listener in self.listeners.get().into_iter().flatten() {
+            if listener.service.has_user(user_id) {
+                listener.mail.lock().insert(user_id.to_owned());
+            }
         }
     }
 

@@ -237,7 +237,11 @@ impl Homeserver {
     }
 
     pub(super) async fn is_active_user(&self, user: &UserId) -> Result<bool, RoomError> {
-        let account = self.storage().get(&storage::schema::ACCOUNTS, user).await?;
+        let account = match self.storage().get(&storage::schema::ACCOUNTS, user).await? {
+            // An application service may make the user just now.
+            None => return Ok(self.summon_user(user).await),
+            account => account,
+        };
         Ok(account.is_some_and(|account| !account.is_deactivated))
     }
 }

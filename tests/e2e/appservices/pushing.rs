@@ -185,6 +185,33 @@ async fn a_service_is_told_who_types_and_reads() {
     );
 }
 
+#[tokio::test]
+async fn a_service_is_told_what_its_devices_are_sent() {
+    let mut service = Service::start().await;
+    let (mut server, client) = service.server().await;
+    let alice = server.client("alice").await;
+    let bob = ghost(&client, "_irc_bob").await;
+    let device = acting("/_matrix/client/v3/devices/BRIDGE", &bob);
+    assert_eq!(client.put(&device, &json!({})).await.status, 201);
+    let send = async |txn: &str| {
+        let path = format!("/_matrix/client/v3/sendToDevice/m.secret/{txn}");
+        alice.put(&path, &json!({ "messages": { &bob: { "*": { "number": txn } } } })).await.ok();
+    };
+    send("1").await;
+    let message = service.message().await;
+    let expected = json!({
+        "type": "m.secret", "sender": alice.user_id, "content": { "number": "1" },
+        "to_user_id": bob, "to_device_id": "BRIDGE",
+    });
+    assert_eq!(message, expected);
+    service.fail(true).await;
+    send("2").await;
+    server.kill();
+    service.fail(false).await;
+    server.restart().await;
+    assert_eq!(service.message().await["content"]["number"], "2");
+}
+
 /// A real bridge's library: it registers users, is sent what happens, answers, and asks to be pinged.
 #[tokio::test]
 async fn a_bridge_made_with_mautrix_works() {

@@ -155,6 +155,16 @@ impl Service {
         }
     }
 
+    /// The next message to a device, in a transaction that was taken.
+    pub(super) async fn message(&mut self) -> Value {
+        loop {
+            let next = self.next().await;
+            if let Some(message) = next.body["to_device"].get(0).filter(|_| next.is_taken) {
+                return message.clone();
+            }
+        }
+    }
+
     /// What has come in and not been looked at.
     pub(super) fn rest(&mut self) -> Vec<Received> {
         std::iter::from_fn(|| self.received.try_recv().ok()).collect()
