@@ -131,7 +131,7 @@ fn event_ids(criterion: &mut Criterion) {
                 for _ in 0..times * COMMITS {
                     runtime.block_on(storage.commit(events.next(EVENTS))).expect("it is stored");
                 }
-                processor_time() - before
+                processor_time().saturating_sub(before)
             });
         });
         runtime.block_on(storage.close()).expect("the store closes");
