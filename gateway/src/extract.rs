@@ -361,10 +361,10 @@ async fn read_json(method: &Method, body: Body, max: usize) -> ApiResult<Bytes> 
     Ok(body)
 }
 
-/// As [`read_json`], for what has to be an object: serde would take an array for one, value by value.
+/// As [`read_json`], for what may be no array: serde would take one for an object, value by value.
 async fn read_object(method: &Method, body: Body, max: usize) -> ApiResult<Bytes> {
     let body = read_json(method, body, max).await?;
-    if body.trim_ascii_start().starts_with(b"{") { Ok(body) } else { Err(not_an_object()) }
+    if body.trim_ascii_start().starts_with(b"[") { Err(not_an_object()) } else { Ok(body) }
 }
 
 fn not_an_object() -> ApiError {
