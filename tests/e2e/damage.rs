@@ -45,11 +45,11 @@ async fn damage_event(server: &Server, event: &str) {
 async fn damage_place(server: &Server, event: &str) {
     let storage = store_of(server).await;
     let short = short_of(&storage, event).await;
-    let all = KeyRange::all();
-    let rows = storage.range(&schema::TIMELINE, all, Direction::Ascending, usize::MAX).await.unwrap();
-    let (place, _) = rows.into_iter().find(|(_, at)| *at == short).unwrap();
-    let mut batch = storage::Batch::new();
+    // As they are: another may be damaged already.
     let places = Table::<(ShortRoomId, TimelineIndex), Bytes>::new(schema::TIMELINE.id().0, "TIMELINE");
+    let rows = storage.range(&places, KeyRange::all(), Direction::Ascending, usize::MAX).await.unwrap();
+    let (place, _) = rows.into_iter().find(|(_, at)| **at == short.0.to_be_bytes()).unwrap();
+    let mut batch = storage::Batch::new();
     batch.put(&places, &place, &Bytes::from_static(b"\xff"));
     storage.commit(batch).await.unwrap();
     storage.close().await.unwrap();
