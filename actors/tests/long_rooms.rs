@@ -4,10 +4,8 @@
 use std::sync::Arc;
 
 use actors::{
-    directory::ClassConfig,
     env::{Env, SeededEntropy, TokioClock},
-    homeserver::{ConversationConfig, Homeserver, HomeserverConfig},
-    media::MediaConfig,
+    homeserver::{Homeserver, HomeserverConfig},
     room::{MembershipAction, MembershipChange, PageDirection, RoomHandle, Send, Viewer},
 };
 use engine::{
@@ -38,21 +36,8 @@ fn carol() -> &'static UserId {
 async fn homeserver(store: &Arc<MemoryStore>) -> Homeserver {
     let clock = Arc::new(TokioClock::new(1_700_000_000_000));
     let env = Env { clock, entropy: Arc::new(SeededEntropy::new(1)) };
-    let config = HomeserverConfig {
-        server_name: "example.org".try_into().unwrap(),
-        signing_key: Arc::new(SigningKey::new(&[1; 32], "test").unwrap()),
-        old_keys: Vec::new(),
-        federation: None,
-        default_room_version: room_version::DEFAULT,
-        room_memory: 64 << 20,
-        rooms: ClassConfig::default(),
-        sessions: ClassConfig::default(),
-        media: MediaConfig::default(),
-        conversation: ConversationConfig::default(),
-        push: Arc::new(actors::push::NoPushGateways),
-        search: None,
-        services: actors::appservice::Services::default(),
-    };
+    let key = SigningKey::new(&[1; 32], "test").unwrap();
+    let config = HomeserverConfig::alone("example.org".try_into().unwrap(), Arc::new(key));
     let storage = Storage::open(store.clone(), Durability::Always).await.unwrap();
     Homeserver::start(config, env, storage).await
 }

@@ -349,6 +349,15 @@ pub(crate) async fn read(mut response: reqwest::Response, max: usize) -> Result<
     Ok(body.freeze())
 }
 
+/// The innermost cause of an error: it says most, and does not repeat the URL.
+pub(crate) fn innermost(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
 fn failure(error: &reqwest::Error) -> FederationError {
     // The innermost cause says most.
     let mut cause: &dyn std::error::Error = error;

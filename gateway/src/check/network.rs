@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::Report;
 use crate::{
     config::Config,
-    outbound::{self, Outbound, OutboundOptions},
+    outbound::{self, Outbound, OutboundOptions, innermost},
     serve::{OsEntropy, SystemClock},
     signing,
 };
@@ -260,13 +260,4 @@ fn advice(error: &FederationError) -> &'static str {
         FederationError::Tls(_) => "show a certificate for that name, with its whole chain",
         _ => "have the proxy pass everything below /_matrix on",
     }
-}
-
-/// The innermost cause of an error says most.
-fn innermost(error: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }

@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use http::header;
 use reqwest::{Client, redirect::Policy};
 
-use super::{CONNECT_TIMEOUT, IDLE_TIMEOUT};
+use super::{CONNECT_TIMEOUT, IDLE_TIMEOUT, innermost};
 
 /// The largest answer that is read: lists of third-party users and locations are the large ones.
 const ANSWER_MAX: usize = 4 << 20;
@@ -66,10 +66,5 @@ fn failure(error: &reqwest::Error) -> ServiceError {
     if error.is_timeout() {
         return ServiceError::Timeout;
     }
-    // The innermost cause says most, and does not repeat the URL.
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    ServiceError::Unreachable(cause.to_string())
+    ServiceError::Unreachable(innermost(error))
 }

@@ -7,7 +7,10 @@ use futures_util::{StreamExt, future::BoxFuture};
 use http::{HeaderValue, header};
 use reqwest::{Client, Url, redirect};
 
-use super::guard::{Guard, GuardedDns, REFUSED};
+use super::{
+    guard::{Guard, GuardedDns, REFUSED},
+    innermost,
+};
 
 /// How long a server may take to begin its answer, redirects included.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -111,12 +114,7 @@ impl PageClient for Web {
 }
 
 fn failure(error: &reqwest::Error) -> PageError {
-    // The innermost cause says most.
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    let text = cause.to_string();
+    let text = innermost(error);
     if [REFUSED, UNWANTED].iter().any(|refused| text.contains(refused)) {
         PageError::Refused(text)
     } else {

@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use http::header;
 use reqwest::{Client, Url};
 
-use super::{CONNECT_TIMEOUT, IDLE_TIMEOUT, guard, guard::Guard};
+use super::{CONNECT_TIMEOUT, IDLE_TIMEOUT, guard, guard::Guard, innermost};
 
 /// The path of every push gateway.
 ///
@@ -93,12 +93,7 @@ impl PushGateway for PushClient {
 }
 
 fn failure(error: &reqwest::Error) -> PushError {
-    // The innermost cause says most, and does not repeat the URL.
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    let text = cause.to_string();
+    let text = innermost(error);
     if error.is_timeout() {
         PushError::Timeout
     } else if text.contains(guard::REFUSED) {
