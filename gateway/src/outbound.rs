@@ -337,12 +337,29 @@ async fn within_budget<T>(sending: impl Future<Output = T>, permit: Option<Semap
     sending.await
 }
 
-/// Reads a body that may not be larger than `max`.
-pub(crate) async fn read(mut response: reqwest::Response, max: usize) -> Result<Bytes, FederationError> {
+/// Why a body was not read to its end.
+pub(crate) enum Unread {
+    /// It is larger than this many bytes.
+    TooLarge { max: usize },
+    /// The connection ended, or was too slow.
+    Cut(reqwest::Error),
+}
+
+impl From<Unread> for FederationError {
+    fn from(unread: Unread) -> Self {
+        match unread {
+            Unread::TooLarge { max } => Self::TooLarge { max },
+            Unread::Cut(error) => failure(&error),
+        }
+    }
+}
+
+/// Reads a body that may not be larger than `max` bytes.
+pub(crate) async fn read(mut response: reqwest::Response, max: usize) -> Result<Bytes, Unread> {
     let mut body = BytesMut::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| failure(&error))? {
+    while let Some(chunk) = response.chunk().await.map_err(Unread::Cut)? {
         if body.len() + chunk.len() > max {
-            return Err(FederationError::TooLarge { max });
+            return Err(Unread::TooLarge { max });
         }
         body.extend_from_slice(&chunk);
     }

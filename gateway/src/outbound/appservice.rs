@@ -3,12 +3,11 @@
 //! Spec: application service API, "Homeserver -> Application Service API".
 
 use actors::appservice::{Service, ServiceAnswer, ServiceClient, ServiceError, ServiceRequest};
-use bytes::BytesMut;
 use futures_util::future::BoxFuture;
 use http::header;
 use reqwest::{Client, redirect::Policy};
 
-use super::{CONNECT_TIMEOUT, IDLE_TIMEOUT, innermost};
+use super::{CONNECT_TIMEOUT, IDLE_TIMEOUT, Unread, innermost, read};
 
 /// The largest answer that is read: lists of third-party users and locations are the large ones.
 const ANSWER_MAX: usize = 4 << 20;
@@ -39,16 +38,13 @@ impl ServiceHttp {
         if let Some(body) = request.body {
             call = call.header(header::CONTENT_TYPE, "application/json").body(body);
         }
-        let mut response = call.send().await.map_err(|error| failure(&error))?;
+        let response = call.send().await.map_err(|error| failure(&error))?;
         let status = response.status();
-        let mut answer = BytesMut::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| failure(&error))? {
-            if answer.len() + chunk.len() > ANSWER_MAX {
-                return Err(ServiceError::TooLarge);
-            }
-            answer.extend_from_slice(&chunk);
-        }
-        Ok(ServiceAnswer { status, body: answer.freeze() })
+        let body = read(response, ANSWER_MAX).await.map_err(|unread| match unread {
+            Unread::TooLarge { .. } => ServiceError::TooLarge,
+            Unread::Cut(error) => failure(&error),
+        })?;
+        Ok(ServiceAnswer { status, body })
     }
 }
 

@@ -5,12 +5,12 @@
 use std::time::Duration;
 
 use actors::push::{PushError, PushGateway};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::header;
 use reqwest::{Client, Url};
 
-use super::{CONNECT_TIMEOUT, IDLE_TIMEOUT, guard, guard::Guard, innermost};
+use super::{CONNECT_TIMEOUT, IDLE_TIMEOUT, Unread, guard, guard::Guard, innermost, read};
 
 /// The path of every push gateway.
 ///
@@ -67,18 +67,14 @@ impl PushClient {
 
     async fn post(&self, url: &str, body: Bytes) -> Result<Bytes, PushError> {
         let request = self.client.post(self.parse(url)?).header(header::CONTENT_TYPE, "application/json");
-        let mut response = request.body(body).send().await.map_err(|error| failure(&error))?;
+        let response = request.body(body).send().await.map_err(|error| failure(&error))?;
         if !response.status().is_success() {
             return Err(PushError::Status(response.status()));
         }
-        let mut answer = BytesMut::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| failure(&error))? {
-            if answer.len() + chunk.len() > ANSWER_MAX {
-                return Err(PushError::TooLarge);
-            }
-            answer.extend_from_slice(&chunk);
-        }
-        Ok(answer.freeze())
+        read(response, ANSWER_MAX).await.map_err(|unread| match unread {
+            Unread::TooLarge { .. } => PushError::TooLarge,
+            Unread::Cut(error) => failure(&error),
+        })
     }
 }
 

@@ -12,7 +12,7 @@ use reqwest::Client;
 use ruma::{OwnedServerName, ServerName};
 use serde::Deserialize;
 
-use super::guard::Guard;
+use super::{Unread, guard::Guard, read};
 
 /// The port of servers that name none.
 const PORT: u16 = 8448;
@@ -246,20 +246,17 @@ impl Resolver {
     async fn fetch_delegation(&self, server: &ServerName) -> Result<(OwnedServerName, Duration), Absence> {
         let url = format!("https://{}/.well-known/matrix/server", server.host());
         let sent = self.client.get(url).timeout(TIMEOUT).send().await;
-        let mut response =
+        let response =
             sent.and_then(reqwest::Response::error_for_status).map_err(|error| Absence::of(&error))?;
         let lifetime = response
             .headers()
             .get(header::CACHE_CONTROL)
             .and_then(|value| lifetime(value.to_str().ok()?))
             .unwrap_or(LIFETIME);
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| Absence::of(&error))? {
-            if body.len() + chunk.len() > WELL_KNOWN_MAX {
-                return Err(Absence::Definite("it is too large".to_owned()));
-            }
-            body.extend_from_slice(&chunk);
-        }
+        let body = read(response, WELL_KNOWN_MAX).await.map_err(|unread| match unread {
+            Unread::TooLarge { .. } => Absence::Definite("it is too large".to_owned()),
+            Unread::Cut(error) => Absence::of(&error),
+        })?;
         let well_known: WellKnown =
             serde_json::from_slice(&body).map_err(|error| Absence::Definite(error.to_string()))?;
         Ok((well_known.server, lifetime))

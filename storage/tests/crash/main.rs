@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "all of this file is a test")]
 
+mod migration;
 mod rows;
 
 use std::{
