@@ -3,6 +3,7 @@
 //! Nothing here knows Ganglion's insides: it speaks HTTP and looks at the process from outside. Only the events of a
 //! [`Stranger`] are built with `engine`, as another server would build them.
 
+mod callee;
 mod client;
 mod environment;
 mod federation;
@@ -13,6 +14,7 @@ mod stranger;
 mod tls;
 
 pub use self::{
+    callee::{Call, Callee},
     client::{Answer, Client, by_password, segment},
     federation::Synapse,
     link::Link,

@@ -38,6 +38,7 @@ mod block;
 mod form;
 mod keys;
 mod pack;
+mod segments;
 mod tree;
 
 use form::{Form, escape_all};
@@ -81,7 +82,8 @@ const CHECKPOINT_BYTES_MAX: usize = 64 << 20;
 fn open_tree(folder: &Path, cache_bytes: u64) -> sled::Result<Tree> {
     wait_for_lock(folder);
     // The writer says when to sync; sled's own timer would only wake an idle server twice a second.
-    let db = sled::Config::new().path(folder).cache_capacity(cache_bytes).flush_every_ms(None).open()?;
+    let config = sled::Config::new().path(folder).cache_capacity(cache_bytes).flush_every_ms(None);
+    let db = segments::open(&config, folder)?;
     escape_all(&db)?;
     let form = Form::of(&db)?;
     Ok(Tree { db, form })

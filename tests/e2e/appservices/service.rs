@@ -5,13 +5,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tests::{Client, Server};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    sync::{Mutex, mpsc},
-    task::{JoinHandle, JoinSet},
-};
+use tests::{Call, Callee, Client, Server};
+use tokio::sync::{Mutex, mpsc};
 
 /// How long a request may take to come, on a busy machine.
 const WAIT_MAX: Duration = Duration::from_secs(30);
@@ -47,13 +42,7 @@ pub(super) struct Service {
     files: TempDir,
     behavior: Arc<Mutex<Behavior>>,
     received: mpsc::UnboundedReceiver<Received>,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    _callee: Callee,
 }
 
 /// The registration of the service of these tests.
@@ -77,19 +66,11 @@ pub(super) fn registration(url: &str) -> Value {
 
 impl Service {
     pub(super) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://127.0.0.1:{}", listener.local_addr().unwrap().port());
         let behavior = Arc::<Mutex<Behavior>>::default();
         let (sender, received) = mpsc::unbounded_channel();
         let shared = behavior.clone();
-        let task = tokio::spawn(async move {
-            // Connections end with the service.
-            let mut connections = JoinSet::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                connections.spawn(serve(stream, shared.clone(), sender.clone()));
-            }
-        });
-        Self { url, files: tempfile::tempdir().unwrap(), behavior, received, task }
+        let callee = Callee::start(move |call| answer(call, shared.clone(), sender.clone())).await;
+        Self { url: callee.url(), files: tempfile::tempdir().unwrap(), behavior, received, _callee: callee }
     }
 
     /// Writes a registration; the value of the setting that names it.
@@ -171,36 +152,17 @@ impl Service {
     }
 }
 
-async fn serve(
-    mut stream: TcpStream,
+async fn answer(
+    call: Call,
     behavior: Arc<Mutex<Behavior>>,
     sender: mpsc::UnboundedSender<Received>,
-) -> Option<()> {
-    let mut buffer = Vec::new();
-    loop {
-        let (head, body) = loop {
-            if let Some(request) = split(&buffer) {
-                break request;
-            }
-            if stream.read_buf(&mut buffer).await.ok()? == 0 {
-                return None;
-            }
-        };
-        buffer.clear();
-        let line = head.lines().next().unwrap().trim_end_matches(" HTTP/1.1").to_owned();
-        let authorization = "authorization: bearer token of the server";
-        let is_authentic = head.lines().any(|line| line.eq_ignore_ascii_case(authorization));
-        assert!(is_authentic, "the request does not prove where it comes from: {head}");
-        let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
-        let (status, answer) = decide(&line, &behavior).await;
-        let _ = sender.send(Received { line, body, is_taken: status == 200 }); // a test that has ended does not listen
-        let answer = answer.to_string();
-        let response = format!(
-            "HTTP/1.1 {status} Status\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{answer}",
-            answer.len()
-        );
-        stream.write_all(response.as_bytes()).await.ok()?;
-    }
+) -> (u16, Value) {
+    let authorization = call.headers.get("authorization").and_then(|value| value.to_str().ok());
+    assert_eq!(authorization, Some("Bearer token of the server"), "{} {}", call.method, call.path);
+    let line = format!("{} {}", call.method, call.path);
+    let (status, answer) = decide(&line, &behavior).await;
+    let _ = sender.send(Received { line, body: call.body, is_taken: status == 200 }); // a test that has ended does not listen
+    (status, answer)
 }
 
 async fn decide(line: &str, behavior: &Mutex<Behavior>) -> (u16, Value) {
@@ -224,16 +186,4 @@ async fn decide(line: &str, behavior: &Mutex<Behavior>) -> (u16, Value) {
         return (200, json!({}));
     }
     (404, json!({ "errcode": "M_NOT_FOUND" }))
-}
-
-/// Head and body of a request that is there as a whole.
-fn split(buffer: &[u8]) -> Option<(String, Vec<u8>)> {
-    let end = buffer.windows(4).position(|bytes| bytes == b"\r\n\r\n")?;
-    let head = String::from_utf8_lossy(&buffer[..end]).into_owned();
-    let length = head.lines().find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
-    });
-    let body = buffer.get(end + 4..end + 4 + length.unwrap_or_default())?;
-    Some((head, body.to_vec()))
 }

@@ -3,12 +3,8 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    sync::{Mutex, mpsc},
-    task::JoinHandle,
-};
+use tests::{Call, Callee};
+use tokio::sync::{Mutex, mpsc};
 
 /// How long a notification may take to come, on a busy machine.
 const WAIT_MAX: Duration = Duration::from_secs(20);
@@ -29,38 +25,25 @@ struct Senders {
 
 /// The gateway; it ends when it is dropped.
 pub(crate) struct Gateway {
-    port: u16,
+    callee: Callee,
     behavior: Arc<Mutex<Behavior>>,
     received: mpsc::UnboundedReceiver<Value>,
     failed: mpsc::UnboundedReceiver<Value>,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Gateway {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 impl Gateway {
     pub(crate) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
         let behavior = Arc::<Mutex<Behavior>>::default();
         let (taken, received) = mpsc::unbounded_channel();
         let (failed, not_taken) = mpsc::unbounded_channel();
         let senders = Senders { taken, failed };
         let shared = behavior.clone();
-        let task = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, shared.clone(), senders.clone()));
-            }
-        });
-        Self { port, behavior, received, failed: not_taken, task }
+        let callee = Callee::start(move |call| answer(call, shared.clone(), senders.clone())).await;
+        Self { callee, behavior, received, failed: not_taken }
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("http://127.0.0.1:{}/_matrix/push/v1/notify", self.port)
+        format!("{}/_matrix/push/v1/notify", self.callee.url())
     }
 
     /// Answers with errors from now on, or with successes again.
@@ -111,43 +94,13 @@ impl Gateway {
     }
 }
 
-async fn serve(mut stream: TcpStream, behavior: Arc<Mutex<Behavior>>, senders: Senders) -> Option<()> {
-    let mut buffer = Vec::new();
-    loop {
-        let (head, body) = loop {
-            if let Some(request) = split(&buffer) {
-                break request;
-            }
-            if stream.read_buf(&mut buffer).await.ok()? == 0 {
-                return None;
-            }
-        };
-        buffer.clear();
-        assert!(head.starts_with("POST /_matrix/push/v1/notify "), "{head}");
-        let notification = serde_json::from_slice::<Value>(&body).unwrap()["notification"].take();
-        let behavior = behavior.lock().await;
-        let pushkey = notification["devices"][0]["pushkey"].as_str().unwrap().to_owned();
-        let rejected: Vec<_> = behavior.rejects.iter().filter(|key| **key == pushkey).collect();
-        let status = if behavior.fails { "502 Bad Gateway" } else { "200 OK" };
-        let answer = json!({ "rejected": rejected }).to_string();
-        let sender = if behavior.fails { &senders.failed } else { &senders.taken };
-        let _ = sender.send(notification); // a test that has ended does not listen
-        let response = format!(
-            "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{answer}",
-            answer.len()
-        );
-        stream.write_all(response.as_bytes()).await.ok()?;
-    }
-}
-
-/// Head and body of a request that is there as a whole.
-fn split(buffer: &[u8]) -> Option<(String, Vec<u8>)> {
-    let end = buffer.windows(4).position(|bytes| bytes == b"\r\n\r\n")?;
-    let head = String::from_utf8_lossy(&buffer[..end]).into_owned();
-    let length = head.lines().find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
-    })?;
-    let body = buffer.get(end + 4..end + 4 + length)?;
-    Some((head, body.to_vec()))
+async fn answer(call: Call, behavior: Arc<Mutex<Behavior>>, senders: Senders) -> (u16, Value) {
+    assert_eq!((call.method.as_str(), &*call.path), ("POST", "/_matrix/push/v1/notify"));
+    let notification = call.body["notification"].clone();
+    let behavior = behavior.lock().await;
+    let pushkey = notification["devices"][0]["pushkey"].as_str().unwrap().to_owned();
+    let rejected: Vec<_> = behavior.rejects.iter().filter(|key| **key == pushkey).collect();
+    let (status, sender) = if behavior.fails { (502, &senders.failed) } else { (200, &senders.taken) };
+    let _ = sender.send(notification); // a test that has ended does not listen
+    (status, json!({ "rejected": rejected }))
 }
