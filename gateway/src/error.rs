@@ -417,9 +417,9 @@ impl From<MediaError> for ApiError {
             MediaError::Remote(RemoteError::TooLarge) => {
                 Self::new(StatusCode::BAD_GATEWAY, "M_TOO_LARGE", message)
             }
-            MediaError::Remote(RemoteError::Refused(_) | RemoteError::Unreachable(_)) => {
-                Self::new(StatusCode::BAD_GATEWAY, "M_UNKNOWN", message)
-            }
+            MediaError::Remote(
+                RemoteError::Refused(_) | RemoteError::BadAnswer(_) | RemoteError::Unreachable(_),
+            ) => Self::new(StatusCode::BAD_GATEWAY, "M_UNKNOWN", message),
             MediaError::Thumbnail { error, is_remote } => match error {
                 ThumbnailError::Undecodable(_) => Self::bad_request("M_UNKNOWN", message),
                 ThumbnailError::TooLarge if is_remote => {
