@@ -253,7 +253,7 @@ fn remote(error: FederationError) -> ApiError {
     match error {
         // What was wrong with our request is none of the client's doing.
         FederationError::Status { errcode, error, .. }
-            if ["M_MISSING_PARAM", "M_INVALID_PARAM"].contains(&errcode.as_str())
+            if ["M_MISSING_PARAM", "M_INVALID_PARAM", "M_UNRECOGNIZED"].contains(&errcode.as_str())
                 || ABOUT_SESSION.contains(&errcode.as_str()) =>
         {
             let message = format!("the other server does not understand our request: {error}");

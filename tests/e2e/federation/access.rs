@@ -189,18 +189,20 @@ async fn questions_are_answered_by_all_of_their_parameters() {
         let answer = stranger.get(&server, &format!("/_matrix/federation/v1/{uri}")).await;
         assert_eq!(error(&answer), (400, Some(errcode)), "{uri}");
     }
-    // What another server does not understand of our request is none of the client's doing.
+    // What another server does not understand of our request, or not at all, is none of the client's doing.
     let founded = stranger.found_room("founder");
-    stranger.on(|heard| {
-        let invalid = json!({ "errcode": "M_INVALID_PARAM", "error": "the test says so" });
-        heard.uri.contains("/make_join/").then_some(Reply::Json(400, invalid))
-    });
     let join = format!(
         "/_matrix/client/v3/join/{}?via={}",
         segment(founded.room_id.as_str()),
         segment(stranger.name())
     );
-    alice.0.post(&join, &json!({})).await.is(502, "M_UNKNOWN");
+    for (status, errcode) in [(400, "M_INVALID_PARAM"), (404, "M_UNRECOGNIZED"), (405, "M_UNRECOGNIZED")] {
+        stranger.on(move |heard| {
+            let refusal = json!({ "errcode": errcode, "error": "the test says so" });
+            heard.uri.contains("/make_join/").then_some(Reply::Json(status, refusal))
+        });
+        alice.0.post(&join, &json!({})).await.is(502, "M_UNKNOWN");
+    }
 }
 
 /// An invite by a user of the stranger into a room that only the stranger knows.
