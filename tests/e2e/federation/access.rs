@@ -205,6 +205,24 @@ async fn questions_are_answered_by_all_of_their_parameters() {
     }
 }
 
+/// An array would do for a structure otherwise: a transaction that is none would count as taken.
+#[tokio::test]
+async fn a_body_that_has_to_be_an_object_may_not_be_an_array() {
+    let (server, stranger) = (Server::start_federating("").await, Stranger::start().await);
+    let v1 = "/_matrix/federation/v1";
+    for (method, uri) in [
+        (Method::PUT, format!("{v1}/send/array")),
+        (Method::POST, format!("{v1}/publicRooms")),
+        (Method::POST, format!("{v1}/user/keys/query")),
+        (Method::POST, format!("{v1}/user/keys/claim")),
+    ] {
+        for body in [json!([]), json!([[], []]), json!([{}])] {
+            let answer = stranger.request(&server, method.clone(), &uri, Some(body.clone())).await;
+            assert_eq!(error(&answer), (400, Some("M_BAD_JSON")), "{uri} {body}: {}", answer.body);
+        }
+    }
+}
+
 /// An invite by a user of the stranger into a room that only the stranger knows.
 struct Inviting {
     create: Value,
