@@ -79,7 +79,8 @@ async fn every_fault_is_named_counted_and_overcome_and_holds_up_nobody_else() {
     for (name, stranger, ..) in &strangers {
         gets_up_to_date(&alice, &room, stranger, name).await;
     }
-    let broken: Vec<_> = strangers.iter().map(|(_, stranger, fault, _)| fail(stranger, fault.clone())).collect();
+    let broken: Vec<_> =
+        strangers.iter().map(|(_, stranger, fault, _)| fail(stranger, fault.clone())).collect();
     for number in 0..3 {
         alice.say(&room, &format!("message {number}")).await;
     }
