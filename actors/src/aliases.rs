@@ -5,7 +5,7 @@
 use std::{cmp::Reverse, collections::BTreeSet, sync::Arc};
 
 use dashmap::DashSet;
-use engine::{id::ShortRoomId, state::StateRoot, visibility::HistoryVisibility};
+use engine::{id::ShortRoomId, room::content, state::StateRoot, visibility::HistoryVisibility};
 use ruma::{OwnedRoomAliasId, OwnedRoomId, RoomAliasId, RoomId, UserId};
 use serde_json::Value;
 pub use storage::schema::PublicFaceRecord;
@@ -233,7 +233,7 @@ impl Homeserver {
         let mut rooms = Vec::with_capacity(known.len());
         for (((room_id, room), head), face) in known.into_iter().zip(heads).zip(faces) {
             let Some(head) = head else { continue };
-            let face = match face.filter(|face| face.root == head.root) {
+            let face = match face.filter(|face| face.root == head.root && face.federates.is_some()) {
                 Some(face) => face,
                 None => match face_at(&self.room_shared().store, head.root).await {
                     Ok(face) => {
@@ -292,6 +292,11 @@ impl PublicRoom {
     pub fn place(&self) -> Place<'_> {
         (Reverse(self.joined), &self.room_id)
     }
+
+    /// Whether users of other servers may join it.
+    pub fn federates(&self) -> bool {
+        self.face.federates != Some(false)
+    }
 }
 
 /// What a state says to everyone.
@@ -300,6 +305,7 @@ async fn face_at(store: &RoomStore, root: StateRoot) -> Result<PublicFaceRecord,
         let event = store.state_event(root, kind, "").await?;
         Ok(event.and_then(|event| content_string(&event.pdu, field)).filter(|text| !text.is_empty()))
     };
+    let create = store.state_event(root, "m.room.create", "").await?;
     let alias = text("m.room.canonical_alias", "alias").await?;
     let join_rules = store.state_event(root, "m.room.join_rules", "").await?;
     let visibility = store.state_event(root, "m.room.history_visibility", "").await?;
@@ -315,6 +321,7 @@ async fn face_at(store: &RoomStore, root: StateRoot) -> Result<PublicFaceRecord,
         room_type: text("m.room.create", "type").await?,
         world_readable: visibility == HistoryVisibility::WorldReadable,
         guest_can_join: guest_access.as_deref() == Some("can_join"),
+        federates: Some(create.is_none_or(|create| content::federates(&create.pdu))),
     })
 }
 

@@ -337,7 +337,17 @@ impl Homeserver {
         Ok(record.map(|record| record.membership))
     }
 
+    /// Whether a server may know what a room is: its users are in it, may read it, or could get in.
+    ///
+    /// Spec: server-server API, `GET /_matrix/federation/v1/hierarchy/{roomId}`.
     async fn server_may_know(&self, server: &ServerName, summary: &RoomSummary) -> Result<bool, RoomError> {
+        if summary.world_readable {
+            return Ok(true);
+        }
+        // Whatever its join rule is, nobody of theirs gets into a room of this server's users alone.
+        if !self.room(&summary.room_id).await?.federates().await? {
+            return Ok(false);
+        }
         if is_open(summary) {
             return Ok(true);
         }

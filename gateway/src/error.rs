@@ -253,7 +253,7 @@ fn remote(error: FederationError) -> ApiError {
     match error {
         // What was wrong with our request is none of the client's doing.
         FederationError::Status { errcode, error, .. }
-            if ["M_MISSING_PARAM", "M_INVALID_PARAM"].contains(&errcode.as_str())
+            if ["M_MISSING_PARAM", "M_INVALID_PARAM", "M_UNRECOGNIZED"].contains(&errcode.as_str())
                 || ABOUT_SESSION.contains(&errcode.as_str()) =>
         {
             let message = format!("the other server does not understand our request: {error}");
@@ -417,9 +417,9 @@ impl From<MediaError> for ApiError {
             MediaError::Remote(RemoteError::TooLarge) => {
                 Self::new(StatusCode::BAD_GATEWAY, "M_TOO_LARGE", message)
             }
-            MediaError::Remote(RemoteError::Refused(_) | RemoteError::Unreachable(_)) => {
-                Self::new(StatusCode::BAD_GATEWAY, "M_UNKNOWN", message)
-            }
+            MediaError::Remote(
+                RemoteError::Refused(_) | RemoteError::BadAnswer(_) | RemoteError::Unreachable(_),
+            ) => Self::new(StatusCode::BAD_GATEWAY, "M_UNKNOWN", message),
             MediaError::Thumbnail { error, is_remote } => match error {
                 ThumbnailError::Undecodable(_) => Self::bad_request("M_UNKNOWN", message),
                 ThumbnailError::TooLarge if is_remote => {

@@ -57,6 +57,8 @@ pub fn routes() -> Router<App> {
         .nest("/_matrix/federation/v1", v1)
         .nest("/_matrix/federation/v2", v2)
         .route("/_matrix/key/v2/server", get(keys::server))
+        // As older servers ask, which leave out the ID of a key but not the slash before it.
+        .route("/_matrix/key/v2/server/", get(keys::server))
         .route("/_matrix/key/v2/server/{key}", get(keys::server))
         .route("/_matrix/key/v2/query", post(keys::query_many))
         .route("/_matrix/key/v2/query/{server}", get(keys::query))

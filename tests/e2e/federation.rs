@@ -4,6 +4,7 @@
 
 mod access;
 mod canonical;
+mod closed;
 mod conversation;
 mod entering;
 mod ephemeral;

@@ -54,9 +54,14 @@ impl FederatedMedia {
         };
         let content_type = text(&answer.headers, &header::CONTENT_TYPE).unwrap_or_default();
         let parts = media::second_part(&content_type, reader(answer.body)).await;
-        let (headers, body) = parts.map_err(|error| RemoteError::Unreachable(error.to_string()))?;
+        let (headers, body) = parts?;
         let Some(location) = text(&headers, &header::LOCATION) else { return Ok(content(&headers, body)) };
-        let elsewhere = self.client.fetch(&location, TIMEOUT, self.response_max()).await.map_err(failure)?;
+        let elsewhere = self.client.fetch(&location, TIMEOUT, self.response_max()).await;
+        let elsewhere = elsewhere.map_err(|error| match failure(error) {
+            // The media's server is there.
+            RemoteError::Unreachable(why) => RemoteError::BadAnswer(why),
+            error => error,
+        })?;
         Ok(content(&elsewhere.headers, reader(elsewhere.body)))
     }
 
@@ -123,6 +128,7 @@ fn failure(error: FederationError) -> RemoteError {
         FederationError::Status { status, .. } if status.is_client_error() => {
             RemoteError::Refused(error.to_string())
         }
+        error if error.concerns_request() => RemoteError::BadAnswer(error.to_string()),
         error => RemoteError::Unreachable(error.to_string()),
     }
 }

@@ -78,6 +78,9 @@ pub enum RemoteError {
     /// Their server refuses to give them.
     #[error("the media's server refused: {0}")]
     Refused(String),
+    /// Their server works, and has no usable answer to this one request.
+    #[error("the media's server has no good answer: {0}")]
+    BadAnswer(String),
     /// Their server could not be reached, or broke off.
     #[error("the media's server did not answer: {0}")]
     Unreachable(String),
@@ -173,7 +176,9 @@ impl MediaRepository {
                 tracing::info!(server.name = %server_name, %error, "cannot get media");
                 remotes.origins.failed(server_name, now_ms);
             }
-            Err(MediaError::Remote(error @ (RemoteError::NotFound | RemoteError::TooLarge))) => {
+            Err(MediaError::Remote(
+                error @ (RemoteError::NotFound | RemoteError::TooLarge | RemoteError::BadAnswer(_)),
+            )) => {
                 remotes.origins.answered(server_name);
                 remotes.missing.insert(key.to_owned(), (error.clone(), now_ms + MISSING_MS));
             }
@@ -307,8 +312,16 @@ fn open_thumbnail(record: RemoteThumbnailRecord, only_open: bool) -> Result<Medi
 async fn next(body: &mut Reader) -> Result<Option<bytes::Bytes>, RemoteError> {
     let chunk = tokio::time::timeout(SILENCE_MAX, body.next()).await;
     let chunk = chunk.map_err(|_| RemoteError::Unreachable("nothing came for a minute".to_owned()))?;
-    chunk.transpose().map_err(|error| match error.kind() {
-        io::ErrorKind::FileTooLarge => RemoteError::TooLarge,
-        _ => RemoteError::Unreachable(error.to_string()),
-    })
+    chunk.transpose().map_err(RemoteError::from)
+}
+
+impl From<io::Error> for RemoteError {
+    /// Why a body cannot be read: what its server sends is not in order, or it broke off.
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::FileTooLarge => Self::TooLarge,
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => Self::BadAnswer(error.to_string()),
+            _ => Self::Unreachable(error.to_string()),
+        }
+    }
 }

@@ -137,6 +137,14 @@ impl RoomHandle {
         Ok(content::server_acl(&acl.pdu).is_allowed(server))
     }
 
+    /// Whether users of other servers may be in the room.
+    ///
+    /// Spec: client-server API, `m.room.create`, `m.federate`.
+    pub async fn federates(&self) -> Result<bool, RoomError> {
+        let create = self.current("m.room.create", "").await?;
+        Ok(create.is_none_or(|create| content::federates(&create.pdu)))
+    }
+
     /// Takes in an event from another server, whose signatures and hashes are checked.
     pub async fn receive(&self, receive: Receive) -> Result<Received, RoomError> {
         self.actor.call(|reply| RoomMessage::Receive(Box::new(receive), reply)).await?

@@ -163,8 +163,7 @@ pub async fn get_public_rooms(
         let query = json!({ "limit": request.limit, "since": request.since });
         return remote_page(&app, server, query).await;
     }
-    let page =
-        page(&app, &Network::Matrix, &Filter::default(), request.since.as_deref(), request.limit).await?;
+    let page = page(&app, &Network::Matrix, |_| true, request.since.as_deref(), request.limit).await?;
     Ok(Json(page).into_response())
 }
 
@@ -190,7 +189,8 @@ pub async fn search_public_rooms(
         return remote_page(&app, server, query).await;
     }
     let network = network(&request.room_network)?;
-    let page = page(&app, &network, &request.filter, request.since.as_deref(), request.limit).await?;
+    let wanted = |room: &PublicRoom| passes(&request.filter, room);
+    let page = page(&app, &network, wanted, request.since.as_deref(), request.limit).await?;
     Ok(Json(page).into_response())
 }
 
@@ -277,11 +277,11 @@ impl Since {
     }
 }
 
-/// A page of the directory.
+/// A page of those rooms of the directory that are wanted.
 pub async fn page(
     app: &App,
     network: &Network,
-    filter: &Filter,
+    wanted: impl Fn(&PublicRoom) -> bool,
     since: Option<&str>,
     limit: Option<UInt>,
 ) -> ApiResult<PublicRooms> {
@@ -291,7 +291,7 @@ pub async fn page(
     // Zero is no limit: server-server API, `GET /_matrix/federation/v1/publicRooms`.
     let limit = limit.map(u64::from).filter(|limit| *limit > 0);
     let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(PAGE_MAX).min(PAGE_MAX);
-    let rooms = app.homeserver().public_rooms(network, |room| passes(filter, room)).await?;
+    let rooms = app.homeserver().public_rooms(network, wanted).await?;
     let range = since.map_or(0..rooms.len().min(limit), |since| since.page(&rooms, limit));
     let token = |letter: char, room: &PublicRoom| format!("{letter}{}_{}", room.joined, room.room_id);
     let has_more = range.end < rooms.len();
@@ -303,7 +303,8 @@ pub async fn page(
     })
 }
 
-fn passes(filter: &Filter, room: &PublicRoom) -> bool {
+/// Whether a filter lets a room through.
+pub fn passes(filter: &Filter, room: &PublicRoom) -> bool {
     let contains = |term: &str| {
         let alias = room.face.canonical_alias.as_ref().map(ToString::to_string);
         let texts = [room.face.name.as_ref(), room.face.topic.as_ref(), alias.as_ref()];

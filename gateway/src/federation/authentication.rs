@@ -40,8 +40,11 @@ pub struct Signed {
 }
 
 impl Signed {
-    /// The body as a type.
+    /// The body as a type; it has to be an object, which serde would take an array for, too.
     pub fn json<T: DeserializeOwned>(&self) -> ApiResult<T> {
+        if self.body.trim_ascii_start().first() != Some(&b'{') {
+            return Err(ApiError::bad_json("the body is no JSON object"));
+        }
         serde_json::from_slice(&self.body).map_err(|error| ApiError::bad_json(error.to_string()))
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Spec: server-server API, "Querying for information", "Published Room Directory", "Server implementation".
 
+use actors::aliases::PublicRoom;
 use axum::{Json, extract::State};
 use ruma::{
     OwnedRoomAliasId, OwnedUserId, UInt,
@@ -82,7 +83,9 @@ struct Search {
 impl Search {
     async fn answer(&self, app: &App) -> ApiResult<directory::PublicRooms> {
         let network = directory::network(&self.network)?;
-        directory::page(app, &network, &self.filter, self.since.as_deref(), self.limit).await
+        // What is closed to the asking server's users is of no use to them, and none of their business.
+        let wanted = |room: &PublicRoom| room.federates() && directory::passes(&self.filter, room);
+        directory::page(app, &network, wanted, self.since.as_deref(), self.limit).await
     }
 }
 

@@ -157,6 +157,9 @@ pub struct PublicFaceRecord {
     pub world_readable: bool,
     /// Whether guests may join.
     pub guest_can_join: bool,
+    /// Whether users of other servers may join; rows of older builds do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub federates: Option<bool>,
 }
 
 impl Record for PublicFaceRecord {

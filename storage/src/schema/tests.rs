@@ -236,6 +236,7 @@ fn room_rows() -> Vec<String> {
         room_type: None,
         world_readable: true,
         guest_can_join: false,
+        federates: None,
     };
     let room_id = owned_room_id!("!room:example.org");
     let alias = owned_room_alias_id!("#tea:example.org");

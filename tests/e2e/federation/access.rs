@@ -189,18 +189,38 @@ async fn questions_are_answered_by_all_of_their_parameters() {
         let answer = stranger.get(&server, &format!("/_matrix/federation/v1/{uri}")).await;
         assert_eq!(error(&answer), (400, Some(errcode)), "{uri}");
     }
-    // What another server does not understand of our request is none of the client's doing.
+    // What another server does not understand of our request, or not at all, is none of the client's doing.
     let founded = stranger.found_room("founder");
-    stranger.on(|heard| {
-        let invalid = json!({ "errcode": "M_INVALID_PARAM", "error": "the test says so" });
-        heard.uri.contains("/make_join/").then_some(Reply::Json(400, invalid))
-    });
     let join = format!(
         "/_matrix/client/v3/join/{}?via={}",
         segment(founded.room_id.as_str()),
         segment(stranger.name())
     );
-    alice.0.post(&join, &json!({})).await.is(502, "M_UNKNOWN");
+    for (status, errcode) in [(400, "M_INVALID_PARAM"), (404, "M_UNRECOGNIZED"), (405, "M_UNRECOGNIZED")] {
+        stranger.on(move |heard| {
+            let refusal = json!({ "errcode": errcode, "error": "the test says so" });
+            heard.uri.contains("/make_join/").then_some(Reply::Json(status, refusal))
+        });
+        alice.0.post(&join, &json!({})).await.is(502, "M_UNKNOWN");
+    }
+}
+
+/// An array would do for a structure otherwise: a transaction that is none would count as taken.
+#[tokio::test]
+async fn a_body_that_has_to_be_an_object_may_not_be_an_array() {
+    let (server, stranger) = (Server::start_federating("").await, Stranger::start().await);
+    let v1 = "/_matrix/federation/v1";
+    for (method, uri) in [
+        (Method::PUT, format!("{v1}/send/array")),
+        (Method::POST, format!("{v1}/publicRooms")),
+        (Method::POST, format!("{v1}/user/keys/query")),
+        (Method::POST, format!("{v1}/user/keys/claim")),
+    ] {
+        for body in [json!([]), json!([[], []]), json!([{}])] {
+            let answer = stranger.request(&server, method.clone(), &uri, Some(body.clone())).await;
+            assert_eq!(error(&answer), (400, Some("M_BAD_JSON")), "{uri} {body}: {}", answer.body);
+        }
+    }
 }
 
 /// An invite by a user of the stranger into a room that only the stranger knows.

@@ -69,6 +69,11 @@ async fn published_key(server: &Server) -> (String, String) {
     let (id, key) = document["verify_keys"].as_object().unwrap().iter().next().unwrap();
     let (id, key) = (id.clone(), key["key"].as_str().unwrap().to_owned());
     assert_signed(&document, server.name(), &id, &key);
+    // Older servers name the key that they want, or leave out its ID alone.
+    for older in [format!("/_matrix/key/v2/server/{}", segment(&id)), "/_matrix/key/v2/server/".to_owned()] {
+        let same = get(server, &older, None).await.ok();
+        assert_eq!(same["verify_keys"], document["verify_keys"], "{older}");
+    }
     (id, key)
 }
 

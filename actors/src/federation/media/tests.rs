@@ -199,14 +199,40 @@ async fn each_failure_is_told_apart() {
     world.clock.advance(60_000);
     world.other.answers(NEW, Err(status(403, "M_FORBIDDEN")));
     assert!(matches!(world.fails("tea").await, RemoteError::Refused(_)));
-    for answer in [
-        Ok(("text/plain", b"no parts".to_vec())),
-        Err(FederationError::Timeout),
-        Err(status(500, "M_UNKNOWN")),
-    ] {
+    for answer in [Err(FederationError::Timeout), Err(status(502, "M_UNKNOWN"))] {
         world.other.answers(NEW, answer);
         assert!(matches!(world.fails("tea").await, RemoteError::Unreachable(_)));
         world.clock.advance(60_000);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_has_no_good_answer_for_one_file_is_asked_for_others() {
+    let world = World::new().await;
+    let elsewhere = "https://cdn.example.org/tea";
+    world.other.answers(elsewhere, Err(FederationError::Connect("refused".to_owned())));
+    let coffee = "/_matrix/federation/v1/media/download/coffee";
+    world.other.sends(coffee, "Content-Type: text/plain", b"some coffee");
+    let kind = "multipart/mixed; boundary=x";
+    let answers = [
+        Ok(("text/plain", b"no parts".to_vec())),
+        Ok((kind, b"--x\r\n\r\n{}\r\n--x--".to_vec())),
+        Ok((kind, b"--x\r\n\r\n{}\r\n--x\r\n\r\nbroken off".to_vec())),
+        Err(status(500, "M_UNKNOWN")),
+        Ok(parts(&format!("Location: {elsewhere}"), b"")),
+    ];
+    for (round, answer) in answers.into_iter().enumerate() {
+        world.other.answers(NEW, answer);
+        for _ in 0..2 {
+            let failed = world.fails("tea").await;
+            assert!(matches!(failed, RemoteError::BadAnswer(_)), "{round}: {failed:?}");
+        }
+        let asked = world.other.asked();
+        let for_tea = asked.iter().filter(|path| path.starts_with(NEW)).count();
+        assert_eq!(for_tea, 1, "it was asked again and again: {asked:?}");
+        let file = world.find(&format!("coffee{round}")).await.unwrap();
+        assert_eq!(world.bytes(&file).await, b"some coffee", "{round}");
+        world.clock.advance(31_000);
     }
 }
 
