@@ -81,9 +81,7 @@ const CHECKPOINT_BYTES_MAX: usize = 64 << 20;
 /// Opens the database in `folder`, creating it if there is none.
 fn open_tree(folder: &Path, cache_bytes: u64) -> sled::Result<Tree> {
     wait_for_lock(folder);
-    // The writer says when to sync; sled's own timer would only wake an idle server twice a second.
-    let config = sled::Config::new().path(folder).cache_capacity(cache_bytes).flush_every_ms(None);
-    let db = segments::open(&config, folder)?;
+    let db = segments::open(folder, cache_bytes)?;
     escape_all(&db)?;
     let form = Form::of(&db)?;
     Ok(Tree { db, form })

@@ -18,21 +18,26 @@ const BYTES_BEFORE: usize = 512 << 10;
 const SETTINGS_MIN: u64 = 9;
 
 /// Opens the database in `folder`, creating it if there is none.
-pub(super) fn open(config: &Config, folder: &Path) -> sled::Result<Db> {
-    let of = |bytes| config.clone().segment_size(bytes);
+pub(super) fn open(folder: &Path, cache_bytes: u64) -> sled::Result<Db> {
     let settings = folder.join("conf");
     if length(&settings)? < SETTINGS_MIN && length(&folder.join("db"))? > 0 {
         // sled would make new settings, and take what is in the log for damage if they are others.
         let detail = format!("{} is missing or empty", settings.display());
         return Err(sled::Error::Io(io::Error::new(io::ErrorKind::InvalidData, detail)));
     }
-    let db = match of(BYTES).open() {
-        Err(sled::Error::Unsupported(_)) => of(BYTES_BEFORE).open()?,
+    let db = match with_segments(BYTES, folder, cache_bytes) {
+        Err(sled::Error::Unsupported(_)) => with_segments(BYTES_BEFORE, folder, cache_bytes)?,
         opened => opened?,
     };
     // sled does not; without it the rest is no use.
     fs::File::open(settings)?.sync_data()?;
     Ok(db)
+}
+
+fn with_segments(bytes: usize, folder: &Path, cache_bytes: u64) -> sled::Result<Db> {
+    // The writer says when to sync; sled's own timer would only wake an idle server twice a second.
+    let config = Config::new().path(folder).cache_capacity(cache_bytes).flush_every_ms(None);
+    config.segment_size(bytes).open()
 }
 
 /// Bytes of a file; none if it is not there.
@@ -48,9 +53,7 @@ fn length(file: &Path) -> io::Result<u64> {
 mod tests {
     use super::*;
 
-    fn config(folder: &Path) -> Config {
-        Config::new().path(folder)
-    }
+    const CACHE: u64 = 1 << 20;
 
     /// As builds made it before.
     #[test]
@@ -58,9 +61,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for number in 0..3_u8 {
             let db = if number == 0 {
-                config(folder.path()).open()
+                with_segments(BYTES_BEFORE, folder.path(), CACHE)
             } else {
-                open(&config(folder.path()), folder.path())
+                open(folder.path(), CACHE)
             };
             let db = db.unwrap();
             db.insert([number], vec![number; 300_000]).unwrap();
@@ -73,11 +76,11 @@ mod tests {
     fn settings_that_are_gone_are_damage() {
         for damage in [|file: &Path| fs::remove_file(file), |file: &Path| fs::write(file, b"")] {
             let folder = tempfile::tempdir().unwrap();
-            let db = open(&config(folder.path()), folder.path()).unwrap();
+            let db = open(folder.path(), CACHE).unwrap();
             db.insert(b"row", b"value").unwrap();
             drop(db);
             damage(&folder.path().join("conf")).unwrap();
-            let error = open(&config(folder.path()), folder.path()).unwrap_err();
+            let error = open(folder.path(), CACHE).unwrap_err();
             assert!(error.to_string().contains("conf"), "{error}");
         }
     }
