@@ -88,10 +88,11 @@ impl Pass<'_> {
         let shorts: Vec<_> = shorts.into_values().collect();
         let mut events = room.events(&shorts).await?;
         if is_lazy && span.from.is_some() {
-            let known: BTreeSet<_> = events.iter().map(|event| event.short).collect();
-            for sender in senders {
-                let member = room.state_event(to, "m.room.member", sender).await?;
-                events.extend(member.filter(|member| !known.contains(&member.short)));
+            // What changed out of sight is later than the members of then.
+            let known: BTreeSet<_> =
+                events.iter().filter_map(|event| member(event)).map(str::to_owned).collect();
+            for sender in senders.into_iter().filter(|sender| !known.contains(*sender)) {
+                events.extend(room.state_event(to, "m.room.member", sender).await?);
             }
         }
         events.retain(|event| filter::passes(filter, &event.pdu));
@@ -118,12 +119,16 @@ impl Pass<'_> {
         if !self.is_lazy() || !filter::applies_to_room(filter, &room.snapshot().room_id) {
             return Ok(());
         }
-        let root = room.root_at(self.told_at(span)).await?;
-        for hero in heroes {
-            let member = room.state_event(root, "m.room.member", hero.as_str()).await?;
-            let Some(member) = member.filter(|member| filter::passes(filter, &member.pdu)) else { continue };
-            if !delta.events.iter().chain(timeline).any(|event| event.short == member.short) {
-                delta.events.push(member);
+        // Not as of the timeline's start: what changed since, out of sight, would be undone.
+        let root = room.root_at(span.end).await?;
+        for hero in heroes.iter().map(|hero| hero.as_str()) {
+            if delta.events.iter().any(|event| member(event) == Some(hero)) {
+                continue;
+            }
+            let event = room.state_event(root, "m.room.member", hero).await?;
+            let Some(event) = event.filter(|event| filter::passes(filter, &event.pdu)) else { continue };
+            if !timeline.iter().any(|shown| shown.short == event.short) {
+                delta.events.push(event);
             }
         }
         Ok(())
@@ -164,6 +169,11 @@ impl Pass<'_> {
         let events = self.render(room, &delta.events).await?.into();
         Ok(if self.request.use_state_after { State::After(events) } else { State::Before(events) })
     }
+}
+
+/// Whose membership an event is about.
+fn member(event: &StoredEvent) -> Option<&str> {
+    event.pdu.state_key().filter(|_| event.pdu.kind() == "m.room.member")
 }
 
 fn senders(timeline: &[Arc<StoredEvent>]) -> BTreeSet<&str> {
