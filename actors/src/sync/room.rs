@@ -67,8 +67,10 @@ impl Pass<'_> {
         };
         stretch.events = self.without_losers(&room, &span, stretch.events).await?;
         let mut delta = self.state_delta(&room, &span, &stretch.events).await?;
+        // A redaction may have emptied the name.
+        let names = |kind| NAMING.contains(&kind) || kind == "m.room.redaction";
         let is_renamed =
-            is_new || delta.renames || stretch.events.iter().any(|event| NAMING.contains(&event.pdu.kind()));
+            is_new || delta.renames || stretch.events.iter().any(|event| names(event.pdu.kind()));
         let summary = if is_renamed { self.summary(&room).await? } else { Summary::default() };
         if let Some(heroes) = &summary.heroes {
             self.add_heroes(&room, &span, &stretch.events, heroes, &mut delta).await?;
