@@ -57,7 +57,7 @@ impl Pass<'_> {
         let end = TimelineIndex::from(self.upto);
         let mut stretch = self.stretch(&room, after, end).await?;
         let span = Span {
-            from: if is_new || self.request.full_state { None } else { Some(after) },
+            from: (!is_new).then_some(after),
             start: stretch
                 .events
                 .first()
@@ -122,11 +122,7 @@ impl Pass<'_> {
         let since = (!self.is_initial()).then(|| TimelineIndex::from(self.since));
         let stretch = self.stretch(room, since.unwrap_or(TimelineIndex(i64::MIN)), end).await?;
         let first = stretch.events.first().and_then(|event| event.index);
-        let span = Span {
-            from: since.filter(|_| !self.request.full_state),
-            start: first.map_or(end, |first| TimelineIndex(first.0 - 1)),
-            end,
-        };
+        let span = Span { from: since, start: first.map_or(end, |first| TimelineIndex(first.0 - 1)), end };
         let delta = self.state_delta(room, &span, &stretch.events).await?;
         Ok((stretch, delta))
     }
