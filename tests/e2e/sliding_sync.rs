@@ -601,3 +601,4 @@ async fn the_first_response_for_a_user_in_many_rooms() {
 }
 
 mod former;
+mod gone;

@@ -432,3 +432,52 @@ async fn what_is_no_sync_is_refused() {
         assert_eq!(answer.status, 400, "{query}: {answer:?}");
     }
 }
+
+/// Whoever comes after the history became secret is not shown that a hero left and came back.
+#[tokio::test]
+async fn heroes_come_as_they_are_and_not_as_the_timeline_has_them() {
+    let server = Server::start().await;
+    let [alice, bob, carol] = server.clients(["alice", "bob", "carol"]).await;
+    let secret =
+        json!({ "type": "m.room.history_visibility", "content": { "history_visibility": "joined" } });
+    let room = alice.create_room(json!({ "preset": "public_chat", "initial_state": [secret] })).await;
+    bob.join(&room).await.ok();
+    alice.leave(&room).await.ok();
+    alice.join(&room).await.ok();
+    carol.join(&room).await.ok();
+    let lazy = json!({ "room": { "state": { "lazy_load_members": true }, "timeline": { "limit": 3 } } });
+    let joined = joined_with(&carol, &room, lazy, "").await;
+    assert_eq!(joined["summary"]["m.heroes"], json!([bob.user_id, alice.user_id]));
+    let is_alice = |event: &&Value| event["state_key"] == json!(alice.user_id);
+    let events = [&joined["state"]["events"], &joined["timeline"]["events"]];
+    let told = events.into_iter().flat_map(|events| events.as_array().unwrap()).filter(is_alice);
+    let told: Vec<_> = told.map(|event| &event["event_id"]).collect();
+    let state = carol.get(&Client::room(&room, "state")).await.ok();
+    let present = state.as_array().unwrap().iter().find(is_alice).unwrap();
+    assert_eq!(told, [&present["event_id"]], "{joined}");
+}
+
+#[tokio::test]
+async fn a_full_state_with_lazy_loading_has_the_members_who_changed() {
+    let server = Server::start().await;
+    let [alice, bob, carol] = server.clients(["alice", "bob", "carol"]).await;
+    // A room with a name has no heroes, who would come along.
+    let room = alice.create_room(json!({ "preset": "public_chat", "name": "tea" })).await;
+    bob.join(&room).await.ok();
+    carol.join(&room).await.ok();
+    let since = alice.token_of_sync().await;
+    bob.leave(&room).await.ok();
+    alice.say(&room, "1", "one").await;
+    alice.say(&room, "2", "two").await;
+    let lazy = json!({ "room": { "state": { "lazy_load_members": true }, "timeline": { "limit": 2 } } });
+    let more = format!("&since={since}&full_state=true");
+    for (after, state) in [("", "state"), ("&use_state_after=true", "state_after")] {
+        let joined = joined_with(&alice, &room, lazy.clone(), &format!("{more}{after}")).await;
+        let members = joined[state]["events"].as_array().unwrap().iter();
+        let members = members.filter(|event| event["type"] == "m.room.member");
+        let mut keys: Vec<_> = members.map(|event| event["state_key"].as_str().unwrap()).collect();
+        keys.sort_unstable();
+        // Nothing is new about Carol, who says nothing.
+        assert_eq!(keys, [alice.user_id.as_str(), bob.user_id.as_str()], "{joined}");
+    }
+}

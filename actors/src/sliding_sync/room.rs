@@ -59,6 +59,8 @@ struct State {
     deleted: Vec<(String, String)>,
     /// What kinds of state changed, required or not.
     changed: BTreeSet<String>,
+    /// Members that changed and are told only if they are needed.
+    untold: BTreeSet<String>,
 }
 
 impl Turn<'_> {
@@ -146,23 +148,26 @@ impl Turn<'_> {
         let root = room.root_at(stretch.end).await?;
         let snapshot = room.snapshot();
         let changed = |kind: &str| is_initial || state.changed.contains(kind);
+        // A redaction empties a piece of state without being one; those in a gap are not looked for.
+        let may_be_emptied = !is_initial && (stretch.limited || stretch.events.iter().any(is_redaction));
         let mut result = RoomResult { initial: is_initial, ..RoomResult::default() };
         let was_inside = entry.is_joined() || entry.left.is_some();
         if !was_inside && is_news {
             // Of an invite or knock that came to nothing.
             result.invite_state = Some(pass.stripped_state(&matched.room_id, entry).await?.events);
         }
-        if was_inside && (changed("m.room.name") || changed("m.room.member")) {
+        if was_inside && (changed("m.room.name") || changed("m.room.member") || may_be_emptied) {
             let name = text(&room, root, "m.room.name", "name").await?;
-            if name.is_none() && entry.is_joined() {
+            if name.text.is_none() && entry.is_joined() {
                 result.heroes = Some(self.heroes(&room, &pass, root).await?);
             }
-            let tells_name = changed("m.room.name") && (name.is_some() || !is_initial);
-            result.name = tells_name.then_some(name);
+            let is_told = changed("m.room.name") || (may_be_emptied && name.is_redacted);
+            result.name = (is_told && (name.text.is_some() || !is_initial)).then_some(name.text);
         }
-        if was_inside && changed("m.room.avatar") {
+        if was_inside && (changed("m.room.avatar") || may_be_emptied) {
             let avatar = text(&room, root, "m.room.avatar", "url").await?;
-            result.avatar = (avatar.is_some() || !is_initial).then_some(avatar);
+            let is_told = changed("m.room.avatar") || (may_be_emptied && avatar.is_redacted);
+            result.avatar = (is_told && (avatar.text.is_some() || !is_initial)).then_some(avatar.text);
         }
         if entry.is_joined() {
             if changed("m.room.member") {
@@ -258,6 +263,8 @@ impl Turn<'_> {
                     && (is_lazy_member || required.matches(me, &change.kind, &change.state_key))
                 {
                     shorts.push(after);
+                } else if change.kind == "m.room.member" && required.is_lazy() {
+                    state.untold.insert(change.state_key.clone());
                 }
                 if change.after.is_none() && required.matches(me, &change.kind, &change.state_key) {
                     state.deleted.push((change.kind.clone(), change.state_key));
@@ -283,7 +290,9 @@ impl Turn<'_> {
         Ok(state)
     }
 
-    /// Adds the members that the timeline's events are from or about, but for those that were sent before.
+    /// Adds the members that the timeline's events are from or about, but for those that were sent before as they are.
+    ///
+    /// Spec: MSC4186, "Lazy loaded memberships".
     async fn add_members(
         &self,
         room: &RoomHandle,
@@ -306,10 +315,11 @@ impl Turn<'_> {
                 needed.extend(event.pdu.state_key().map(ToOwned::to_owned));
             }
         }
-        for user in needed {
-            let key = (matched.entry.room, user);
-            if !present.contains(&key.1) && !told.members.contains(&key) {
-                state.events.extend(room.state_event(root, "m.room.member", &key.1).await?);
+        for user in &needed {
+            let key = (matched.entry.room, user.clone());
+            let is_known = told.members.contains(&key) && !state.untold.contains(user);
+            if !present.contains(user) && !is_known {
+                state.events.extend(room.state_event(root, "m.room.member", user).await?);
                 told.members.insert(key);
             }
         }
@@ -317,8 +327,6 @@ impl Turn<'_> {
         told.members.extend(present.into_iter().map(|user| (room, user)));
         if stretch.limited {
             // Changes of members that came before the timeline are not told: who was sent may have changed.
-            let needed: BTreeSet<_> =
-                stretch.events.iter().map(|event| event.pdu.sender().to_string()).collect();
             let keep = |(known, user): &(_, String)| *known != room || needed.contains(user);
             told.members = told.members.iter().filter(|member| keep(member)).cloned().collect();
         }
@@ -402,13 +410,20 @@ fn forget_members(told: &mut Told, matched: &Matched) {
     }
 }
 
-/// A text of a state event's content, if there is one that is not empty.
-async fn text(
-    room: &RoomHandle,
-    root: StateRoot,
-    kind: &str,
-    field: &str,
-) -> Result<Option<String>, RoomError> {
+/// A text of a state event's content.
+struct Text {
+    /// None if it is empty, or the event is not there.
+    text: Option<String>,
+    is_redacted: bool,
+}
+
+async fn text(room: &RoomHandle, root: StateRoot, kind: &str, field: &str) -> Result<Text, RoomError> {
     let event = room.state_event(root, kind, "").await?;
-    Ok(event.and_then(|event| content_string(&event.pdu, field)).filter(|text| !text.is_empty()))
+    let is_redacted = event.as_ref().is_some_and(|event| event.redacted_by.is_some());
+    let text = event.and_then(|event| content_string(&event.pdu, field)).filter(|text| !text.is_empty());
+    Ok(Text { text, is_redacted })
+}
+
+fn is_redaction(event: &Arc<StoredEvent>) -> bool {
+    event.pdu.kind() == "m.room.redaction"
 }

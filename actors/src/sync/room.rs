@@ -57,7 +57,7 @@ impl Pass<'_> {
         let end = TimelineIndex::from(self.upto);
         let mut stretch = self.stretch(&room, after, end).await?;
         let span = Span {
-            from: if is_new || self.request.full_state { None } else { Some(after) },
+            from: (!is_new).then_some(after),
             start: stretch
                 .events
                 .first()
@@ -67,8 +67,10 @@ impl Pass<'_> {
         };
         stretch.events = self.without_losers(&room, &span, stretch.events).await?;
         let mut delta = self.state_delta(&room, &span, &stretch.events).await?;
+        // A redaction may have emptied the name.
+        let names = |kind| NAMING.contains(&kind) || kind == "m.room.redaction";
         let is_renamed =
-            is_new || delta.renames || stretch.events.iter().any(|event| NAMING.contains(&event.pdu.kind()));
+            is_new || delta.renames || stretch.events.iter().any(|event| names(event.pdu.kind()));
         let summary = if is_renamed { self.summary(&room).await? } else { Summary::default() };
         if let Some(heroes) = &summary.heroes {
             self.add_heroes(&room, &span, &stretch.events, heroes, &mut delta).await?;
@@ -120,11 +122,7 @@ impl Pass<'_> {
         let since = (!self.is_initial()).then(|| TimelineIndex::from(self.since));
         let stretch = self.stretch(room, since.unwrap_or(TimelineIndex(i64::MIN)), end).await?;
         let first = stretch.events.first().and_then(|event| event.index);
-        let span = Span {
-            from: since.filter(|_| !self.request.full_state),
-            start: first.map_or(end, |first| TimelineIndex(first.0 - 1)),
-            end,
-        };
+        let span = Span { from: since, start: first.map_or(end, |first| TimelineIndex(first.0 - 1)), end };
         let delta = self.state_delta(room, &span, &stretch.events).await?;
         Ok((stretch, delta))
     }

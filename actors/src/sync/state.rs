@@ -45,7 +45,7 @@ impl Pass<'_> {
     /// Up to the start of the timeline, or up to its end with `use_state_after`. What changed in between without an
     /// event of the timeline, by state resolution or behind a filter, is told as well: with the timeline applied to it,
     /// it makes the room's present state. With lazy loading, of the
-    /// members only those who sent something in the timeline, unless their membership changed.
+    /// members only those who sent something in the timeline, unless their membership changed since what the client knows.
     pub(super) async fn state_delta(
         &self,
         room: &RoomHandle,
@@ -56,15 +56,22 @@ impl Pass<'_> {
         if !filter::applies_to_room(filter, &room.snapshot().room_id) {
             return Ok(Delta::default());
         }
-        let from = match span.from {
+        let known = match span.from {
             Some(index) => room.root_at(index).await?,
             None => StateRoot::default(),
         };
+        let tells_all = span.from.is_none() || self.request.full_state;
+        let from = if tells_all { StateRoot::default() } else { known };
         let to = room.root_at(self.told_at(span)).await?;
         let is_lazy = !filter.lazy_load_options.is_disabled();
         let senders = if is_lazy { senders(timeline) } else { BTreeSet::new() };
         let mut shorts = BTreeMap::<(String, String), ShortEventId>::new();
         let end = room.root_at(span.end).await?;
+        let news = if is_lazy && tells_all && span.from.is_some() {
+            changed_members(room, known, end).await?
+        } else {
+            BTreeSet::new()
+        };
         let shown: BTreeSet<_> = timeline.iter().map(|event| event.short).collect();
         let mut changes = room.state_diff(from, to).await?;
         if to != end {
@@ -74,9 +81,10 @@ impl Pass<'_> {
         let renames = changes.iter().any(|change| NAMING.contains(&change.kind.as_str()));
         for change in changes {
             let leaves_out = is_lazy
-                && span.from.is_none()
+                && tells_all
                 && change.kind == "m.room.member"
                 && !senders.contains(change.state_key.as_str())
+                && !news.contains(&change.state_key)
                 && change.state_key != self.request.user_id.as_str();
             if let Some(after) = change.after
                 && !leaves_out
@@ -87,11 +95,12 @@ impl Pass<'_> {
         }
         let shorts: Vec<_> = shorts.into_values().collect();
         let mut events = room.events(&shorts).await?;
-        if is_lazy && span.from.is_some() {
-            let known: BTreeSet<_> = events.iter().map(|event| event.short).collect();
-            for sender in senders {
-                let member = room.state_event(to, "m.room.member", sender).await?;
-                events.extend(member.filter(|member| !known.contains(&member.short)));
+        if is_lazy && !tells_all {
+            // What changed out of sight is later than the members of then.
+            let told: BTreeSet<_> =
+                events.iter().filter_map(|event| member(event)).map(str::to_owned).collect();
+            for sender in senders.into_iter().filter(|sender| !told.contains(*sender)) {
+                events.extend(room.state_event(to, "m.room.member", sender).await?);
             }
         }
         events.retain(|event| filter::passes(filter, &event.pdu));
@@ -118,12 +127,16 @@ impl Pass<'_> {
         if !self.is_lazy() || !filter::applies_to_room(filter, &room.snapshot().room_id) {
             return Ok(());
         }
-        let root = room.root_at(self.told_at(span)).await?;
-        for hero in heroes {
-            let member = room.state_event(root, "m.room.member", hero.as_str()).await?;
-            let Some(member) = member.filter(|member| filter::passes(filter, &member.pdu)) else { continue };
-            if !delta.events.iter().chain(timeline).any(|event| event.short == member.short) {
-                delta.events.push(member);
+        // Not as of the timeline's start: what changed since, out of sight, would be undone.
+        let root = room.root_at(span.end).await?;
+        for hero in heroes.iter().map(|hero| hero.as_str()) {
+            if delta.events.iter().any(|event| member(event) == Some(hero)) {
+                continue;
+            }
+            let event = room.state_event(root, "m.room.member", hero).await?;
+            let Some(event) = event.filter(|event| filter::passes(filter, &event.pdu)) else { continue };
+            if !timeline.iter().any(|shown| shown.short == event.short) {
+                delta.events.push(event);
             }
         }
         Ok(())
@@ -164,6 +177,21 @@ impl Pass<'_> {
         let events = self.render(room, &delta.events).await?.into();
         Ok(if self.request.use_state_after { State::After(events) } else { State::Before(events) })
     }
+}
+
+/// The users whose membership differs between two states.
+async fn changed_members(
+    room: &RoomHandle,
+    before: StateRoot,
+    after: StateRoot,
+) -> Result<BTreeSet<String>, RoomError> {
+    let changes = room.state_diff(before, after).await?.into_iter();
+    Ok(changes.filter(|change| change.kind == "m.room.member").map(|change| change.state_key).collect())
+}
+
+/// Whose membership an event is about.
+fn member(event: &StoredEvent) -> Option<&str> {
+    event.pdu.state_key().filter(|_| event.pdu.kind() == "m.room.member")
 }
 
 fn senders(timeline: &[Arc<StoredEvent>]) -> BTreeSet<&str> {
