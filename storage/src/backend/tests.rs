@@ -171,6 +171,22 @@ async fn a_newer_store_is_refused_and_left_alone() {
     }
 }
 
+/// sled names its notes of what its log holds by how far they go.
+#[tokio::test]
+async fn after_a_store_was_closed_its_log_has_nothing_new() {
+    let folder = filled(Backend::Sled, 20).await;
+    let notes = || {
+        let names =
+            fs::read_dir(engine_folder(folder.path())).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().starts_with("snap.")).collect::<Vec<_>>()
+    };
+    let closed = notes();
+    assert_eq!(closed.len(), 1);
+    let storage = open(Backend::Sled, folder.path()).await.unwrap();
+    assert_eq!(notes(), closed);
+    storage.close().await.unwrap();
+}
+
 /// What a repaired log looks like when it was not only torn: a sound store that lacks acknowledged commits.
 #[tokio::test]
 async fn a_store_that_lost_acknowledged_commits_is_refused() {
