@@ -1,6 +1,7 @@
 // matrix-js-sdk, driven over standard input and output; see ../README.md.
 
 import { createInterface } from "node:readline";
+import { setTimeout as delay } from "node:timers/promises";
 
 // The library writes to the console; standard output belongs to the answers.
 for (const level of ["debug", "error", "info", "log", "trace", "warn"]) console[level] = () => {};
@@ -104,7 +105,13 @@ const commands = {
     },
     invite: ({ room_id, user_id }) => client.invite(room_id, user_id),
     join: ({ room_id }) => client.joinRoom(room_id),
-    leave: ({ room_id }) => client.leave(room_id),
+    leave: async ({ room_id }) => {
+        await client.leave(room_id);
+        // The library does not join rooms that it believes its user to be in.
+        while (client.getRoom(room_id)?.getMyMembership() === "join") {
+            await delay(20);
+        }
+    },
     send: ({ room_id, body }) => client.sendTextMessage(room_id, body),
     edit: ({ room_id, event_id, body }) =>
         client.sendMessage(room_id, {

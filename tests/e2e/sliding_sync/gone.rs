@@ -2,8 +2,10 @@
 //!
 //! Spec: MSC4186, "Room results", "Lazy loaded memberships".
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
-use tests::{Client, Server};
+use tests::{Client, Server, segment};
 
 use super::{Connection, list};
 
@@ -34,6 +36,11 @@ async fn members_who_changed_in_a_gap_are_told_anew_once_they_are_needed() {
     for (user, name) in [(&bob, "Robert"), (&carol, "Caroline")] {
         let path = format!("/_matrix/client/v3/profile/{}/displayname", user.user_id);
         user.put(&path, &json!({ "displayname": name })).await.ok();
+        // Rooms learn of it by and by.
+        let member = Client::room(&room, &format!("state/m.room.member/{}", segment(&user.user_id)));
+        while user.get(&member).await.ok()["displayname"] != json!(name) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
     bob.say(&room, "3", "three").await;
     let answer = connection.ask(&body).await;
